@@ -1,0 +1,89 @@
+#pragma once
+// What a host durably knows of one volume. File format: docs/disk-format.md, "State file". One writer: the
+// host's replicad.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/base/modes.h"
+#include "core/wire/messages.h"
+
+namespace replicad {
+
+struct DiskState {
+  std::string name;  ///< NBD export name
+  std::uint64_t bytes = 0;
+  std::string path;      ///< of the image on this host
+  bool adopted = false;  ///< it was there before the volume; `delete` leaves it
+
+  friend bool operator==(const DiskState&, const DiskState&) = default;
+};
+
+struct MemberState {
+  std::string host;
+  std::string stream;   ///< address of its stream port
+  std::string control;  ///< address of its control API
+
+  friend bool operator==(const MemberState&, const MemberState&) = default;
+};
+
+/// Knobs of a volume, the same on all its members; `replicactl set` changes them.
+struct VolumeSettings {
+  Mode mode = Mode::sync;
+  Congestion congestion = Congestion::throttle;
+  std::uint64_t ring_bytes = ring_bytes_default;
+  std::uint64_t log_bytes = log_bytes_default;
+  std::uint64_t segment_bytes = segment_bytes_default;
+  std::uint32_t ack_timeout_ms = ack_timeout_ms_default;
+
+  friend bool operator==(const VolumeSettings&, const VolumeSettings&) = default;
+};
+
+/// A switchover that has passed its point of no return on the old primary.
+struct TransferState {
+  std::string to;
+  Epoch epoch;         ///< the epoch offered to `to`
+  HistoryPoint point;  ///< where the history stood
+
+  friend bool operator==(const TransferState&, const TransferState&) = default;
+};
+
+struct VolumeState {
+  std::uint64_t generation = 0;  ///< counts writes of the file
+  std::string name;
+  std::string uuid;  ///< incarnation of the volume
+  std::vector<DiskState> disks;
+  std::vector<MemberState> members;
+  VolumeSettings settings;
+
+  std::string primary;               ///< host that this member takes for the primary
+  Epoch epoch;                       ///< highest epoch promised here: streams below it are refused
+  std::vector<std::string> in_sync;  ///< hosts, the primary included; replicas keep the last they heard
+
+  // As primary.
+  bool active = false;              ///< the export should be served
+  bool clean = true;                ///< false while a plugin holds the images; still false after it = unclean stop
+  HistoryPoint history;             ///< where the history stood at the last clean stop, transfer or creation
+  Sequence sequence_reserved = 0;   ///< no plugin may have numbered a write beyond this
+  std::optional<TransferState> transfer;
+
+  // As replica.
+  bool consistent = true;   ///< false: the image is no prefix of any history (first copy, full copy)
+  HistoryPoint checkpoint;  ///< the image durably holds everything up to here; the log continues from it
+
+  friend bool operator==(const VolumeState&, const VolumeState&) = default;
+};
+
+/// The file's content for `state`.
+[[nodiscard]] std::string encode_volume_state(const VolumeState& state);
+/// Errors: Errc::corrupt with what is wrong; Errc::version_mismatch for a later format. Any bytes are safe.
+[[nodiscard]] Result<VolumeState> decode_volume_state(std::string_view content);
+/// [a-z0-9][a-z0-9._-]{0,63}; never contains a path separator.
+[[nodiscard]] bool is_valid_name(std::string_view name);
+/// Rules that every accepted state or creation request obeys (names, sizes, counts, limits.h ranges).
+[[nodiscard]] Status check_volume_state(const VolumeState& state);
+
+}  // namespace replicad

@@ -1,0 +1,108 @@
+#pragma once
+// The payloads of the stream's control frames and of `watermarks` and `digest`: one struct per message.
+// docs/protocol.md has the table of who sends what when. Decoders accept any bytes and say what is wrong.
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/wire/frame.h"
+
+namespace replicad {
+
+/// A position with the digest of the history up to it.
+struct HistoryPoint {
+  Epoch epoch;
+  Sequence sequence = 0;
+  Digest digest;
+
+  friend bool operator==(const HistoryPoint&, const HistoryPoint&) = default;
+};
+
+/// Primary to replica, first frame of a connection.
+struct AttachMessage {
+  std::uint32_t protocol_min = protocol_version_min;
+  std::uint32_t protocol_max = protocol_version_max;
+  std::vector<std::string> features;
+  std::string volume;
+  std::string volume_uuid;
+  std::string primary;  ///< host name of the sender
+  std::string replica;  ///< host name the sender believes it talks to
+  Epoch epoch;
+  std::vector<std::uint64_t> disk_bytes;
+};
+
+/// Replica to primary: accepted; where the replica stands.
+struct AttachedMessage {
+  std::uint32_t protocol = protocol_version_max;
+  std::vector<std::string> features;
+  std::string boot_id;
+  bool consistent = true;       ///< false: only a full copy helps
+  HistoryPoint logged;          ///< last frame in its log; the stream continues after it
+  Sequence durable = 0;
+  Sequence applied = 0;
+};
+
+/// Either side, then it closes: why, and what to do.
+struct RefuseMessage {
+  Errc code = Errc::refused;
+  std::string message;
+  std::string hint;
+};
+
+/// Primary to replica: `copy` false: numbered frames after `after` follow. `copy` true: the replica marks
+/// itself inconsistent, durably, before it takes anything; copy frames and numbered frames after `after` follow.
+struct StartMessage {
+  bool copy = false;
+  Sequence after = 0;
+};
+
+/// Primary to replica: all of the copy was sent; `point` is the history point reached in this stream.
+struct CopyEndMessage {
+  HistoryPoint point;
+};
+
+/// Replica to primary: the copy is durable in the image and recorded; the replica is consistent at `point`.
+struct CopyDoneMessage {
+  HistoryPoint point;
+};
+
+/// Payload of `watermarks` (64 bytes): a replica's four watermarks and two digests. Monotonic per connection.
+struct Watermarks {
+  Sequence received = 0;
+  Sequence logged = 0;
+  Sequence durable = 0;
+  Sequence applied = 0;
+  Digest logged_digest;   ///< of the history up to `logged`
+  Digest applied_digest;  ///< up to `applied`, taken over the bytes handed to the image
+
+  friend bool operator==(const Watermarks&, const Watermarks&) = default;
+};
+
+/// A whole control frame (header and JSON). For the messages below.
+[[nodiscard]] std::vector<std::byte> encode_attach(const AttachMessage& message);
+[[nodiscard]] std::vector<std::byte> encode_attached(const AttachedMessage& message);
+[[nodiscard]] std::vector<std::byte> encode_refuse(const RefuseMessage& message);
+[[nodiscard]] std::vector<std::byte> encode_start(const StartMessage& message);
+[[nodiscard]] std::vector<std::byte> encode_copy_end(const CopyEndMessage& message);
+[[nodiscard]] std::vector<std::byte> encode_copy_done(const CopyDoneMessage& message);
+/// Whole binary frames.
+[[nodiscard]] std::vector<std::byte> encode_watermarks(const Watermarks& marks);
+[[nodiscard]] std::vector<std::byte> encode_digest(const HistoryPoint& point);
+[[nodiscard]] std::vector<std::byte> encode_empty(FrameType type);
+/// A frame of `type` around any JSON text (the agent frames).
+[[nodiscard]] std::vector<std::byte> encode_json_frame(FrameType type, const std::string& json);
+
+/// Errors of all: Errc::protocol with the field's name.
+[[nodiscard]] Result<AttachMessage> decode_attach(std::span<const std::byte> payload);
+[[nodiscard]] Result<AttachedMessage> decode_attached(std::span<const std::byte> payload);
+[[nodiscard]] Result<RefuseMessage> decode_refuse(std::span<const std::byte> payload);
+[[nodiscard]] Result<StartMessage> decode_start(std::span<const std::byte> payload);
+[[nodiscard]] Result<CopyEndMessage> decode_copy_end(std::span<const std::byte> payload);
+[[nodiscard]] Result<CopyDoneMessage> decode_copy_done(std::span<const std::byte> payload);
+[[nodiscard]] Result<Watermarks> decode_watermarks(std::span<const std::byte> payload);
+/// Digest frame: the point is (header epoch, header sequence, payload).
+[[nodiscard]] Result<HistoryPoint> decode_digest(const FrameHeader& header, std::span<const std::byte> payload);
+
+}  // namespace replicad

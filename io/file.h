@@ -1,0 +1,41 @@
+#pragma once
+// Files as the runtimes need them. Blocking calls; errno becomes Error through errno_to_error.
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "core/base/result.h"
+#include "io/fd.h"
+
+namespace replicad {
+
+/// Opens an image read-write and takes a whole-file OFD write lock, which keeps QEMU and every other locking
+/// program off. Regular file or block device. Errors: Errc::busy "image ... is in use by another program",
+/// Errc::not_found, Errc::invalid_argument when its size is not `bytes` (a larger block device is accepted).
+[[nodiscard]] Result<Fd> open_image_locked(const std::string& path, std::uint64_t bytes);
+/// Size in bytes of a regular file or block device.
+[[nodiscard]] Result<std::uint64_t> image_bytes(int fd);
+/// Makes a sparse file of `bytes`, durable with its directory entry. Errors: Errc::exists, Errc::no_space.
+[[nodiscard]] Status create_image(const std::string& path, std::uint64_t bytes);
+/// Bytes of `path` that occupy disk space.
+[[nodiscard]] Result<std::uint64_t> allocated_bytes(int fd);
+/// Makes [offset, offset+length) read as zeroes, deallocating it where the file system can (`may_punch`) and
+/// writing zeroes where nothing else works. Blocking.
+[[nodiscard]] Status zero_range(int fd, std::uint64_t offset, std::uint64_t length, bool may_punch);
+
+/// Replaces `path` by `content`: temporary file, fsync, rename, fsync of the directory. Durable on return;
+/// on error the old content is still there.
+[[nodiscard]] Status write_file_durably(const std::string& path, std::string_view content);
+/// Whole content; Errc::not_found, Errc::corrupt if longer than `bytes_max`.
+[[nodiscard]] Result<std::string> read_file(const std::string& path, std::size_t bytes_max);
+[[nodiscard]] Status sync_directory(const std::string& path);
+[[nodiscard]] Status make_directories(const std::string& path, unsigned mode);
+
+/// /proc/sys/kernel/random/boot_id: differs after each boot of the host.
+[[nodiscard]] Result<std::string> boot_id();
+/// A random RFC 4122 UUID, and 32 random bits, from getrandom.
+[[nodiscard]] std::string random_uuid();
+[[nodiscard]] std::uint32_t random_tag();
+
+}  // namespace replicad
