@@ -37,6 +37,8 @@ class FrameConnection : public std::enable_shared_from_this<FrameConnection> {
   static std::shared_ptr<FrameConnection> create(Reactor& reactor, Fd socket, std::size_t reader_bytes);
   virtual ~FrameConnection() = default;
 
+  /// Begins to receive, or, called again (also from within on_frame), replaces the handlers: frames already
+  /// received and not yet delivered go to the new ones.
   virtual void start(Handlers handlers) = 0;
   virtual void set_bulk_source(BulkSource source) = 0;
   /// Queues a whole frame; frames leave in the order of the calls, between bulk fills, never inside a frame as
