@@ -38,6 +38,8 @@ constexpr std::uint64_t segment_bytes_min = 4 * mib;
 constexpr std::uint64_t segment_bytes_default = 64 * mib;
 constexpr std::uint64_t segment_bytes_max = 1 * gib;
 constexpr std::uint64_t log_bytes_default = 1 * gib;  ///< budget of one volume's log on one host
+constexpr std::uint64_t log_segments_min = 2;         ///< smallest budget, in segments
+constexpr std::uint64_t log_bytes_max = 64 * 1024 * gib;
 
 static_assert(ring_bytes_min >= 2 * (data_payload_bytes_max + frame_header_bytes));
 static_assert(segment_bytes_min >= segment_header_bytes + 2 * (data_payload_bytes_max + frame_header_bytes));

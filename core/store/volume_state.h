@@ -77,6 +77,9 @@ struct VolumeState {
   friend bool operator==(const VolumeState&, const VolumeState&) = default;
 };
 
+/// Longest state file that is read.
+constexpr std::size_t volume_state_bytes_max = 1 * mib;
+
 /// The file's content for `state`.
 [[nodiscard]] std::string encode_volume_state(const VolumeState& state);
 /// Errors: Errc::corrupt with what is wrong; Errc::version_mismatch for a later format. Any bytes are safe.

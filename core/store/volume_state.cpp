@@ -1,0 +1,450 @@
+#include "core/store/volume_state.h"
+
+#include <algorithm>
+#include <charconv>
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+namespace replicad {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr std::string_view state_magic = "replicad-state ";
+constexpr std::uint64_t state_version = 1;
+constexpr int json_depth_max = 8;
+constexpr std::uint64_t counter_max = std::uint64_t{1} << 62;  ///< generations, epochs, sequences
+constexpr std::size_t path_bytes_max = 4095;
+constexpr std::size_t address_bytes_max = 300;
+
+/// Why a document cannot be read; becomes Errc::corrupt.
+struct DocumentError {
+  std::string what;
+};
+
+// --- encoding
+
+json to_json(const Epoch& epoch) {
+  return {{"number", epoch.number}, {"tag", epoch.tag}};
+}
+
+json to_json(const HistoryPoint& point) {
+  return {{"epoch", to_json(point.epoch)},
+          {"sequence", point.sequence},
+          {"digest", to_hex(point.digest)}};
+}
+
+json to_json(const VolumeSettings& settings) {
+  return {{"mode", mode_name(settings.mode)},
+          {"congestion", congestion_name(settings.congestion)},
+          {"ring_bytes", settings.ring_bytes},
+          {"log_bytes", settings.log_bytes},
+          {"segment_bytes", settings.segment_bytes},
+          {"ack_timeout_ms", settings.ack_timeout_ms}};
+}
+
+json disks_to_json(const std::vector<DiskState>& disks) {
+  json list = json::array();
+  for (const DiskState& disk : disks) {
+    list.push_back({{"name", disk.name},
+                    {"bytes", disk.bytes},
+                    {"path", disk.path},
+                    {"adopted", disk.adopted}});
+  }
+  return list;
+}
+
+json members_to_json(const std::vector<MemberState>& members) {
+  json list = json::array();
+  for (const MemberState& member : members) {
+    list.push_back({{"host", member.host}, {"stream", member.stream}, {"control", member.control}});
+  }
+  return list;
+}
+
+json transfer_to_json(const std::optional<TransferState>& transfer) {
+  if (!transfer) return nullptr;
+  return {{"to", transfer->to},
+          {"epoch", to_json(transfer->epoch)},
+          {"point", to_json(transfer->point)}};
+}
+
+// --- decoding: each reader names the field it could not read
+
+const json& field(const json& object, const char* name) {
+  if (!object.is_object()) throw DocumentError{fmt::format("no object around \"{}\"", name)};
+  const auto found = object.find(name);
+  if (found == object.end()) throw DocumentError{fmt::format("field \"{}\" is missing", name)};
+  return *found;
+}
+
+std::uint64_t number(const json& object,
+                     const char* name,
+                     std::uint64_t value_max = ~std::uint64_t{0}) {
+  const json& value = field(object, name);
+  if (!value.is_number_unsigned()) {
+    throw DocumentError{fmt::format("field \"{}\" is not a whole number", name)};
+  }
+  const auto result = value.get<std::uint64_t>();
+  if (result > value_max) {
+    throw DocumentError{fmt::format("field \"{}\" is {}, at most {}", name, result, value_max)};
+  }
+  return result;
+}
+
+std::uint32_t number_32(const json& object, const char* name) {
+  return static_cast<std::uint32_t>(number(object, name, 0xffffffffU));
+}
+
+bool boolean(const json& object, const char* name) {
+  const json& value = field(object, name);
+  if (!value.is_boolean()) {
+    throw DocumentError{fmt::format("field \"{}\" is not true or false", name)};
+  }
+  return value.get<bool>();
+}
+
+std::string text_of(const json& value, const char* name) {
+  if (!value.is_string()) throw DocumentError{fmt::format("field \"{}\" is not a string", name)};
+  return value.get<std::string>();
+}
+
+std::string text(const json& object, const char* name) {
+  return text_of(field(object, name), name);
+}
+
+const json& list(const json& object, const char* name) {
+  const json& value = field(object, name);
+  if (!value.is_array()) throw DocumentError{fmt::format("field \"{}\" is not a list", name)};
+  return value;
+}
+
+Epoch epoch(const json& object, const char* name) {
+  const json& value = field(object, name);
+  return Epoch{number(value, "number"), number_32(value, "tag")};
+}
+
+HistoryPoint point(const json& object, const char* name) {
+  const json& value = field(object, name);
+  const auto digest = digest_from_hex(text(value, "digest"));
+  if (!digest) throw DocumentError{fmt::format("digest of \"{}\" is not 32 hex digits", name)};
+  return HistoryPoint{epoch(value, "epoch"), number(value, "sequence"), *digest};
+}
+
+VolumeSettings settings_from(const json& value) {
+  VolumeSettings settings;
+  const auto mode = mode_from_name(text(value, "mode"));
+  if (!mode) throw DocumentError{"unknown mode"};
+  const auto congestion = congestion_from_name(text(value, "congestion"));
+  if (!congestion) throw DocumentError{"unknown congestion setting"};
+  settings.mode = *mode;
+  settings.congestion = *congestion;
+  settings.ring_bytes = number(value, "ring_bytes");
+  settings.log_bytes = number(value, "log_bytes");
+  settings.segment_bytes = number(value, "segment_bytes");
+  settings.ack_timeout_ms = number_32(value, "ack_timeout_ms");
+  return settings;
+}
+
+std::optional<TransferState> transfer_from(const json& object) {
+  const json& value = field(object, "transfer");
+  if (value.is_null()) return std::nullopt;
+  return TransferState{text(value, "to"), epoch(value, "epoch"), point(value, "point")};
+}
+
+VolumeState state_from(const json& document) {
+  VolumeState state;
+  state.generation = number(document, "generation");
+  state.name = text(document, "name");
+  state.uuid = text(document, "uuid");
+  for (const json& disk : list(document, "disks")) {
+    state.disks.push_back(
+        {text(disk, "name"), number(disk, "bytes"), text(disk, "path"), boolean(disk, "adopted")});
+  }
+  for (const json& member : list(document, "members")) {
+    state.members.push_back(
+        {text(member, "host"), text(member, "stream"), text(member, "control")});
+  }
+  state.settings = settings_from(field(document, "settings"));
+  state.primary = text(document, "primary");
+  state.epoch = epoch(document, "epoch");
+  for (const json& host : list(document, "in_sync"))
+    state.in_sync.push_back(text_of(host, "in_sync"));
+  state.active = boolean(document, "active");
+  state.clean = boolean(document, "clean");
+  state.history = point(document, "history");
+  state.sequence_reserved = number(document, "sequence_reserved");
+  state.transfer = transfer_from(document);
+  state.consistent = boolean(document, "consistent");
+  state.checkpoint = point(document, "checkpoint");
+  return state;
+}
+
+/// The depth is bounded before anything deep is built.
+json parse_bounded(std::string_view body) {
+  const auto shallow = [](int depth, json::parse_event_t /*event*/, json& /*parsed*/) {
+    if (depth > json_depth_max) throw DocumentError{"nested too deeply"};
+    return true;
+  };
+  return json::parse(body.begin(), body.end(), shallow);
+}
+
+/// Reads digits of `base` from the front of `from`, and the one character `behind` them.
+std::optional<std::uint64_t> take_number(std::string_view& from, char behind, int base) {
+  std::uint64_t value = 0;
+  const char* end = from.data() + from.size();
+  const auto [after, error] = std::from_chars(from.data(), end, value, base);
+  if (error != std::errc{} || after == end || *after != behind) return std::nullopt;
+  from.remove_prefix(static_cast<std::size_t>(after - from.data()) + 1);
+  return value;
+}
+
+/// Checks the first line and the checksum; the body.
+Result<std::string_view> body_of(std::string_view content) {
+  if (content.size() > volume_state_bytes_max) {
+    return fail(Errc::corrupt,
+                "state file of {} bytes, at most {} expected",
+                content.size(),
+                volume_state_bytes_max);
+  }
+  if (!content.starts_with(state_magic)) {
+    return fail(Errc::corrupt, "not a replicad state file: the first line is wrong");
+  }
+  std::string_view rest = content.substr(state_magic.size());
+  const auto version = take_number(rest, ' ', 10);
+  if (!version || *version == 0) {
+    return fail(Errc::corrupt, "state file: no version in the first line");
+  }
+  if (*version > state_version) {
+    return fail(Errc::version_mismatch,
+                "state file has format version {}, this program knows up to {}",
+                *version,
+                state_version);
+  }
+  const auto checksum = take_number(rest, ' ', 16);
+  const auto body_bytes = take_number(rest, '\n', 10);
+  if (!checksum || !body_bytes) {
+    return fail(Errc::corrupt, "state file: the first line is damaged");
+  }
+  if (*body_bytes != rest.size()) {
+    return fail(Errc::corrupt,
+                "state file: {} bytes behind the first line, {} expected",
+                rest.size(),
+                *body_bytes);
+  }
+  if (crc32c(std::as_bytes(std::span(rest))) != *checksum) {
+    return fail(Errc::corrupt, "state file: the checksum is wrong");
+  }
+  return rest;
+}
+
+// --- rules
+
+bool is_name_character(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+}
+
+Status check_host(std::string_view host, std::string_view role) {
+  if (!is_valid_name(host)) {
+    return fail(Errc::invalid_argument, "{} \"{}\" is not a valid host name", role, host);
+  }
+  return {};
+}
+
+Status check_uuid(std::string_view uuid) {
+  bool valid = uuid.size() == 36;
+  for (std::size_t i = 0; valid && i < uuid.size(); ++i) {
+    const bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+    const char c = uuid[i];
+    valid = dash ? c == '-' : (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+  }
+  if (!valid) return fail(Errc::invalid_argument, "\"{}\" is not a lower-case UUID", uuid);
+  return {};
+}
+
+Status check_disk(const DiskState& disk) {
+  if (!is_valid_name(disk.name) || disk.name.size() > disk_name_bytes_max) {
+    return fail(Errc::invalid_argument, "\"{}\" is not a valid disk name", disk.name);
+  }
+  if (disk.bytes == 0 || disk.bytes > disk_bytes_max || disk.bytes % disk_granularity_bytes != 0) {
+    return fail(Errc::invalid_argument,
+                "disk {}: size {} is not a multiple of {} between {} and {}",
+                disk.name,
+                disk.bytes,
+                disk_granularity_bytes,
+                disk_granularity_bytes,
+                disk_bytes_max);
+  }
+  const bool bad_path = disk.path.empty() || disk.path.front() != '/' ||
+                        disk.path.size() > path_bytes_max ||
+                        disk.path.find('\0') != std::string::npos;
+  if (bad_path) {
+    return fail(Errc::invalid_argument, "disk {}: the image path is not absolute", disk.name);
+  }
+  return {};
+}
+
+Status check_disks(const std::vector<DiskState>& disks) {
+  if (disks.empty() || disks.size() > disks_max) {
+    return fail(Errc::invalid_argument, "{} disks, 1 to {} allowed", disks.size(), disks_max);
+  }
+  std::set<std::string_view> names;
+  std::set<std::string_view> paths;
+  for (const DiskState& disk : disks) {
+    RD_TRY(check_disk(disk));
+    if (!names.insert(disk.name).second) {
+      return fail(Errc::invalid_argument, "two disks are named {}", disk.name);
+    }
+    if (!paths.insert(disk.path).second) {
+      return fail(Errc::invalid_argument, "two disks have the image {}", disk.path);
+    }
+  }
+  return {};
+}
+
+Status check_members(const std::vector<MemberState>& members) {
+  if (members.empty() || members.size() > members_max) {
+    return fail(Errc::invalid_argument, "{} members, 1 to {} allowed", members.size(), members_max);
+  }
+  std::set<std::string_view> hosts;
+  for (const MemberState& member : members) {
+    RD_TRY(check_host(member.host, "member"));
+    if (!hosts.insert(member.host).second) {
+      return fail(Errc::invalid_argument, "two members are on host {}", member.host);
+    }
+    if (member.stream.size() > address_bytes_max || member.control.size() > address_bytes_max) {
+      return fail(Errc::invalid_argument, "member {}: an address is too long", member.host);
+    }
+  }
+  return {};
+}
+
+Status check_range(std::string_view name,
+                   std::uint64_t value,
+                   std::uint64_t value_min,
+                   std::uint64_t value_max) {
+  if (value < value_min || value > value_max) {
+    return fail(Errc::invalid_argument,
+                "{} is {}, allowed are {} to {}",
+                name,
+                value,
+                value_min,
+                value_max);
+  }
+  return {};
+}
+
+Status check_settings(const VolumeSettings& settings) {
+  RD_TRY(check_range("ring_bytes", settings.ring_bytes, ring_bytes_min, ring_bytes_max));
+  RD_TRY(
+      check_range("segment_bytes", settings.segment_bytes, segment_bytes_min, segment_bytes_max));
+  if (settings.segment_bytes % segment_header_bytes != 0) {
+    return fail(Errc::invalid_argument,
+                "segment_bytes is {}, not a multiple of {}",
+                settings.segment_bytes,
+                segment_header_bytes);
+  }
+  RD_TRY(check_range(
+      "log_bytes", settings.log_bytes, log_segments_min * settings.segment_bytes, log_bytes_max));
+  return check_range(
+      "ack_timeout_ms", settings.ack_timeout_ms, ack_timeout_ms_min, ack_timeout_ms_max);
+}
+
+Status check_counters(const VolumeState& state) {
+  RD_TRY(check_range("generation", state.generation, 0, counter_max));
+  RD_TRY(check_range("epoch", state.epoch.number, 0, counter_max));
+  RD_TRY(check_range("sequence_reserved", state.sequence_reserved, 0, counter_max));
+  for (const HistoryPoint* at : {&state.history, &state.checkpoint}) {
+    RD_TRY(check_range("sequence", at->sequence, 0, counter_max));
+    RD_TRY(check_range("epoch", at->epoch.number, 0, counter_max));
+  }
+  if (state.transfer) {
+    RD_TRY(check_host(state.transfer->to, "transfer target"));
+    RD_TRY(check_range("epoch", state.transfer->epoch.number, 0, counter_max));
+    RD_TRY(check_range("epoch", state.transfer->point.epoch.number, 0, counter_max));
+    RD_TRY(check_range("sequence", state.transfer->point.sequence, 0, counter_max));
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string encode_volume_state(const VolumeState& state) {
+  const json document = {{"generation", state.generation},
+                         {"name", state.name},
+                         {"uuid", state.uuid},
+                         {"disks", disks_to_json(state.disks)},
+                         {"members", members_to_json(state.members)},
+                         {"settings", to_json(state.settings)},
+                         {"primary", state.primary},
+                         {"epoch", to_json(state.epoch)},
+                         {"in_sync", state.in_sync},
+                         {"active", state.active},
+                         {"clean", state.clean},
+                         {"history", to_json(state.history)},
+                         {"sequence_reserved", state.sequence_reserved},
+                         {"transfer", transfer_to_json(state.transfer)},
+                         {"consistent", state.consistent},
+                         {"checkpoint", to_json(state.checkpoint)}};
+  const std::string body = document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+  return fmt::format("{}{} {:08x} {}\n{}",
+                     state_magic,
+                     state_version,
+                     crc32c(std::as_bytes(std::span(body))),
+                     body.size(),
+                     body);
+}
+
+Result<VolumeState> decode_volume_state(std::string_view content) {
+  const auto body = body_of(content);
+  if (!body) return tl::unexpected(body.error());
+  try {
+    VolumeState state = state_from(parse_bounded(*body));
+    if (const Status valid = check_volume_state(state); !valid) {
+      return fail(Errc::corrupt, "state file: {}", valid.error().message);
+    }
+    return state;
+  } catch (const json::exception& error) {
+    return fail(Errc::corrupt, "state file: {}", error.what());
+  } catch (const DocumentError& error) {
+    return fail(Errc::corrupt, "state file: {}", error.what);
+  }
+}
+
+bool is_valid_name(std::string_view name) {
+  if (name.empty() || name.size() > volume_name_bytes_max) return false;
+  const char first = name.front();
+  const bool starts_well = (first >= 'a' && first <= 'z') || (first >= '0' && first <= '9');
+  return starts_well && std::ranges::all_of(name, is_name_character);
+}
+
+Status check_volume_state(const VolumeState& state) {
+  if (!is_valid_name(state.name)) {
+    return fail(
+        Errc::invalid_argument,
+        "\"{}\" is not a valid volume name (a-z, 0-9, '.', '_', '-', at most {} characters)",
+        state.name,
+        volume_name_bytes_max);
+  }
+  RD_TRY(check_uuid(state.uuid));
+  RD_TRY(check_disks(state.disks));
+  RD_TRY(check_members(state.members));
+  RD_TRY(check_settings(state.settings));
+  RD_TRY(check_host(state.primary, "primary"));
+  if (state.in_sync.size() > members_max) {
+    return fail(
+        Errc::invalid_argument, "{} hosts in sync, at most {}", state.in_sync.size(), members_max);
+  }
+  std::set<std::string_view> hosts;
+  for (const std::string& host : state.in_sync) {
+    RD_TRY(check_host(host, "in-sync member"));
+    if (!hosts.insert(host).second) {
+      return fail(Errc::invalid_argument, "host {} is twice in the in-sync set", host);
+    }
+  }
+  return check_counters(state);
+}
+
+}  // namespace replicad
