@@ -27,7 +27,7 @@ struct Digest {
 
 /// What of a numbered frame enters the digest.
 struct DigestItem {
-  Epoch epoch;
+  Epoch epoch{};
   Sequence sequence = 0;
   std::uint64_t offset_bytes = 0;
   std::uint64_t range_bytes = 0;

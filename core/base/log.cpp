@@ -30,9 +30,15 @@ std::atomic<LogLevel> least_severe{LogLevel::info};
 
 }  // namespace
 
-void set_log_sink(LogSink new_sink) { sink = new_sink; }
-void set_log_level(LogLevel level) { least_severe = level; }
-bool log_enabled(LogLevel level) { return level <= least_severe.load(std::memory_order_relaxed); }
+void set_log_sink(LogSink new_sink) {
+  sink = new_sink;
+}
+void set_log_level(LogLevel level) {
+  least_severe = level;
+}
+bool log_enabled(LogLevel level) {
+  return level <= least_severe.load(std::memory_order_relaxed);
+}
 
 void write_log(LogLevel level, std::string_view line) {
   sink.load()(level, fmt::format("level={} {}", level_name(level), line));
@@ -41,7 +47,8 @@ void write_log(LogLevel level, std::string_view line) {
 std::string log_value(std::string_view text) {
   bool plain = !text.empty();
   for (const char c : text) {
-    if (c <= ' ' || c == '"' || c == '\\' || c == '=' || c == 0x7f) plain = false;
+    if (static_cast<unsigned char>(c) <= ' ' || c == '"' || c == '\\' || c == '=' || c == 0x7f)
+      plain = false;
   }
   if (plain) return std::string(text);
   std::string quoted = "\"";

@@ -20,7 +20,8 @@ struct Range {
 };
 
 [[nodiscard]] inline bool overlaps(const Range& a, const Range& b) {
-  return a.disk == b.disk && a.offset_bytes < b.end_bytes() && b.offset_bytes < a.end_bytes();
+  return a.disk == b.disk && a.length_bytes != 0 && b.length_bytes != 0 &&
+         a.offset_bytes < b.end_bytes() && b.offset_bytes < a.end_bytes();
 }
 
 /// Whether `range` lies within a disk of `disk_bytes`, without overflow.

@@ -44,7 +44,8 @@ enum class FrameType : std::uint8_t {
 };
 
 [[nodiscard]] constexpr bool is_numbered(FrameType type) {
-  return type == FrameType::write || type == FrameType::zero || type == FrameType::trim || type == FrameType::flush;
+  return type == FrameType::write || type == FrameType::zero || type == FrameType::trim ||
+         type == FrameType::flush;
 }
 [[nodiscard]] bool is_json(FrameType type);
 
@@ -59,9 +60,9 @@ struct FrameHeader {
   std::uint16_t flags = 0;
   std::uint32_t payload_bytes = 0;
   std::uint32_t payload_crc32c = 0;
-  Epoch epoch;
+  Epoch epoch{};
   Sequence sequence = 0;
-  Range range;
+  Range range{};
 
   friend bool operator==(const FrameHeader&, const FrameHeader&) = default;
 };
@@ -71,7 +72,8 @@ void encode_header(const FrameHeader& header, std::span<std::byte, frame_header_
 
 /// Checks magic, version, checksum, known type, flags, length limits and that range and payload agree.
 /// Errors: Errc::protocol, Errc::version_mismatch. The payload is not looked at.
-[[nodiscard]] Result<FrameHeader> decode_header(std::span<const std::byte, frame_header_bytes> from);
+[[nodiscard]] Result<FrameHeader> decode_header(
+    std::span<const std::byte, frame_header_bytes> from);
 
 /// Errc::protocol if the payload's CRC32C is not the header's.
 [[nodiscard]] Status check_payload(const FrameHeader& header, std::span<const std::byte> payload);

@@ -1,5 +1,6 @@
 #include "core/wire/messages.h"
 
+#include <limits>
 #include <string_view>
 
 #include <nlohmann/json.hpp>
@@ -26,9 +27,13 @@ std::vector<std::byte> json_frame(FrameType type, const json& value) {
   return encode_json_frame(type, value.dump(-1, ' ', false, json::error_handler_t::replace));
 }
 
-json to_json(const Epoch& epoch) { return {{"number", epoch.number}, {"tag", epoch.tag}}; }
+json to_json(const Epoch& epoch) {
+  return {{"number", epoch.number}, {"tag", epoch.tag}};
+}
 json to_json(const HistoryPoint& point) {
-  return {{"epoch", to_json(point.epoch)}, {"sequence", point.sequence}, {"digest", to_hex(point.digest)}};
+  return {{"epoch", to_json(point.epoch)},
+          {"sequence", point.sequence},
+          {"digest", to_hex(point.digest)}};
 }
 
 // Reads the fields of one message; any wrong or missing field throws json::exception or FieldError,
@@ -37,8 +42,16 @@ struct FieldError {
   std::string what;
 };
 
+// get<std::uint32_t>() would cut a larger number off without a word, and take `true` for 1.
+std::uint32_t uint32_from(const json& value, const char* field) {
+  const auto wide = value.at(field).get<std::uint64_t>();
+  if (wide > std::numeric_limits<std::uint32_t>::max())
+    throw FieldError{fmt::format("{} is too large", field)};
+  return static_cast<std::uint32_t>(wide);
+}
+
 Epoch epoch_from(const json& value) {
-  return Epoch{value.at("number").get<std::uint64_t>(), value.at("tag").get<std::uint32_t>()};
+  return Epoch{value.at("number").get<std::uint64_t>(), uint32_from(value, "tag")};
 }
 
 HistoryPoint point_from(const json& value) {
@@ -55,9 +68,11 @@ std::vector<std::string> features_from(const json& value) {
 
 // nlohmann::json would take -1 or 1.5 for an unsigned field without a word.
 void require_unsigned_numbers(const json& value) {
-  if (value.is_number() && !value.is_number_unsigned()) throw FieldError{"a number is negative or not whole"};
+  if (value.is_number() && !value.is_number_unsigned())
+    throw FieldError{"a number is negative or not whole"};
   if (value.is_structured()) {
-    for (const auto& item : value) require_unsigned_numbers(item);
+    for (const auto& item : value)
+      require_unsigned_numbers(item);
   }
 }
 
@@ -105,8 +120,8 @@ std::vector<std::byte> encode_attach(const AttachMessage& message) {
 Result<AttachMessage> decode_attach(std::span<const std::byte> payload) {
   return decode<AttachMessage>(payload, "attach", [](const json& value) {
     AttachMessage message;
-    message.protocol_min = value.at("protocol_min").get<std::uint32_t>();
-    message.protocol_max = value.at("protocol_max").get<std::uint32_t>();
+    message.protocol_min = uint32_from(value, "protocol_min");
+    message.protocol_max = uint32_from(value, "protocol_max");
     message.features = features_from(value);
     message.volume = value.at("volume").get<std::string>();
     message.volume_uuid = value.at("volume_uuid").get<std::string>();
@@ -114,7 +129,8 @@ Result<AttachMessage> decode_attach(std::span<const std::byte> payload) {
     message.replica = value.at("replica").get<std::string>();
     message.epoch = epoch_from(value.at("epoch"));
     message.disk_bytes = value.at("disk_bytes").get<std::vector<std::uint64_t>>();
-    if (message.disk_bytes.empty() || message.disk_bytes.size() > disks_max) throw FieldError{"disk count"};
+    if (message.disk_bytes.empty() || message.disk_bytes.size() > disks_max)
+      throw FieldError{"disk count"};
     return message;
   });
 }
@@ -133,7 +149,7 @@ std::vector<std::byte> encode_attached(const AttachedMessage& message) {
 Result<AttachedMessage> decode_attached(std::span<const std::byte> payload) {
   return decode<AttachedMessage>(payload, "attached", [](const json& value) {
     AttachedMessage message;
-    message.protocol = value.at("protocol").get<std::uint32_t>();
+    message.protocol = uint32_from(value, "protocol");
     message.features = features_from(value);
     message.boot_id = value.at("boot_id").get<std::string>();
     message.consistent = value.at("consistent").get<bool>();
@@ -145,8 +161,9 @@ Result<AttachedMessage> decode_attached(std::span<const std::byte> payload) {
 }
 
 std::vector<std::byte> encode_refuse(const RefuseMessage& message) {
-  return json_frame(FrameType::refuse,
-                    {{"code", errc_name(message.code)}, {"message", message.message}, {"hint", message.hint}});
+  return json_frame(
+      FrameType::refuse,
+      {{"code", errc_name(message.code)}, {"message", message.message}, {"hint", message.hint}});
 }
 
 Result<RefuseMessage> decode_refuse(std::span<const std::byte> payload) {
@@ -172,8 +189,9 @@ std::vector<std::byte> encode_copy_end(const CopyEndMessage& message) {
 }
 
 Result<CopyEndMessage> decode_copy_end(std::span<const std::byte> payload) {
-  return decode<CopyEndMessage>(
-      payload, "copy_end", [](const json& value) { return CopyEndMessage{point_from(value.at("point"))}; });
+  return decode<CopyEndMessage>(payload, "copy_end", [](const json& value) {
+    return CopyEndMessage{point_from(value.at("point"))};
+  });
 }
 
 std::vector<std::byte> encode_copy_done(const CopyDoneMessage& message) {
@@ -181,8 +199,9 @@ std::vector<std::byte> encode_copy_done(const CopyDoneMessage& message) {
 }
 
 Result<CopyDoneMessage> decode_copy_done(std::span<const std::byte> payload) {
-  return decode<CopyDoneMessage>(
-      payload, "copy_done", [](const json& value) { return CopyDoneMessage{point_from(value.at("point"))}; });
+  return decode<CopyDoneMessage>(payload, "copy_done", [](const json& value) {
+    return CopyDoneMessage{point_from(value.at("point"))};
+  });
 }
 
 std::vector<std::byte> encode_watermarks(const Watermarks& marks) {
@@ -201,7 +220,8 @@ std::vector<std::byte> encode_watermarks(const Watermarks& marks) {
 }
 
 Result<Watermarks> decode_watermarks(std::span<const std::byte> payload) {
-  if (payload.size() != 64) return fail(Errc::protocol, "watermarks of {} bytes, not 64", payload.size());
+  if (payload.size() != 64)
+    return fail(Errc::protocol, "watermarks of {} bytes, not 64", payload.size());
   const std::byte* in = payload.data();
   Watermarks marks;
   marks.received = load_le<std::uint64_t>(in);
@@ -210,7 +230,8 @@ Result<Watermarks> decode_watermarks(std::span<const std::byte> payload) {
   marks.applied = load_le<std::uint64_t>(in + 24);
   marks.logged_digest = {load_le<std::uint64_t>(in + 32), load_le<std::uint64_t>(in + 40)};
   marks.applied_digest = {load_le<std::uint64_t>(in + 48), load_le<std::uint64_t>(in + 56)};
-  if (marks.logged > marks.received || marks.durable > marks.logged || marks.applied > marks.logged) {
+  if (marks.logged > marks.received || marks.durable > marks.logged ||
+      marks.applied > marks.logged) {
     return fail(Errc::protocol,
                 "watermarks out of order: received {} logged {} durable {} applied {}",
                 marks.received,
@@ -233,10 +254,12 @@ std::vector<std::byte> encode_digest(const HistoryPoint& point) {
 }
 
 Result<HistoryPoint> decode_digest(const FrameHeader& header, std::span<const std::byte> payload) {
-  if (payload.size() != 16) return fail(Errc::protocol, "digest of {} bytes, not 16", payload.size());
-  return HistoryPoint{header.epoch,
-                      header.sequence,
-                      {load_le<std::uint64_t>(payload.data()), load_le<std::uint64_t>(payload.data() + 8)}};
+  if (payload.size() != 16)
+    return fail(Errc::protocol, "digest of {} bytes, not 16", payload.size());
+  return HistoryPoint{
+      header.epoch,
+      header.sequence,
+      {load_le<std::uint64_t>(payload.data()), load_le<std::uint64_t>(payload.data() + 8)}};
 }
 
 std::vector<std::byte> encode_empty(FrameType type) {
