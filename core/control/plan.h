@@ -1,0 +1,116 @@
+#pragma once
+// From what each host said of a volume to the steps of a command, or a refusal with its reason. Used by --dry-run and
+// by execution alike. Pure: sends nothing.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "core/base/limits.h"
+#include "core/control/placement.h"
+#include "core/control/views.h"
+
+namespace replicad {
+
+/// One request of the control API.
+struct ApiRequest {
+  std::string method;   ///< GET, POST, PUT, DELETE
+  std::string path;     ///< with query, percent-encoded where needed
+  nlohmann::json body;  ///< null = none
+};
+
+/// One request to one host.
+struct Step {
+  std::string host;
+  std::string address;  ///< of its control API
+  ApiRequest request;
+  std::string text;  ///< what it does, for people
+  bool required =
+      true;  ///< its failure ends the plan; otherwise it is reported and the plan goes on
+  /// What takes it back, if it was done or may have been done, when a later required step fails.
+  std::optional<ApiRequest> undo;
+  std::uint32_t answer_ms = 60'000;  ///< how long the host may take
+};
+
+/// A host that should have had a step but cannot be reached: the command does the rest and then fails.
+struct SkippedHost {
+  std::string host;
+  std::string reason;
+};
+
+struct Plan {
+  std::string volume;
+  std::vector<Step> steps;         ///< in this order, one after the other
+  std::vector<std::string> notes;  ///< what a person should know before
+  std::vector<SkippedHost> skipped;
+  std::string skipped_hint;  ///< what to do about them
+};
+
+struct CreateRequest {
+  struct Disk {
+    std::string name;
+    std::uint64_t bytes = 0;
+    std::string adopt;  ///< path on the primary; empty = a new image
+  };
+  std::string name;
+  std::string uuid;
+  std::vector<Disk> disks;
+  nlohmann::json settings = nlohmann::json::object();
+};
+
+/// Replicas first, the primary last, each with an undo. `chosen`: primary first, all of them answered in `hosts`.
+/// `existing`: what each host said of a volume of that name. Errors: Errc::exists, Errc::unreachable (a chosen host
+/// did not answer whether it has one).
+[[nodiscard]] Result<Plan> plan_create(const CreateRequest& request,
+                                       const std::vector<std::string>& chosen,
+                                       const std::vector<HostReport>& hosts,
+                                       const std::vector<MemberReport>& existing);
+
+[[nodiscard]] Result<Plan> plan_activate(const std::string& volume,
+                                         const std::vector<MemberReport>& reports);
+[[nodiscard]] Result<Plan> plan_deactivate(const std::string& volume,
+                                           const std::vector<MemberReport>& reports);
+
+struct SwitchoverRequest {
+  std::string to;  ///< empty = the best in-sync replica by the placement score
+  std::uint32_t deadline_ms = switchover_deadline_ms_default;
+};
+
+/// One step, at the primary; none if `to` is the primary already (a note says so). `hosts`: for the score.
+[[nodiscard]] Result<Plan> plan_switchover(const std::string& volume,
+                                           const SwitchoverRequest& request,
+                                           const std::vector<MemberReport>& reports,
+                                           const std::vector<HostReport>& hosts);
+
+/// Primary first, then the other members; members that do not answer are skipped.
+[[nodiscard]] Result<Plan> plan_set(const std::string& volume,
+                                    const nlohmann::json& settings,
+                                    const std::vector<MemberReport>& reports);
+
+/// `force`: also when the replica is in sync.
+[[nodiscard]] Result<Plan> plan_resync(const std::string& volume,
+                                       const std::string& host,
+                                       bool force,
+                                       const std::vector<MemberReport>& reports);
+
+/// The new host first (with an undo), then the members' lists, primary first. `host` answered in `hosts`.
+[[nodiscard]] Result<Plan> plan_add_replica(const std::string& volume,
+                                            const std::string& host,
+                                            const std::vector<MemberReport>& reports,
+                                            const std::vector<HostReport>& hosts);
+
+/// The members' lists, primary first, then the removed host's part.
+[[nodiscard]] Result<Plan> plan_remove_replica(const std::string& volume,
+                                               const std::string& host,
+                                               const std::vector<MemberReport>& reports);
+
+/// Replicas first, the primary last: whatever stops it half-way, the newest copy is still there and the command can
+/// be given again. Without `force`: Errc::refused with the list of what would be lost.
+[[nodiscard]] Result<Plan> plan_delete(const std::string& volume,
+                                       bool force,
+                                       const std::vector<MemberReport>& reports);
+
+}  // namespace replicad

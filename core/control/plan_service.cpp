@@ -1,0 +1,105 @@
+#include "core/control/members.h"
+#include "core/control/plan.h"
+#include "core/control/plan_steps.h"
+#include "core/control/text.h"
+
+namespace replicad {
+
+using Json = nlohmann::json;
+using planning::check_not_moving;
+using planning::make_step;
+using planning::other_members;
+using planning::refuse;
+using planning::volume_path;
+
+Result<Plan> plan_activate(const std::string& volume, const std::vector<MemberReport>& reports) {
+  const auto primary = find_primary(volume, reports);
+  if (!primary) return tl::unexpected(primary.error());
+  RD_TRY(check_not_moving(*(*primary)->volume));
+  Plan plan;
+  plan.volume = volume;
+  plan.steps.push_back(make_step(**primary,
+                                 {"POST", volume_path(volume, "/activate"), Json::object()},
+                                 "start the NBD export"));
+  return plan;
+}
+
+Result<Plan> plan_deactivate(const std::string& volume, const std::vector<MemberReport>& reports) {
+  const auto primary = find_primary(volume, reports);
+  if (!primary) return tl::unexpected(primary.error());
+  RD_TRY(check_not_moving(*(*primary)->volume));
+  Plan plan;
+  plan.volume = volume;
+  plan.steps.push_back(make_step(**primary,
+                                 {"POST", volume_path(volume, "/deactivate"), Json::object()},
+                                 "stop the NBD export cleanly"));
+  return plan;
+}
+
+Result<Plan> plan_set(const std::string& volume,
+                      const Json& settings,
+                      const std::vector<MemberReport>& reports) {
+  const auto primary = find_primary(volume, reports);
+  if (!primary) return tl::unexpected(primary.error());
+  Plan plan;
+  plan.volume = volume;
+  const ApiRequest request{"POST", volume_path(volume, "/set"), {{"settings", settings}}};
+  plan.steps.push_back(make_step(**primary, request, "change the settings (primary)"));
+  for (const MemberReport* other : other_members(**primary, reports, plan)) {
+    Step step = make_step(*other, request, "change the settings");
+    step.required = false;
+    plan.steps.push_back(std::move(step));
+  }
+  plan.skipped_hint =
+      "give the same command again when they are back: until then they keep their old settings, "
+      "which "
+      "would count if they became primary";
+  return plan;
+}
+
+Result<Plan> plan_resync(const std::string& volume,
+                         const std::string& host,
+                         bool force,
+                         const std::vector<MemberReport>& reports) {
+  const auto found = find_primary(volume, reports);
+  if (!found) return tl::unexpected(found.error());
+  const VolumeView& primary = *(*found)->volume;
+  RD_TRY(check_not_moving(primary));
+  if (host == primary.host) {
+    return refuse(
+        fmt::format("{} is the primary of {}: copies are made from it, not to it", host, volume),
+        {});
+  }
+  if (primary.member(host) == nullptr) {
+    return tl::unexpected(
+        Error{Errc::not_found,
+              0,
+              fmt::format("{} is no member of {}", host, volume),
+              fmt::format("`replicactl add-replica {} {}` makes it one", volume, host)});
+  }
+  if (primary.state == "stopped") {
+    return refuse(fmt::format("{} is not active: the copy is sent by its export", volume),
+                  fmt::format("`replicactl activate {}` first", volume));
+  }
+  if (const std::string reason = why_silent(reports, host); !reason.empty()) {
+    return tl::unexpected(
+        Error{Errc::unreachable, 0, fmt::format("{} does not answer: {}", host, reason), {}});
+  }
+  if (primary.is_in_sync(host) && !force) {
+    return refuse(
+        fmt::format(
+            "{} is in sync: a full copy would replace a good copy of {} by the same content, and "
+            "leave none there if it were interrupted",
+            host,
+            volume),
+        "--force copies all the same");
+  }
+  Plan plan;
+  plan.volume = volume;
+  plan.steps.push_back(make_step(**found,
+                                 {"POST", volume_path(volume, "/resync"), {{"host", host}}},
+                                 fmt::format("copy all disks to {}, beside live writes", host)));
+  return plan;
+}
+
+}  // namespace replicad

@@ -1,0 +1,149 @@
+#include <algorithm>
+
+#include "core/control/members.h"
+#include "core/control/plan.h"
+#include "core/control/plan_steps.h"
+#include "core/control/text.h"
+
+namespace replicad {
+
+namespace {
+
+using planning::refuse;
+
+/// The target's daemon checks, promotes and starts its export after the guest's I/O was drained.
+constexpr std::uint32_t promotion_ms_max = 60'000;
+
+Status check_movable(const VolumeView& primary) {
+  RD_TRY(planning::check_not_moving(primary));
+  if (primary.state == "serving") return {};
+  const std::string where = printable(primary.host);
+  if (primary.state == "stopped") {
+    return refuse(
+        fmt::format(
+            "{} is not active on {}, so its replicas are not connected and cannot be compared",
+            primary.name,
+            where),
+        fmt::format("`replicactl activate {}` first", primary.name));
+  }
+  if (primary.state == "failed") {
+    return refuse(fmt::format("the export of {} on {} has failed{}{}",
+                              primary.name,
+                              where,
+                              primary.error ? ": " : "",
+                              primary.error ? printable(primary.error->message) : ""),
+                  "see `replicactl status`; failover is not available in this version");
+  }
+  return tl::unexpected(Error{
+      Errc::busy,
+      0,
+      fmt::format("{} is '{}' on {}, not 'serving'", primary.name, printable(primary.state), where),
+      "try again in a moment"});
+}
+
+/// Why `host` cannot take over now; nullopt if it can. Only its membership and what the members said count.
+std::optional<Error> why_not(const VolumeView& primary,
+                             const std::string& host,
+                             const std::vector<MemberReport>& reports) {
+  const auto because = [&](Errc code, std::string reason, std::string hint) {
+    return Error{code,
+                 0,
+                 fmt::format("{} cannot take over {}: {}", printable(host), primary.name, reason),
+                 std::move(hint)};
+  };
+  if (primary.member(host) == nullptr) {
+    return because(Errc::not_found, "it is no member", fmt::format("members are {}", [&] {
+                     std::vector<std::string> names;
+                     for (const MemberView& member : primary.members)
+                       names.push_back(printable(member.host));
+                     return format_list(names);
+                   }()));
+  }
+  if (const std::string reason = why_silent(reports, host); !reason.empty()) {
+    return because(Errc::unreachable, "it does not answer: " + reason, {});
+  }
+  const VolumeView& own = *report_of(reports, host)->volume;
+  const ReplicaView* seen = primary.replica_on(host);
+  if (own.replica && !own.replica->consistent) {
+    return because(Errc::inconsistent,
+                   "its copy is not complete",
+                   "wait for it: `replicactl wait " + primary.name + " --for in-sync`");
+  }
+  if (!primary.is_in_sync(host) || (seen != nullptr && !seen->in_sync)) {
+    const std::string state = seen == nullptr ? "not connected" : printable(seen->state);
+    const std::string lag = seen == nullptr || seen->lag_bytes == 0
+                                ? ""
+                                : ", behind by " + format_bytes(seen->lag_bytes);
+    return because(
+        Errc::refused,
+        fmt::format("it is not in sync ({}{})", state, lag),
+        seen != nullptr && seen->state == "detached"
+            ? fmt::format(
+                  "`replicactl resync {} --host {}` copies it anew", primary.name, printable(host))
+            : "wait for it: `replicactl wait " + primary.name + " --for in-sync`");
+  }
+  return std::nullopt;
+}
+
+Result<std::string> best_target(const VolumeView& primary,
+                                const std::vector<MemberReport>& reports,
+                                const std::vector<HostReport>& hosts) {
+  std::vector<std::string> able;
+  std::string reasons;
+  for (const MemberView& member : primary.members) {
+    if (member.host == primary.host) continue;
+    const std::optional<Error> reason = why_not(primary, member.host, reports);
+    if (!reason) {
+      able.push_back(member.host);
+    } else {
+      reasons += (reasons.empty() ? ": " : "; ") + reason->message;
+    }
+  }
+  if (able.empty()) {
+    return refuse(fmt::format("no replica of {} can take over{}", primary.name, reasons),
+                  "see `replicactl status`");
+  }
+  const std::vector<std::string> ranked = rank_hosts(hosts, able);
+  // A replica whose host gave no metrics is still better than no move.
+  return ranked.empty() ? *std::min_element(able.begin(), able.end()) : ranked.front();
+}
+
+}  // namespace
+
+Result<Plan> plan_switchover(const std::string& volume,
+                             const SwitchoverRequest& request,
+                             const std::vector<MemberReport>& reports,
+                             const std::vector<HostReport>& hosts) {
+  const auto found = find_primary(volume, reports);
+  if (!found) return tl::unexpected(found.error());
+  const VolumeView& primary = *(*found)->volume;
+  Plan plan;
+  plan.volume = volume;
+  if (request.to == primary.host) {
+    plan.notes.push_back(fmt::format("{} is the primary of {} already", request.to, volume));
+    return plan;
+  }
+  RD_TRY(check_movable(primary));
+  std::string target = request.to;
+  if (target.empty()) {
+    Result<std::string> best = best_target(primary, reports, hosts);
+    if (!best) return tl::unexpected(best.error());
+    target = std::move(*best);
+    plan.notes.push_back(
+        fmt::format("{} has the best score of the replicas that are in sync", printable(target)));
+  } else if (std::optional<Error> reason = why_not(primary, target, reports)) {
+    return tl::unexpected(std::move(*reason));
+  }
+  nlohmann::json body{{"to", target}, {"deadline_ms", request.deadline_ms}, {"dry_run", false}};
+  Step step = planning::make_step(
+      **found,
+      {"POST", planning::volume_path(volume, "/switchover"), std::move(body)},
+      fmt::format("hold the guest's writes, drain, compare, hand over to {} (deadline {})",
+                  printable(target),
+                  format_seconds(request.deadline_ms / 1000.0)));
+  step.answer_ms = request.deadline_ms + promotion_ms_max;
+  plan.steps.push_back(std::move(step));
+  return plan;
+}
+
+}  // namespace replicad

@@ -1,0 +1,163 @@
+#pragma once
+// What the hosts say of themselves and of a volume (docs/control-api.md), parsed and checked. Everything here comes
+// from another program: strings are data and are made printable() only where they are printed.
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "core/base/ids.h"
+#include "core/base/result.h"
+
+namespace replicad {
+
+/// Answer of GET /v1/host.
+struct HostFacts {
+  std::string host;
+  std::string version;
+  std::string stream;   ///< address of its stream port; empty = none
+  std::string control;  ///< address of its control API on TCP; empty = unix socket only
+  std::string image_dir;
+  bool draining = false;  ///< takes no new volumes
+  double cpus = 0;
+  double load_1m = 0;
+  std::optional<double> cpu_pressure_percent;  ///< absent where the kernel has none
+  std::optional<double> io_pressure_percent;
+  std::uint64_t memory_bytes = 0;
+  std::uint64_t memory_free_bytes = 0;
+  std::uint64_t image_dir_bytes = 0;
+  std::uint64_t image_dir_free_bytes = 0;
+  double uptime_seconds = 0;
+  double unclean_restarts = 0;
+  double link_losses = 0;
+  double disk_errors = 0;
+  std::uint64_t volumes_primary = 0;
+  std::uint64_t volumes_replica = 0;
+  nlohmann::json raw;  ///< the whole answer, for -o json
+};
+
+enum class Role : std::uint8_t { primary, replica };
+
+struct DiskView {
+  std::string name;
+  std::uint64_t bytes = 0;
+  std::string path;
+  std::uint64_t allocated_bytes = 0;
+  bool adopted = false;
+};
+
+struct MemberView {
+  std::string host;
+  std::string stream;
+  std::string control;
+
+  friend bool operator==(const MemberView&, const MemberView&) = default;
+};
+
+struct CopyView {
+  std::uint64_t done_bytes = 0;
+  std::uint64_t total_bytes = 0;
+};
+
+struct HistoryView {
+  Epoch epoch;
+  Sequence sequence = 0;
+  std::string digest;
+};
+
+/// A replica as the primary sees it.
+struct ReplicaView {
+  std::string host;
+  std::string state;
+  bool in_sync = false;
+  Sequence sent = 0;
+  Sequence received = 0;
+  Sequence logged = 0;
+  Sequence durable = 0;
+  Sequence applied = 0;
+  std::string digest;
+  std::uint64_t lag_bytes = 0;
+  std::optional<double> lag_seconds;
+  std::optional<CopyView> copy;
+  std::optional<Error> error;
+};
+
+/// A replica as it sees itself.
+struct ReplicaSelf {
+  bool connected = false;
+  bool consistent = false;
+  Sequence received = 0;
+  Sequence logged = 0;
+  Sequence durable = 0;
+  Sequence applied = 0;
+  std::string logged_digest;
+  std::string applied_digest;
+  std::uint64_t backlog_bytes = 0;
+  std::uint64_t log_bytes = 0;
+};
+
+struct ExportView {
+  std::uint64_t pid = 0;
+  std::string uri;
+  std::string socket;
+  std::map<std::string, std::string> uris;  ///< by disk name
+};
+
+struct TransferView {
+  std::string to;
+  Epoch epoch;
+};
+
+/// Answer of GET /v1/volumes/NAME: the volume as one host sees it.
+struct VolumeView {
+  std::string host;
+  std::string name;
+  std::string uuid;  ///< hexadecimal digits and dashes only
+  Role role = Role::replica;
+  std::string primary;
+  Epoch epoch;
+  nlohmann::json settings;
+  std::string mode;
+  std::vector<DiskView> disks;
+  std::vector<MemberView> members;
+  std::vector<std::string> in_sync;
+  std::string state;
+  std::optional<Error> error;
+  HistoryView history;
+  bool clean = true;              ///< primary
+  std::optional<ExportView> nbd;  ///< primary: the export, while it is served
+  std::optional<TransferView> transfer;
+  std::vector<ReplicaView> replicas;   ///< primary
+  std::optional<ReplicaSelf> replica;  ///< replica
+
+  [[nodiscard]] std::uint64_t bytes() const;
+  [[nodiscard]] bool is_in_sync(const std::string& host_name) const;
+  [[nodiscard]] const MemberView* member(const std::string& host_name) const;
+  [[nodiscard]] const ReplicaView* replica_on(const std::string& host_name) const;
+};
+
+/// Errors of all parsers: Errc::protocol with the name of the field. Any JSON is safe. Unknown fields are ignored.
+[[nodiscard]] Result<HostFacts> parse_host(const nlohmann::json& json);
+[[nodiscard]] Result<VolumeView> parse_volume(const nlohmann::json& json);
+/// The body of an error answer, `{"error":{"code","message","hint"}}`; nullopt if it is none.
+[[nodiscard]] std::optional<Error> parse_error_body(const nlohmann::json& json);
+
+/// A host of the hosts list and what it answered.
+struct HostReport {
+  std::string name;
+  std::string address;
+  Result<HostFacts> facts;
+};
+
+/// What one host said of one volume; Errc::not_found = it has no part of it.
+struct MemberReport {
+  std::string host;
+  std::string address;
+  Result<VolumeView> volume;
+};
+
+}  // namespace replicad
