@@ -6,7 +6,8 @@
 namespace replicad {
 
 void check_failed(const char* condition, const char* file, int line) {
-  std::fprintf(stderr, "level=error event=check_failed condition=\"%s\" at=%s:%d\n", condition, file, line);
+  std::fprintf(
+      stderr, "level=error event=check_failed condition=\"%s\" at=%s:%d\n", condition, file, line);
   std::abort();
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// RD_CHECK: a broken invariant of our own ends the process, in every build type. It is never used on
-// bytes that come from a peer, a disk or a user: those give an Error (result.h).
+// RD_CHECK: a broken invariant of our own ends the process, in every build type. It is never used
+// on bytes that come from a peer, a disk or a user: those give an Error (result.h).
 
 namespace replicad {
 
@@ -9,9 +9,9 @@ namespace replicad {
 
 }  // namespace replicad
 
-#define RD_CHECK(condition)                                         \
-  do {                                                              \
-    if (!(condition)) [[unlikely]] {                                \
-      ::replicad::check_failed(#condition, __FILE__, __LINE__);     \
-    }                                                               \
+#define RD_CHECK(condition)                                     \
+  do {                                                          \
+    if (!(condition)) [[unlikely]] {                            \
+      ::replicad::check_failed(#condition, __FILE__, __LINE__); \
+    }                                                           \
   } while (false)

@@ -39,7 +39,9 @@ Digest extend_digest(const Digest& before, const DigestItem& item) {
   return Digest{hash.low64, hash.high64};
 }
 
-std::string to_hex(const Digest& digest) { return fmt::format("{:016x}{:016x}", digest.high, digest.low); }
+std::string to_hex(const Digest& digest) {
+  return fmt::format("{:016x}{:016x}", digest.high, digest.low);
+}
 
 std::optional<Digest> digest_from_hex(std::string_view hex) {
   if (hex.size() != 32) return std::nullopt;

@@ -1,6 +1,6 @@
 #pragma once
-// CRC32C guards frames and disk structures against transport and media faults; Digest (XXH3-128) is what
-// decides that two histories are equal. Pure functions, any thread.
+// CRC32C guards frames and disk structures against transport and media faults; Digest (XXH3-128) is
+// what decides that two histories are equal. Pure functions, any thread.
 
 #include <compare>
 #include <cstddef>
@@ -14,7 +14,8 @@
 
 namespace replicad {
 
-/// CRC32C (Castagnoli, initial value and final xor all ones) of `data`; `previous` continues an earlier one.
+/// CRC32C (Castagnoli, initial value and final xor all ones) of `data`; `previous` continues an
+/// earlier one.
 [[nodiscard]] std::uint32_t crc32c(std::span<const std::byte> data, std::uint32_t previous = 0);
 
 /// 128-bit running digest of a stream. All zero = the digest of an empty history.

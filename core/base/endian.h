@@ -1,5 +1,6 @@
 #pragma once
-// Fixed little-endian loads and stores through memcpy (one mov each); also used by the digest. Any thread.
+// Fixed little-endian loads and stores through memcpy (one mov each); also used by the digest. Any
+// thread.
 
 #include <bit>
 #include <cstddef>

@@ -6,7 +6,8 @@
 
 namespace replicad {
 
-/// Position in the stream: 1, 2, 3 ...; 0 means "before the first". Never reset, continues across epochs.
+/// Position in the stream: 1, 2, 3 ...; 0 means "before the first". Never reset, continues across
+/// epochs.
 using Sequence = std::uint64_t;
 
 /// Number of a primary's term, with the random id that tells forced histories apart. 0 = none yet.

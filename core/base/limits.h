@@ -22,7 +22,8 @@ constexpr std::uint64_t disk_granularity_bytes = 512;
 constexpr std::size_t frame_header_bytes = 64;
 constexpr std::size_t data_payload_bytes_max = 1 * mib;       ///< longer guest writes are split
 constexpr std::size_t control_payload_bytes_max = 256 * kib;  ///< JSON
-constexpr std::uint64_t range_bytes_max = 1 * gib;  ///< one ZERO or TRIM frame; longer ones are split
+/// one ZERO or TRIM frame; longer ones are split
+constexpr std::uint64_t range_bytes_max = 1 * gib;
 
 constexpr std::uint32_t protocol_version_min = 1;
 constexpr std::uint32_t protocol_version_max = 1;
@@ -42,7 +43,8 @@ constexpr std::uint64_t log_segments_min = 2;         ///< smallest budget, in s
 constexpr std::uint64_t log_bytes_max = 64 * 1024 * gib;
 
 static_assert(ring_bytes_min >= 2 * (data_payload_bytes_max + frame_header_bytes));
-static_assert(segment_bytes_min >= segment_header_bytes + 2 * (data_payload_bytes_max + frame_header_bytes));
+static_assert(segment_bytes_min >=
+              segment_header_bytes + 2 * (data_payload_bytes_max + frame_header_bytes));
 
 // Times, milliseconds.
 constexpr std::uint32_t ack_timeout_ms_min = 100;

@@ -1,5 +1,6 @@
 #pragma once
-// The replication modes of a volume and their names (design: docs/architecture.md, "What an acknowledgement means").
+// The replication modes of a volume and their names (design: docs/architecture.md, "What an
+// acknowledgement means").
 
 #include <cstdint>
 #include <optional>
@@ -28,7 +29,8 @@ enum class Mode : std::uint8_t { async, semi_sync, sync };
   return std::nullopt;
 }
 
-/// What happens when a replica cannot keep up with the ring: slow the guest down, or let the replica go.
+/// What happens when a replica cannot keep up with the ring: slow the guest down, or let the
+/// replica go.
 enum class Congestion : std::uint8_t { throttle, detach };
 
 [[nodiscard]] constexpr std::string_view congestion_name(Congestion congestion) {

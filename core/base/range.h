@@ -1,6 +1,6 @@
 #pragma once
-// Half-open byte ranges of a disk, and the set of ranges that are being written: overlapping requests are
-// admitted one after the other, others at once. Not thread-safe: the owner locks.
+// Half-open byte ranges of a disk, and the set of ranges that are being written: overlapping
+// requests are admitted one after the other, others at once. Not thread-safe: the owner locks.
 
 #include <cstdint>
 #include <vector>

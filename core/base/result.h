@@ -1,6 +1,7 @@
 #pragma once
 // Result<T>: what every operation that can fail for reasons outside the program returns.
-// Error text says what happened, to what; `hint` says what to do next. Broken invariants use RD_CHECK.
+// Error text says what happened, to what; `hint` says what to do next. Broken invariants use
+// RD_CHECK.
 
 #include <string>
 #include <string_view>
@@ -11,7 +12,8 @@
 
 namespace replicad {
 
-/// Kinds of failure. The names (errc_name) are stable: they appear in JSON errors and in REFUSE frames.
+/// Kinds of failure. The names (errc_name) are stable: they appear in JSON errors and in REFUSE
+/// frames.
 enum class Errc {
   invalid_argument,  ///< bad input from a user or a peer's control message
   protocol,          ///< bytes from a peer break docs/protocol.md
@@ -51,8 +53,11 @@ using Status = Result<void>;
 
 /// An Error without errno. Usage: `return fail(Errc::corrupt, "segment {} ...", name);`
 template <typename... Args>
-[[nodiscard]] tl::unexpected<Error> fail(Errc code, fmt::format_string<Args...> format, Args&&... args) {
-  return tl::unexpected<Error>(Error{code, 0, fmt::format(format, std::forward<Args>(args)...), {}});
+[[nodiscard]] tl::unexpected<Error> fail(Errc code,
+                                         fmt::format_string<Args...> format,
+                                         Args&&... args) {
+  return tl::unexpected<Error>(
+      Error{code, 0, fmt::format(format, std::forward<Args>(args)...), {}});
 }
 
 /// The one place that maps errno to Errc. `context` says what was being done to what.
@@ -60,8 +65,11 @@ template <typename... Args>
 
 /// An Error from errno. Usage: `return fail_errno(errno, "open {}", path);`
 template <typename... Args>
-[[nodiscard]] tl::unexpected<Error> fail_errno(int sys_errno, fmt::format_string<Args...> format, Args&&... args) {
-  return tl::unexpected<Error>(errno_to_error(sys_errno, fmt::format(format, std::forward<Args>(args)...)));
+[[nodiscard]] tl::unexpected<Error> fail_errno(int sys_errno,
+                                               fmt::format_string<Args...> format,
+                                               Args&&... args) {
+  return tl::unexpected<Error>(
+      errno_to_error(sys_errno, fmt::format(format, std::forward<Args>(args)...)));
 }
 
 /// Adds what to do next.
@@ -70,10 +78,10 @@ template <typename... Args>
 }  // namespace replicad
 
 /// Returns the Error of a failed Result or Status from the enclosing function.
-#define RD_TRY(expression)                                        \
-  do {                                                            \
-    auto rd_try_result_ = (expression);                           \
-    if (!rd_try_result_) {                                        \
-      return tl::unexpected(std::move(rd_try_result_).error());   \
-    }                                                             \
+#define RD_TRY(expression)                                      \
+  do {                                                          \
+    auto rd_try_result_ = (expression);                         \
+    if (!rd_try_result_) {                                      \
+      return tl::unexpected(std::move(rd_try_result_).error()); \
+    }                                                           \
   } while (false)

@@ -1,6 +1,6 @@
 #pragma once
-// Time as the core sees it: handed in with each event, never read. The runtime takes it from CLOCK_BOOTTIME
-// (io/clock.h), the tests make it up.
+// Time as the core sees it: handed in with each event, never read. The runtime takes it from
+// CLOCK_BOOTTIME (io/clock.h), the tests make it up.
 
 #include <chrono>
 

@@ -29,7 +29,8 @@ constexpr std::size_t at_header_crc = 60;
 static_assert(at_header_crc + 4 == frame_header_bytes);
 
 bool known_type(std::uint8_t type) {
-  constexpr std::array<std::uint8_t, 19> known{1, 2, 3, 4, 16, 17, 18, 19, 32, 33, 34, 35, 48, 49, 50, 51, 64, 65, 66};
+  constexpr std::array<std::uint8_t, 19> known{
+      1, 2, 3, 4, 16, 17, 18, 19, 32, 33, 34, 35, 48, 49, 50, 51, 64, 65, 66};
   return std::ranges::binary_search(known, type);
 }
 
@@ -76,18 +77,22 @@ Status check_fields(const FrameHeader& header) {
                 header.payload_bytes,
                 payload_limit(header.type));
   }
-  const bool carries_range_payload = header.type == FrameType::write || header.type == FrameType::copy_data;
-  if (carries_range_payload && (header.payload_bytes == 0 || header.range.length_bytes != header.payload_bytes)) {
+  const bool carries_range_payload =
+      header.type == FrameType::write || header.type == FrameType::copy_data;
+  if (carries_range_payload &&
+      (header.payload_bytes == 0 || header.range.length_bytes != header.payload_bytes)) {
     return fail(Errc::protocol,
                 "frame type {}: range of {} bytes, payload of {}",
                 type,
                 header.range.length_bytes,
                 header.payload_bytes);
   }
-  const bool range_only =
-      header.type == FrameType::zero || header.type == FrameType::trim || header.type == FrameType::copy_zero;
-  if (range_only && (header.range.length_bytes == 0 || header.range.length_bytes > range_bytes_max)) {
-    return fail(Errc::protocol, "frame type {}: range of {} bytes", type, header.range.length_bytes);
+  const bool range_only = header.type == FrameType::zero || header.type == FrameType::trim ||
+                          header.type == FrameType::copy_zero;
+  if (range_only &&
+      (header.range.length_bytes == 0 || header.range.length_bytes > range_bytes_max)) {
+    return fail(
+        Errc::protocol, "frame type {}: range of {} bytes", type, header.range.length_bytes);
   }
   if (!carries_range_payload && !range_only && header.range != Range{}) {
     return fail(Errc::protocol, "frame type {}: carries a range", type);
@@ -156,7 +161,9 @@ void encode_header(const FrameHeader& header, std::span<std::byte, frame_header_
 Result<FrameHeader> decode_header(std::span<const std::byte, frame_header_bytes> from) {
   const std::byte* in = from.data();
   if (load_le<std::uint32_t>(in + at_magic) != frame_magic) {
-    return fail(Errc::protocol, "not a replicad frame: magic {:#010x}", load_le<std::uint32_t>(in + at_magic));
+    return fail(Errc::protocol,
+                "not a replicad frame: magic {:#010x}",
+                load_le<std::uint32_t>(in + at_magic));
   }
   if (std::to_integer<std::uint8_t>(in[at_version]) != frame_version) {
     return fail(Errc::version_mismatch,
@@ -169,7 +176,8 @@ Result<FrameHeader> decode_header(std::span<const std::byte, frame_header_bytes>
   }
   const auto type = std::to_integer<std::uint8_t>(in[at_type]);
   if (!known_type(type)) return fail(Errc::protocol, "unknown frame type {}", type);
-  if (load_le<std::uint16_t>(in + at_reserved) != 0 || load_le<std::uint32_t>(in + at_reserved + 2) != 0) {
+  if (load_le<std::uint16_t>(in + at_reserved) != 0 ||
+      load_le<std::uint32_t>(in + at_reserved + 2) != 0) {
     return fail(Errc::protocol, "frame type {}: reserved bytes are not zero", type);
   }
   FrameHeader header;

@@ -1,6 +1,6 @@
 #pragma once
-// The frame header: the only binary layout between hosts. Layout, rules and golden bytes: docs/protocol.md.
-// Pure functions, any thread.
+// The frame header: the only binary layout between hosts. Layout, rules and golden bytes:
+// docs/protocol.md. Pure functions, any thread.
 
 #include <array>
 #include <cstddef>
@@ -15,7 +15,8 @@
 
 namespace replicad {
 
-/// Values are fixed for ever; a type unknown to the other side is never sent to it (feature negotiation).
+/// Values are fixed for ever; a type unknown to the other side is never sent to it (feature
+/// negotiation).
 enum class FrameType : std::uint8_t {
   // Control, JSON payload (messages.h).
   attach = 1,
@@ -70,7 +71,8 @@ struct FrameHeader {
 /// Writes the 64 bytes of `header`, checksum included. `to`: exactly frame_header_bytes.
 void encode_header(const FrameHeader& header, std::span<std::byte, frame_header_bytes> to);
 
-/// Checks magic, version, checksum, known type, flags, length limits and that range and payload agree.
+/// Checks magic, version, checksum, known type, flags, length limits and that range and payload
+/// agree.
 /// Errors: Errc::protocol, Errc::version_mismatch. The payload is not looked at.
 [[nodiscard]] Result<FrameHeader> decode_header(
     std::span<const std::byte, frame_header_bytes> from);

@@ -7,11 +7,14 @@
 namespace replicad {
 
 // new[] without initialiser: untouched pages of a large buffer stay unmapped.
-FrameReader::FrameReader(std::size_t capacity_bytes) : buffer_(new std::byte[capacity_bytes]), capacity_(capacity_bytes) {
+FrameReader::FrameReader(std::size_t capacity_bytes)
+    : buffer_(new std::byte[capacity_bytes]), capacity_(capacity_bytes) {
   RD_CHECK(capacity_bytes >= frame_header_bytes + data_payload_bytes_max);
 }
 
-std::span<std::byte> FrameReader::writable() { return {buffer_.get() + end_, capacity_ - end_}; }
+std::span<std::byte> FrameReader::writable() {
+  return {buffer_.get() + end_, capacity_ - end_};
+}
 
 void FrameReader::commit(std::size_t count) {
   RD_CHECK(count <= capacity_ - end_);

@@ -1,6 +1,6 @@
 #pragma once
-// Bytes of a stream -> frames, in a buffer of fixed size: no length field of a peer makes it allocate.
-// Not thread-safe.
+// Bytes of a stream -> frames, in a buffer of fixed size: no length field of a peer makes it
+// allocate. Not thread-safe.
 
 #include <cstddef>
 #include <memory>
@@ -23,12 +23,14 @@ class FrameReader {
   /// `capacity_bytes`: at least one largest frame (frame_header_bytes + payload limit).
   explicit FrameReader(std::size_t capacity_bytes);
 
-  /// Where the next received bytes go; empty when the buffer is full (call compact after the frames are used).
+  /// Where the next received bytes go; empty when the buffer is full (call compact after the frames
+  /// are used).
   [[nodiscard]] std::span<std::byte> writable();
   /// `count` bytes were received into writable().
   void commit(std::size_t count);
 
-  /// The next complete frame with verified header and payload checksum; nullopt when more bytes are needed.
+  /// The next complete frame with verified header and payload checksum; nullopt when more bytes are
+  /// needed.
   /// Errors: Errc::protocol, Errc::version_mismatch; the connection is then useless.
   [[nodiscard]] Result<std::optional<FrameView>> next();
 

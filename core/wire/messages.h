@@ -1,6 +1,7 @@
 #pragma once
-// The payloads of the stream's control frames and of `watermarks` and `digest`: one struct per message.
-// docs/protocol.md has the table of who sends what when. Decoders accept any bytes and say what is wrong.
+// The payloads of the stream's control frames and of `watermarks` and `digest`: one struct per
+// message. docs/protocol.md has the table of who sends what when. Decoders accept any bytes and say
+// what is wrong.
 
 #include <cstdint>
 #include <span>
@@ -38,8 +39,8 @@ struct AttachedMessage {
   std::uint32_t protocol = protocol_version_max;
   std::vector<std::string> features;
   std::string boot_id;
-  bool consistent = true;       ///< false: only a full copy helps
-  HistoryPoint logged;          ///< last frame in its log; the stream continues after it
+  bool consistent = true;  ///< false: only a full copy helps
+  HistoryPoint logged;     ///< last frame in its log; the stream continues after it
   Sequence durable = 0;
   Sequence applied = 0;
 };
@@ -51,24 +52,28 @@ struct RefuseMessage {
   std::string hint;
 };
 
-/// Primary to replica: `copy` false: numbered frames after `after` follow. `copy` true: the replica marks
-/// itself inconsistent, durably, before it takes anything; copy frames and numbered frames after `after` follow.
+/// Primary to replica: `copy` false: numbered frames after `after` follow. `copy` true: the replica
+/// marks itself inconsistent, durably, before it takes anything; copy frames and numbered frames
+/// after `after` follow.
 struct StartMessage {
   bool copy = false;
   Sequence after = 0;
 };
 
-/// Primary to replica: all of the copy was sent; `point` is the history point reached in this stream.
+/// Primary to replica: all of the copy was sent; `point` is the history point reached in this
+/// stream.
 struct CopyEndMessage {
   HistoryPoint point;
 };
 
-/// Replica to primary: the copy is durable in the image and recorded; the replica is consistent at `point`.
+/// Replica to primary: the copy is durable in the image and recorded; the replica is consistent at
+/// `point`.
 struct CopyDoneMessage {
   HistoryPoint point;
 };
 
-/// Payload of `watermarks` (64 bytes): a replica's four watermarks and two digests. Monotonic per connection.
+/// Payload of `watermarks` (64 bytes): a replica's four watermarks and two digests. Monotonic per
+/// connection.
 struct Watermarks {
   Sequence received = 0;
   Sequence logged = 0;
@@ -103,6 +108,7 @@ struct Watermarks {
 [[nodiscard]] Result<CopyDoneMessage> decode_copy_done(std::span<const std::byte> payload);
 [[nodiscard]] Result<Watermarks> decode_watermarks(std::span<const std::byte> payload);
 /// Digest frame: the point is (header epoch, header sequence, payload).
-[[nodiscard]] Result<HistoryPoint> decode_digest(const FrameHeader& header, std::span<const std::byte> payload);
+[[nodiscard]] Result<HistoryPoint> decode_digest(const FrameHeader& header,
+                                                 std::span<const std::byte> payload);
 
 }  // namespace replicad
