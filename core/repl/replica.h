@@ -1,0 +1,355 @@
+#pragma once
+// The replica's half of the replication protocol as a state machine: events in, effects out. It sees headers
+// and checksums, never payload; it reads no clock and does no I/O. Not thread-safe.
+//
+// A session with the primary:
+//
+//   AttachArrived -> promising -> settling -> idle --start--------------> streaming
+//                    RecordState  log at rest  |                              ^
+//                                              +--start copy--> marking ------+ (CopyDone)
+//                                                 -> draining -> copying -> finishing
+//
+// marking: RecordState(inconsistent) is under way. draining: what was received reaches the log, then the log is
+// dropped. finishing: images are synced, then RecordState(copy_done). Whatever was begun there is finished even
+// if the session ends meanwhile; the next session waits in `settling`.
+//
+// Which effect must be complete before which: a promise is durable before SendAttached; the mark of an
+// inconsistent image before DropLog and before the first WriteImage; SyncImages before RecordState(copy_done)
+// before SendCopyDone; a sequence is reported as logged after Logged, as durable after LogSynced.
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "core/base/time.h"
+#include "core/store/log_segment.h"
+#include "core/wire/messages.h"
+
+namespace replicad {
+
+/// Chosen by the runtime for each connection that attaches; never used twice.
+using SessionId = std::uint64_t;
+
+struct ReplicaConfig {
+  std::string host;
+  std::string volume;
+  std::string volume_uuid;
+  std::vector<std::uint64_t> disk_bytes;
+  std::string boot_id;
+  std::uint64_t sync_bytes = 16 * mib;            ///< the log is synced after so many bytes
+  Duration sync_delay = std::chrono::seconds(1);  ///< or when the oldest unsynced byte is so old
+  Duration report_delay =
+      std::chrono::milliseconds(50);  ///< least time between reports of `applied`
+};
+
+/// Where the replica stands when it starts: what the state file says and the log's recovery has proven.
+struct ReplicaStanding {
+  Epoch promised;
+  std::string primary;  ///< host that the promise was given to
+  bool consistent = true;
+  HistoryPoint logged;
+  Sequence durable = 0;
+  HistoryPoint applied;
+};
+
+/// A change of the volume's state file. It is durable when StateRecorded says so.
+struct ReplicaRecord {
+  enum class Kind : std::uint8_t {
+    promise,       ///< epoch := `epoch`, primary := `primary`
+    inconsistent,  ///< consistent := false
+    copy_done,     ///< consistent := true, checkpoint := `point`
+  };
+  Kind kind = Kind::promise;
+  Epoch epoch;
+  std::string primary;
+  HistoryPoint point;
+};
+
+namespace replica_event {
+/// A connection's attach frame. `is_primary`: this host is recorded as the volume's primary.
+struct AttachArrived {
+  SessionId session;
+  AttachMessage message;
+  bool is_primary;
+};
+struct StartArrived {
+  SessionId session;
+  StartMessage message;
+};
+/// Any frame without a message of its own here: numbered, copy_data, copy_zero, heartbeat, sync_request and
+/// whatever a primary must not send. Checksums are verified.
+struct FrameArrived {
+  SessionId session;
+  FrameHeader header;
+};
+struct DigestArrived {
+  SessionId session;
+  HistoryPoint point;
+};
+struct CopyEndArrived {
+  SessionId session;
+  HistoryPoint point;
+};
+struct SessionClosed {
+  SessionId session;
+};
+/// The log file has every frame up to `through` (in the order of the AppendFrame effects).
+struct Logged {
+  Sequence through;
+};
+/// Answer to SyncLog: the log was on stable storage up to `through`.
+struct LogSynced {
+  Sequence through;
+};
+/// The image has everything up to `point`; its digest was taken over the bytes that were written.
+struct Applied {
+  HistoryPoint point;
+};
+/// Copy: the image has every numbered frame up to `through` that the session sent.
+struct CopyWritten {
+  SessionId session;
+  Sequence through;
+};
+/// Answer to the oldest unanswered RecordState; on error the file is unchanged.
+struct StateRecorded {
+  Status status;
+};
+/// Answer to DropLog.
+struct LogDropped {};
+/// Answer to SyncImages.
+struct ImagesSynced {};
+/// Another part of the daemon has durably promised this epoch.
+struct PromiseRaised {
+  Epoch epoch;
+};
+struct PromotionRequested {
+  Epoch epoch;
+  HistoryPoint point;
+};
+/// Log or image failed: nothing more is taken. The runtime recovers with a new Replica.
+struct Failed {
+  Error error;
+};
+/// wake_at() has come.
+struct TimePassed {};
+}  // namespace replica_event
+
+using ReplicaEvent = std::variant<replica_event::AttachArrived,
+                                  replica_event::StartArrived,
+                                  replica_event::FrameArrived,
+                                  replica_event::DigestArrived,
+                                  replica_event::CopyEndArrived,
+                                  replica_event::SessionClosed,
+                                  replica_event::Logged,
+                                  replica_event::LogSynced,
+                                  replica_event::Applied,
+                                  replica_event::CopyWritten,
+                                  replica_event::StateRecorded,
+                                  replica_event::LogDropped,
+                                  replica_event::ImagesSynced,
+                                  replica_event::PromiseRaised,
+                                  replica_event::PromotionRequested,
+                                  replica_event::Failed,
+                                  replica_event::TimePassed>;
+
+namespace replica_effect {
+struct SendAttached {
+  SessionId session;
+  AttachedMessage message;
+};
+struct SendWatermarks {
+  SessionId session;
+  Watermarks marks;
+};
+struct SendCopyDone {
+  SessionId session;
+  HistoryPoint point;
+};
+/// Send `refuse` with the error, then close. The session is over.
+struct Refuse {
+  SessionId session;
+  Error error;
+};
+/// Close without a word. The session is over.
+struct CloseSession {
+  SessionId session;
+  Error error;
+};
+/// The frame of this event goes to the end of the log; the history is at `after` with it.
+struct AppendFrame {
+  HistoryPoint after;
+};
+/// The frame of this event goes straight to the image, in the order of these effects.
+struct WriteImage {};
+/// Make the log durable up to what is logged now, then LogSynced.
+struct SyncLog {};
+/// Stop applying, wait for image writes in flight, remove the log, then LogDropped.
+struct DropLog {};
+/// Wait for image writes in flight, fdatasync every image, then ImagesSynced.
+struct SyncImages {};
+/// The log begins anew behind `point`, which is the checkpoint.
+struct RestartLog {
+  HistoryPoint point;
+};
+/// Make the change durable, then StateRecorded. In order.
+struct RecordState {
+  ReplicaRecord record;
+};
+/// Result of a PromotionRequested.
+struct PromotionDone {
+  Status status;
+};
+}  // namespace replica_effect
+
+using ReplicaEffect = std::variant<replica_effect::SendAttached,
+                                   replica_effect::SendWatermarks,
+                                   replica_effect::SendCopyDone,
+                                   replica_effect::Refuse,
+                                   replica_effect::CloseSession,
+                                   replica_effect::AppendFrame,
+                                   replica_effect::WriteImage,
+                                   replica_effect::SyncLog,
+                                   replica_effect::DropLog,
+                                   replica_effect::SyncImages,
+                                   replica_effect::RestartLog,
+                                   replica_effect::RecordState,
+                                   replica_effect::PromotionDone>;
+
+class Replica {
+ public:
+  enum class Phase : std::uint8_t {
+    none,  ///< no session
+    promising,
+    settling,
+    idle,
+    streaming,
+    copying,
+    waiting,  ///< a copy is being begun or ended
+  };
+
+  Replica(ReplicaConfig config, const ReplicaStanding& standing);
+
+  /// Takes one event and appends what is to be done, in this order.
+  void step(const ReplicaEvent& event, Instant now, std::vector<ReplicaEffect>& effects);
+
+  /// Whether frames of the session may be handed in now; else the runtime keeps them for later, in order.
+  [[nodiscard]] bool takes_input() const;
+  /// When TimePassed is wanted; nullopt = never.
+  [[nodiscard]] std::optional<Instant> wake_at() const;
+
+  [[nodiscard]] Watermarks marks() const;
+  [[nodiscard]] HistoryPoint logged() const { return logged_; }
+  [[nodiscard]] HistoryPoint applied() const { return applied_; }
+  [[nodiscard]] Epoch promised() const { return promised_; }
+  [[nodiscard]] bool is_consistent() const { return consistent_; }
+  [[nodiscard]] bool is_copying() const { return copy_ != CopyStep::none; }
+  [[nodiscard]] Phase phase() const { return session_ ? session_->phase : Phase::none; }
+  [[nodiscard]] const std::optional<Error>& failure() const { return failure_; }
+
+  /// For tests: aborts if the state contradicts itself.
+  void check_invariants() const;
+
+ private:
+  using Effects = std::vector<ReplicaEffect>;
+
+  enum class CopyStep : std::uint8_t {
+    none,
+    marking,
+    draining,
+    dropping,
+    copying,
+    syncing,
+    recording
+  };
+  enum class PromotionStep : std::uint8_t { none, promising, applying, syncing, done };
+
+  struct Session {
+    SessionId id = 0;
+    Epoch epoch;
+    std::string primary;
+    Phase phase = Phase::promising;
+  };
+  /// Received and not yet logged.
+  struct Pending {
+    HistoryPoint after;
+    std::uint64_t frame_bytes;
+    bool wants_sync;
+  };
+
+  void on_event(const replica_event::AttachArrived& event, Instant now, Effects& effects);
+  void on_event(const replica_event::StartArrived& event, Instant now, Effects& effects);
+  void on_event(const replica_event::FrameArrived& event, Instant now, Effects& effects);
+  void on_event(const replica_event::DigestArrived& event, Instant now, Effects& effects);
+  void on_event(const replica_event::CopyEndArrived& event, Instant now, Effects& effects);
+  void on_event(const replica_event::SessionClosed& event, Instant now, Effects& effects);
+  void on_event(const replica_event::Logged& event, Instant now, Effects& effects);
+  void on_event(const replica_event::LogSynced& event, Instant now, Effects& effects);
+  void on_event(const replica_event::Applied& event, Instant now, Effects& effects);
+  void on_event(const replica_event::CopyWritten& event, Instant now, Effects& effects);
+  void on_event(const replica_event::StateRecorded& event, Instant now, Effects& effects);
+  void on_event(const replica_event::LogDropped& event, Instant now, Effects& effects);
+  void on_event(const replica_event::ImagesSynced& event, Instant now, Effects& effects);
+  void on_event(const replica_event::PromiseRaised& event, Instant now, Effects& effects);
+  void on_event(const replica_event::PromotionRequested& event, Instant now, Effects& effects);
+  void on_event(const replica_event::Failed& event, Instant now, Effects& effects);
+  void on_event(const replica_event::TimePassed& event, Instant now, Effects& effects);
+
+  [[nodiscard]] bool is_current(SessionId session) const;
+  [[nodiscard]] Status check_attach(const AttachMessage& message, bool is_primary) const;
+  [[nodiscard]] Status check_epoch(const AttachMessage& message) const;
+  [[nodiscard]] Status check_frame(const FrameHeader& header) const;
+  void take_numbered(const FrameHeader& header, Effects& effects);
+  void take_copy_frame(const FrameHeader& header, Effects& effects);
+  void begin_stream(const StartMessage& message, Effects& effects);
+  void begin_copy(const StartMessage& message, Effects& effects);
+  void on_promised(const ReplicaRecord& record, const Status& status, Effects& effects);
+  void on_marked(const Status& status, Effects& effects);
+  void on_copy_recorded(const HistoryPoint& point, const Status& status, Effects& effects);
+  void record(ReplicaRecord record, Effects& effects);
+  void refuse(Error error, Effects& effects);
+  void leave_session();
+  void request_sync(Instant now, Effects& effects);
+  void sync_if_due(Instant now, Effects& effects);
+  void report(Effects& effects);
+  void report_later(Instant now);
+  /// Goes on with what waited for the log to come to rest: the session, a copy, a promotion.
+  void advance_waiting(Effects& effects);
+  void advance_promotion(Effects& effects);
+  void end_promotion(Status status, Effects& effects);
+
+  ReplicaConfig config_;
+  Epoch promised_;          ///< refuses what is lower; may not be durable yet
+  Epoch promised_durable_;  ///< what the state file says
+  std::string primary_;     ///< recorded with it
+  bool consistent_;
+  std::optional<Error> failure_;
+  std::deque<ReplicaRecord> records_;  ///< unanswered RecordState effects
+
+  std::optional<Session> session_;
+  HistoryPoint received_;
+  std::deque<Pending> pending_;
+  HistoryPoint logged_;
+  Sequence durable_ = 0;
+  HistoryPoint applied_;
+
+  bool sync_in_flight_ = false;
+  bool sync_due_ = false;  ///< something logged and not durable must become so at once
+  std::uint64_t unsynced_bytes_ = 0;
+  std::optional<Instant> unsynced_since_;
+  std::optional<Instant> report_at_;
+  std::optional<Sequence> report_applied_at_;  ///< somebody waits for this to be applied
+
+  CopyStep copy_ = CopyStep::none;
+  HistoryPoint copy_taken_;  ///< last numbered frame of the copy; its digest is not known
+  Sequence copy_written_ = 0;
+  HistoryPoint copy_end_;
+
+  PromotionStep promotion_ = PromotionStep::none;
+  Epoch promotion_epoch_;
+  HistoryPoint promotion_point_;
+};
+
+}  // namespace replicad
