@@ -509,7 +509,7 @@ void Replica::take_copy_frame(const FrameHeader& header, Effects& effects) {
   effects.push_back(replica_effect::WriteImage{});
 }
 
-void Replica::on_event(const replica_event::CopyWritten& event, Instant now, Effects& effects) {
+void Replica::on_event(const replica_event::CopyWritten& event, Instant now, Effects& /*effects*/) {
   if (failure_ || !is_current(event.session) || session_->phase != Phase::copying) return;
   RD_CHECK(event.through <= copy_taken_.sequence);
   RD_CHECK(event.through >= copy_written_);
