@@ -1,7 +1,9 @@
 #pragma once
 // Files as the runtimes need them. Blocking calls; errno becomes Error through errno_to_error.
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -24,8 +26,14 @@ namespace replicad {
 /// writing zeroes where nothing else works. Blocking.
 [[nodiscard]] Status zero_range(int fd, std::uint64_t offset, std::uint64_t length, bool may_punch);
 
-/// Replaces `path` by `content`: temporary file, fsync, rename, fsync of the directory. Durable on return;
-/// on error the old content is still there.
+/// The whole of `data`, through short writes and interruptions. Errors: errno's, Errc::no_space.
+[[nodiscard]] Status write_all_at(int fd, std::span<const std::byte> data, std::uint64_t offset);
+/// Fills `data`. Errors: errno's, Errc::corrupt if the file ends before.
+[[nodiscard]] Status read_all_at(int fd, std::span<std::byte> data, std::uint64_t offset);
+
+/// Replaces `path` by `content`: temporary file `path`.tmp, fsync, rename, fsync of the directory. Durable on
+/// return; on error the old content is still there, except when the last fsync fails: then a crash decides
+/// between the two. One writer per path at a time.
 [[nodiscard]] Status write_file_durably(const std::string& path, std::string_view content);
 /// Whole content; Errc::not_found, Errc::corrupt if longer than `bytes_max`.
 [[nodiscard]] Result<std::string> read_file(const std::string& path, std::size_t bytes_max);

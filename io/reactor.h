@@ -28,7 +28,9 @@ class Reactor {
   [[nodiscard]] static Result<std::unique_ptr<Reactor>> create(unsigned entries = 1024);
   virtual ~Reactor() = default;
 
-  /// Runs until stop(). After stop() it cancels what is in flight and waits for it.
+  /// Runs until stop(), once per reactor, on any one thread; until then the creating thread may queue operations
+  /// and timers. After stop() it cancels what is in flight and waits for it (their `done` runs, new operations
+  /// end with -ECANCELED, posted functions still run, timers and the turn hook do not), then returns.
   virtual void run() = 0;
   virtual void stop() = 0;                              ///< any thread
   virtual void post(std::function<void()> function) = 0;  ///< any thread; runs on the reactor thread, in order
@@ -36,6 +38,9 @@ class Reactor {
   virtual void wake() = 0;
   /// `hook` runs in every turn, after completions and before sleeping. One per reactor.
   virtual void set_turn_hook(std::function<void()> hook) = 0;
+  /// Runs `function` once, at the end of this turn, before what was queued is handed to the kernel: the place to
+  /// gather what many callbacks of one turn produced.
+  virtual void at_turn_end(std::function<void()> function) = 0;
   /// CLOCK_BOOTTIME at the start of this turn.
   [[nodiscard]] virtual Instant now() const = 0;
 
@@ -51,8 +56,12 @@ class Reactor {
   virtual void writev(int fd, const iovec* vectors, unsigned count, std::uint64_t offset, Done done) = 0;
   virtual void fdatasync(int fd, Done done) = 0;
   virtual void fallocate(int fd, int mode, std::uint64_t offset, std::uint64_t length, Done done) = 0;
-  /// Every operation in flight on `fd` ends with -ECANCELED or its result.
+  /// Every operation in flight on `fd` ends with -ECANCELED or its result. `fd` may be closed at once after it.
   virtual void cancel_fd(int fd) = 0;
 };
+
+/// Whether io_uring works here with every operation the reactor uses; leaves nothing behind, so that it can be
+/// called before a fork. Errors: as Reactor::create; names a missing operation.
+[[nodiscard]] Status probe_io_uring();
 
 }  // namespace replicad
