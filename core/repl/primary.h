@@ -1,0 +1,451 @@
+#pragma once
+// The primary's half of the replication protocol as a state machine: events in, effects out. It sees request
+// handles, ranges, lengths and checksums, never payload; it reads no clock and does no I/O. Not thread-safe:
+// the runtime (nbd-plugin/volume.h) calls it under one lock.
+//
+// Life of a write:   WriteArrived -> Admitted      no overlapping write in flight, ring space set aside
+//                    (runtime writes the image)
+//                    LocalWritten -> Placed        sequence given, range released
+//                    (runtime copies the frame into the ring)
+//                    FrameReady                    sealed in order: digest, may be sent
+//                    PeerMarks    -> Answer        when every member of the acknowledging set has it (docs/architecture.md)
+// The image is written before the sequence is given, so a failed local write never reaches a replica.
+//
+// Acknowledging set: members recorded in sync, members of a proposed record, and members about to join. A member
+// leaves it only after the record without it is durable; it is in it before the record with it is proposed.
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "core/base/modes.h"
+#include "core/base/range.h"
+#include "core/repl/ring_index.h"
+
+namespace replicad {
+
+/// Handle of a guest request, chosen by the runtime, unique among those in flight.
+using RequestId = std::uint64_t;
+/// Index of a peer; stays valid after other peers are removed.
+using PeerIndex = std::size_t;
+
+struct PrimaryConfig {
+  Epoch epoch;
+  HistoryPoint history;   ///< where the history stands; nothing of it is in the ring
+  Sequence reserved = 0;  ///< highest sequence that may be given out
+  std::vector<std::uint64_t> disk_bytes;
+  std::vector<std::string> peers;    ///< host names of the other members
+  std::vector<std::string> in_sync;  ///< recorded hosts, own name included
+  std::string host;                  ///< own name
+  Mode mode = Mode::sync;
+  Congestion congestion = Congestion::throttle;
+  std::uint64_t ring_bytes = ring_bytes_default;
+  Duration ack_timeout{};
+};
+
+/// What kind of change a request makes, for frames of type write, zero, trim and flush.
+struct Change {
+  FrameType kind = FrameType::write;
+  std::uint16_t flags = 0;  ///< frame_flag_*
+  Range range;              ///< empty for flush; at most data_payload_bytes_max / range_bytes_max
+};
+
+namespace primary_event {
+/// A guest's change (or one piece of it). `change.range` lies within its disk.
+struct WriteArrived {
+  RequestId id;
+  Change change;
+};
+/// The image holds it (a FUA write: durably; a flush: not yet). `wants_answer`: last piece of its request.
+struct LocalWritten {
+  RequestId id;
+  bool wants_answer;
+};
+/// The change was not made and will not be: gives range and ring space back.
+struct Abandoned {
+  RequestId id;
+};
+/// A flush's fdatasync of the local images is done.
+struct LocalSynced {
+  RequestId id;
+};
+/// The request is no longer waited for: it was not admitted yet, or its answer does not matter any more.
+struct Cancelled {
+  RequestId id;
+};
+/// The bytes of placed frame `sequence` are complete in the ring. In sequence order.
+struct FrameReady {
+  Sequence sequence;
+  std::uint32_t payload_crc32c;
+};
+struct PeerAttached {
+  PeerIndex peer;
+  AttachedMessage message;
+};
+/// The connection ended or could not be made; `error` says why.
+struct PeerLost {
+  PeerIndex peer;
+  Error error;
+};
+struct PeerMarks {
+  PeerIndex peer;
+  Watermarks marks;
+};
+/// `bytes` of what take() returned have left; their ring memory is no longer read.
+struct PeerSent {
+  PeerIndex peer;
+  std::uint64_t bytes;
+};
+/// Start a full copy to an attached peer.
+struct CopyRequested {
+  PeerIndex peer;
+};
+/// Wait until no write in `range` is in flight and keep new ones out. One lock per peer.
+struct CopyLock {
+  PeerIndex peer;
+  Range range;
+};
+struct CopyUnlock {
+  PeerIndex peer;
+};
+struct CopyDone {
+  PeerIndex peer;
+  HistoryPoint point;
+};
+/// The in-sync set of the last Record effect is durable.
+struct Recorded {};
+struct ReserveGranted {
+  Sequence reserved;
+};
+struct SettingsChanged {
+  Mode mode;
+  Congestion congestion;
+  Duration ack_timeout;
+};
+struct PeerAdded {
+  std::string host;
+};
+struct PeerRemoved {
+  PeerIndex peer;
+};
+/// Hold new writes, drain, flush; with `target`: until that peer has applied everything with an equal digest.
+struct Hold {
+  std::optional<PeerIndex> target;
+  Instant deadline;
+};
+/// Result of the SyncImages effect.
+struct ImagesSynced {
+  bool ok;
+};
+struct Seal {};
+/// Ends a hold; with `epoch`, in that new term.
+struct Resume {
+  std::optional<Epoch> epoch;
+};
+/// Every request, waiting and to come, is answered with an error.
+struct Fail {
+  Error error;
+};
+/// Time has passed; call at least every 100 ms.
+struct Tick {};
+}  // namespace primary_event
+
+using PrimaryEvent = std::variant<primary_event::WriteArrived,
+                                  primary_event::LocalWritten,
+                                  primary_event::Abandoned,
+                                  primary_event::LocalSynced,
+                                  primary_event::Cancelled,
+                                  primary_event::FrameReady,
+                                  primary_event::PeerAttached,
+                                  primary_event::PeerLost,
+                                  primary_event::PeerMarks,
+                                  primary_event::PeerSent,
+                                  primary_event::CopyRequested,
+                                  primary_event::CopyLock,
+                                  primary_event::CopyUnlock,
+                                  primary_event::CopyDone,
+                                  primary_event::Recorded,
+                                  primary_event::ReserveGranted,
+                                  primary_event::SettingsChanged,
+                                  primary_event::PeerAdded,
+                                  primary_event::PeerRemoved,
+                                  primary_event::Hold,
+                                  primary_event::ImagesSynced,
+                                  primary_event::Seal,
+                                  primary_event::Resume,
+                                  primary_event::Fail,
+                                  primary_event::Tick>;
+
+namespace primary_effect {
+/// Write the image now.
+struct Admitted {
+  RequestId id;
+};
+/// Put the frame at `ring_offset` of the ring, then FrameReady. `id` is nullopt for a frame of our own (flush).
+struct Placed {
+  std::optional<RequestId> id;
+  FrameHeader header;  ///< complete but for payload_crc32c
+  std::uint64_t ring_offset;
+};
+/// Answer the guest. `failed`: with an error.
+struct Answer {
+  RequestId id;
+  bool failed;
+};
+/// Send `start` to the peer. Its bytes come from take() afterwards.
+struct StartPeer {
+  PeerIndex peer;
+  StartMessage message;
+};
+/// Run the image copy to the peer (StartPeer with copy was sent before).
+struct RunCopy {
+  PeerIndex peer;
+};
+struct CopyLocked {
+  PeerIndex peer;
+};
+/// Close the connection; PeerLost follows.
+struct ClosePeer {
+  PeerIndex peer;
+  Error error;
+};
+/// There is something to send for this peer.
+struct Sendable {
+  PeerIndex peer;
+};
+/// Send `sync_request`.
+struct RequestSync {
+  PeerIndex peer;
+};
+/// Send `heartbeat`: the peer reports at once.
+struct Ping {
+  PeerIndex peer;
+};
+/// Make this in-sync set durable, then Recorded. Not repeated before Recorded.
+struct Record {
+  std::vector<std::string> in_sync;
+  std::string reason;
+};
+/// Sequences run short: ask for more.
+struct Reserve {
+  Sequence until;
+};
+/// fdatasync every image, then ImagesSynced.
+struct SyncImages {};
+/// A hold has reached its aim.
+struct HoldReached {
+  HistoryPoint point;
+};
+/// A hold has failed or timed out; requests go on.
+struct HoldFailed {
+  Error error;
+};
+}  // namespace primary_effect
+
+using PrimaryEffect = std::variant<primary_effect::Admitted,
+                                   primary_effect::Placed,
+                                   primary_effect::Answer,
+                                   primary_effect::StartPeer,
+                                   primary_effect::RunCopy,
+                                   primary_effect::CopyLocked,
+                                   primary_effect::ClosePeer,
+                                   primary_effect::Sendable,
+                                   primary_effect::RequestSync,
+                                   primary_effect::Ping,
+                                   primary_effect::Record,
+                                   primary_effect::Reserve,
+                                   primary_effect::SyncImages,
+                                   primary_effect::HoldReached,
+                                   primary_effect::HoldFailed>;
+
+enum class PeerPhase : std::uint8_t {
+  disconnected,
+  detached,   ///< attached, but only a full copy helps
+  streaming,  ///< takes numbered frames
+  copying,
+};
+
+/// What `status` shows of a peer.
+struct PeerView {
+  std::string host;
+  PeerPhase phase = PeerPhase::disconnected;
+  bool in_sync = false;
+  bool caught_up = false;
+  Sequence sent = 0;
+  Watermarks marks;
+  std::uint64_t lag_bytes = 0;
+  Duration lag{};
+  std::optional<Error> error;
+};
+
+class Primary {
+ public:
+  enum class HoldPhase : std::uint8_t { none, draining, flushing, reached };
+
+  Primary(const PrimaryConfig& config, Instant now);
+
+  /// Takes one event and appends what is to be done. Effects are done in order, before the next event's.
+  void step(const PrimaryEvent& event, Instant now, std::vector<PrimaryEffect>& effects);
+
+  /// What may be sent to a peer next: ring bytes [begin, end), whole frames, at most `bytes_max` (one frame is
+  /// always whole). Advances the peer's cursor; PeerSent must follow. Empty if there is nothing.
+  struct SendWindow {
+    std::uint64_t begin_bytes = 0;
+    std::uint64_t end_bytes = 0;
+  };
+  [[nodiscard]] SendWindow take(PeerIndex peer, std::uint64_t bytes_max);
+  /// History point right behind what take() gave out: where copy_end and digest frames may be put.
+  [[nodiscard]] HistoryPoint taken_point(PeerIndex peer) const;
+
+  [[nodiscard]] const Epoch& epoch() const { return epoch_; }
+  [[nodiscard]] HistoryPoint history() const { return ring_.sealed_point(); }
+  [[nodiscard]] std::vector<std::string> in_sync() const;
+  [[nodiscard]] HoldPhase hold_phase() const { return hold_phase_; }
+  [[nodiscard]] bool is_sealed() const { return hold_sealed_; }
+  [[nodiscard]] const std::optional<Error>& failure() const { return failure_; }
+  [[nodiscard]] std::size_t peer_count() const { return peers_.size(); }
+  [[nodiscard]] bool is_removed(PeerIndex peer) const { return peers_[peer].removed; }
+  [[nodiscard]] PeerView view(PeerIndex peer, Instant now) const;
+  [[nodiscard]] std::optional<PeerIndex> find_peer(std::string_view host) const;
+  [[nodiscard]] const RingIndex& ring() const { return ring_; }
+
+  /// For tests: aborts if the state contradicts itself.
+  void check_invariants() const;
+
+ private:
+  /// How far a member must be before a request is answered.
+  enum class Level : std::uint8_t { none, received, logged, durable };
+
+  struct Request {
+    RequestId id;
+    Change change;
+  };
+  struct Waiting {  ///< for acknowledgements, in sequence order per level
+    RequestId id;
+    Sequence sequence;
+    bool is_flush;
+  };
+  struct Peer {
+    std::string host;
+    PeerPhase phase = PeerPhase::disconnected;
+    bool removed = false;
+    bool recorded = false;  ///< in the durable in-sync set
+    bool proposed = false;  ///< in the set of the Record effect under way
+    bool joining = false;   ///< acknowledgements are waited for, the record does not have it yet
+    bool leaving = false;   ///< to be recorded without it
+    bool sync_requested = false;
+    bool close_requested = false;
+    Sequence join_sequence = 0;
+    Watermarks marks;
+    HistoryPoint taken;              ///< history behind what take() gave out
+    std::uint64_t taken_bytes = 0;   ///< ring offset of the cursor
+    std::uint64_t sent_bytes = 0;    ///< ring offset up to which memory is no longer read
+    std::uint64_t logged_bytes = 0;  ///< ring offset behind marks.logged
+    std::optional<Instant>
+        behind_since;  ///< when the first frame it lacks was placed, once that left the ring
+    Instant last_progress;
+    std::optional<Range> copy_lock;  ///< asked for or held
+    bool copy_locked = false;
+    std::optional<Error> error;
+  };
+  using Effects = std::vector<PrimaryEffect>;
+
+  // primary.cpp: guest requests, ring, answers
+  void on_event(const primary_event::WriteArrived& event, Instant now, Effects& effects);
+  void on_event(const primary_event::LocalWritten& event, Instant now, Effects& effects);
+  void on_event(const primary_event::Abandoned& event, Instant now, Effects& effects);
+  void on_event(const primary_event::LocalSynced& event, Instant now, Effects& effects);
+  void on_event(const primary_event::Cancelled& event, Instant now, Effects& effects);
+  void on_event(const primary_event::FrameReady& event, Instant now, Effects& effects);
+  void on_event(const primary_event::ReserveGranted& event, Instant now, Effects& effects);
+  void on_event(const primary_event::SettingsChanged& event, Instant now, Effects& effects);
+  void on_event(const primary_event::Fail& event, Instant now, Effects& effects);
+  void on_event(const primary_event::Tick& event, Instant now, Effects& effects);
+  [[nodiscard]] bool is_blocked(const Request& request, std::size_t queue_index) const;
+  void admit_waiting(Effects& effects);
+  void grant_copy_locks(Effects& effects);
+  void place(std::optional<RequestId> id, const Change& change, Instant now, Effects& effects);
+  void wait_for_answer(RequestId id, Sequence sequence, const Change& change, Effects& effects);
+  void answer_ready(Effects& effects);
+  void answer_queue(std::deque<Waiting>& queue, Sequence reached_sequence, Effects& effects);
+  void acknowledge(const Waiting& waiting, Effects& effects);
+  [[nodiscard]] Level level_for(const Change& change) const;
+  [[nodiscard]] std::deque<Waiting>& queue_for(Level level);
+  [[nodiscard]] Sequence reached(Level level) const;
+  bool make_room(std::uint64_t frame_bytes, Effects& effects);
+  [[nodiscard]] bool is_pinned_by(const Peer& peer, Sequence sequence) const;
+  void reserve_sequences(Effects& effects);
+
+  // primary_peers.cpp: sessions, in-sync set, copies
+  void on_event(const primary_event::PeerAttached& event, Instant now, Effects& effects);
+  void on_event(const primary_event::PeerLost& event, Instant now, Effects& effects);
+  void on_event(const primary_event::PeerMarks& event, Instant now, Effects& effects);
+  void on_event(const primary_event::PeerSent& event, Instant now, Effects& effects);
+  void on_event(const primary_event::CopyRequested& event, Instant now, Effects& effects);
+  void on_event(const primary_event::CopyLock& event, Instant now, Effects& effects);
+  void on_event(const primary_event::CopyUnlock& event, Instant now, Effects& effects);
+  void on_event(const primary_event::CopyDone& event, Instant now, Effects& effects);
+  void on_event(const primary_event::Recorded& event, Instant now, Effects& effects);
+  void on_event(const primary_event::PeerAdded& event, Instant now, Effects& effects);
+  void on_event(const primary_event::PeerRemoved& event, Instant now, Effects& effects);
+  void start_stream(PeerIndex peer, const HistoryPoint& point, Instant now, Effects& effects);
+  void start_copy(PeerIndex peer, Instant now, Effects& effects);
+  void detach(PeerIndex peer, Error error);
+  void close_peer(PeerIndex peer, Error error, Effects& effects);
+  void leave(PeerIndex peer, Effects& effects);
+  void update_joining(PeerIndex peer, Effects& effects);
+  void propose_record(Effects& effects);
+  void check_progress(Instant now, Effects& effects);
+  void request_sync(PeerIndex peer, Effects& effects);
+  [[nodiscard]] bool acknowledges(const Peer& peer) const;
+
+  // primary_hold.cpp: hold, seal, resume
+  void on_event(const primary_event::Hold& event, Instant now, Effects& effects);
+  void on_event(const primary_event::ImagesSynced& event, Instant now, Effects& effects);
+  void on_event(const primary_event::Seal& event, Instant now, Effects& effects);
+  void on_event(const primary_event::Resume& event, Instant now, Effects& effects);
+  void advance_hold(Instant now, Effects& effects);
+  void fail_hold(Error error, Effects& effects);
+  void end_hold(Effects& effects);
+
+  Epoch epoch_;
+  HistoryPoint inherited_;  ///< where the history stood when this epoch began
+  std::string host_;
+  std::vector<std::uint64_t> disk_bytes_;
+  Mode mode_;
+  Congestion congestion_;
+  Duration ack_timeout_;
+  RingIndex ring_;
+  Sequence reserved_;
+  bool reserve_requested_ = false;
+  std::optional<Error> failure_;
+
+  std::vector<Peer> peers_;
+  bool record_pending_ = false;
+  std::string record_reason_;
+
+  std::deque<Request> queue_;                  ///< arrived, not admitted; in order of arrival
+  std::vector<Request> admitted_;              ///< being written to the image
+  RangeSet active_;                            ///< ranges of admitted_
+  std::vector<RequestId> flushing_;            ///< flushes whose local sync is under way
+  std::vector<RequestId> flush_acknowledged_;  ///< those of flushing_ that the members have
+  std::deque<Waiting> wait_received_;
+  std::deque<Waiting> wait_logged_;
+  std::deque<Waiting> wait_durable_;
+
+  HoldPhase hold_phase_ = HoldPhase::none;
+  bool hold_sealed_ = false;
+  bool hold_images_synced_ = false;
+  bool hold_ping_pending_ = false;
+  std::optional<PeerIndex> hold_target_;
+  Instant hold_deadline_;
+  Sequence hold_sequence_ = 0;
+};
+
+/// Stable name of a phase as in docs/control-api.md; `caught_up` tells streaming from catching-up.
+[[nodiscard]] std::string_view peer_state_name(PeerPhase phase, bool caught_up, bool refused);
+
+}  // namespace replicad

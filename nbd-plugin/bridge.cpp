@@ -1,0 +1,262 @@
+#include "nbd-plugin/bridge.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string>
+
+#include "core/base/check.h"
+#include "core/base/log.h"
+#include "io/clock.h"
+
+namespace replicad {
+
+namespace {
+
+/// Placed frames that are not sealed yet never lie further apart than the ring index has entries.
+std::size_t ready_slots(const Primary& primary) {
+  return primary.ring().entries_max();
+}
+
+}  // namespace
+
+Bridge::Bridge(const PrimaryConfig& config,
+               std::unique_ptr<MirroredBuffer> ring,
+               const std::vector<DiskImage>& images)
+    : images_(images), ring_(std::move(ring)), primary_(config, boot_time_now()) {
+  ready_ = std::vector<ReadyMark>(ready_slots(primary_));
+}
+
+void Bridge::set_hooks(std::function<void()> wake, std::function<bool()> stopping) {
+  wake_ = std::move(wake);
+  stopping_ = std::move(stopping);
+}
+
+void Bridge::step(const PrimaryEvent& event) {
+  const std::lock_guard lock(mutex_);
+  step_locked(event);
+}
+
+void Bridge::step_locked(const PrimaryEvent& event) {
+  scratch_.clear();
+  primary_.step(event, boot_time_now(), scratch_);
+  bool for_reactor = false;
+  for (PrimaryEffect& effect : scratch_) {
+    if (const auto* admitted = std::get_if<primary_effect::Admitted>(&effect)) {
+      GuestRequest::from_id(admitted->id).set(GuestRequest::State::admitted);
+    } else if (const auto* placed = std::get_if<primary_effect::Placed>(&effect)) {
+      if (placed->id) {
+        GuestRequest& request = GuestRequest::from_id(*placed->id);
+        request.header = placed->header;
+        request.ring_offset = placed->ring_offset;
+      } else {
+        fill(placed->header, placed->ring_offset, {});
+        for_reactor = true;
+      }
+    } else if (const auto* answer = std::get_if<primary_effect::Answer>(&effect)) {
+      GuestRequest::from_id(answer->id)
+          .set(answer->failed ? GuestRequest::State::failed : GuestRequest::State::answered);
+    } else if (const auto* sendable = std::get_if<primary_effect::Sendable>(&effect)) {
+      if (sendable_.size() <= sendable->peer) sendable_.resize(sendable->peer + 1, false);
+      sendable_[sendable->peer] = true;
+      for_reactor = true;
+    } else {
+      for_reactor_.push_back(std::move(effect));
+      for_reactor = true;
+    }
+  }
+  if (for_reactor) wake_();
+}
+
+bool Bridge::drain(std::vector<PrimaryEffect>& effects) {
+  effects.clear();
+  const std::lock_guard lock(mutex_);
+  while (!primary_.ring().all_sealed()) {
+    const Sequence next = primary_.ring().next_unsealed();
+    const ReadyMark& mark = ready_[next % ready_.size()];
+    if (mark.sequence.load(std::memory_order_acquire) != next) break;
+    step_locked(primary_event::FrameReady{next, mark.payload_crc32c});
+  }
+  effects.swap(for_reactor_);
+  for (PeerIndex peer = 0; peer < sendable_.size(); ++peer) {
+    if (!sendable_[peer]) continue;
+    sendable_[peer] = false;
+    effects.push_back(primary_effect::Sendable{peer});
+  }
+  return !effects.empty();
+}
+
+Primary::SendWindow Bridge::take(PeerIndex peer, std::uint64_t bytes_max) {
+  const std::lock_guard lock(mutex_);
+  return primary_.take(peer, bytes_max);
+}
+
+std::span<const std::byte> Bridge::ring_bytes(const Primary::SendWindow& window) const {
+  return ring_->at(window.begin_bytes, window.end_bytes - window.begin_bytes);
+}
+
+int Bridge::admit(GuestRequest& request, const Change& change) {
+  step(primary_event::WriteArrived{request.id(), change});
+  if (!request.wait_while(GuestRequest::State::arrived, stopping_)) {
+    const std::lock_guard lock(mutex_);
+    // It may have been admitted in the meantime; then it goes on as usual.
+    if (request.state() == GuestRequest::State::arrived) {
+      step_locked(primary_event::Cancelled{request.id()});
+      return ESHUTDOWN;
+    }
+  }
+  return request.state() == GuestRequest::State::failed ? EIO : 0;
+}
+
+int Bridge::wait_for_answer(GuestRequest& request) {
+  if (!request.wait_while(GuestRequest::State::admitted, stopping_)) {
+    const std::lock_guard lock(mutex_);
+    if (request.state() == GuestRequest::State::admitted) {
+      step_locked(primary_event::Cancelled{request.id()});
+      return ESHUTDOWN;
+    }
+  }
+  return request.state() == GuestRequest::State::answered ? 0 : EIO;
+}
+
+void Bridge::place(GuestRequest& request, bool wants_answer) {
+  step(primary_event::LocalWritten{request.id(), wants_answer});
+}
+
+void Bridge::fill(const FrameHeader& placed,
+                  std::uint64_t ring_offset,
+                  std::span<const std::byte> payload) {
+  RD_CHECK(payload.size() == placed.payload_bytes);
+  const auto frame = ring_->at(ring_offset, frame_header_bytes + payload.size());
+  FrameHeader header = placed;
+  if (!payload.empty()) {
+    std::memcpy(frame.data() + frame_header_bytes, payload.data(), payload.size());
+    header.payload_crc32c = crc32c(frame.subspan(frame_header_bytes));
+  }
+  encode_header(header, frame.first<frame_header_bytes>());
+  ReadyMark& mark = ready_[header.sequence % ready_.size()];
+  mark.payload_crc32c = header.payload_crc32c;
+  mark.sequence.store(header.sequence, std::memory_order_release);
+}
+
+int Bridge::write(DiskIndex disk, std::span<const std::byte> data, std::uint64_t offset, bool fua) {
+  counters_.writes.fetch_add(1, std::memory_order_relaxed);
+  counters_.written_bytes.fetch_add(data.size(), std::memory_order_relaxed);
+  while (!data.empty()) {
+    const auto piece = data.first(std::min(data.size(), data_payload_bytes_max));
+    const bool last = piece.size() == data.size();
+    const int error = write_piece(disk, piece, offset, fua, last);
+    if (error != 0) return error;
+    data = data.subspan(piece.size());
+    offset += piece.size();
+  }
+  return 0;
+}
+
+int Bridge::write_piece(
+    DiskIndex disk, std::span<const std::byte> data, std::uint64_t offset, bool fua, bool last) {
+  GuestRequest& request = GuestRequest::of_this_thread();
+  const Change change{.kind = FrameType::write,
+                      .flags = fua && last ? frame_flag_fua : std::uint16_t{0},
+                      .range = {disk, offset, data.size()}};
+  if (const int error = admit(request, change); error != 0) return error;
+  if (const int error = images_[disk].write(data, offset, fua); error != 0) {
+    return recover_failed_write(request, change.range, error);
+  }
+  place(request, last);
+  fill(request.header, request.ring_offset, data);
+  wake_();
+  return last ? wait_for_answer(request) : 0;
+}
+
+int Bridge::recover_failed_write(GuestRequest& request, const Range& range, int error) {
+  const DiskImage& image = images_[range.disk];
+  log(LogLevel::error,
+      "local_write_failed",
+      "disk={} offset={} bytes={} errno={}",
+      image.name(),
+      range.offset_bytes,
+      range.length_bytes,
+      error);
+  // Part of the range may hold new bytes. For want of space nothing else is wrong with the image: what it
+  // holds now becomes the write, so that all members stay equal. After any other error it is not trusted.
+  std::vector<std::byte> present(range.length_bytes);
+  const bool full = error == ENOSPC || error == EDQUOT;
+  if (!full || image.read(present, range.offset_bytes) != 0)
+    return fail_volume(request, range, "write", error);
+  place(request, false);
+  fill(request.header, request.ring_offset, present);
+  wake_();
+  return error;
+}
+
+int Bridge::fail_volume(GuestRequest& request, const Range& range, const char* what, int error) {
+  const DiskImage& image = images_[range.disk];
+  const std::lock_guard lock(mutex_);
+  step_locked(primary_event::Fail{Error{Errc::io_error,
+                                        error,
+                                        fmt::format("{} of {} bytes at {} of {} failed: {}",
+                                                    what,
+                                                    range.length_bytes,
+                                                    range.offset_bytes,
+                                                    image.path(),
+                                                    std::strerror(error)),
+                                        "the image is not trusted any more: switch to a member "
+                                        "that is in sync, or repair the disk"}});
+  step_locked(primary_event::Abandoned{request.id()});
+  return error;
+}
+
+int Bridge::zero(DiskIndex disk,
+                 FrameType kind,
+                 std::uint64_t offset,
+                 std::uint64_t length,
+                 bool may_trim,
+                 bool fua) {
+  counters_.zeroes.fetch_add(1, std::memory_order_relaxed);
+  while (length > 0) {
+    const std::uint64_t piece = std::min(length, range_bytes_max);
+    const bool last = piece == length;
+    std::uint16_t flags =
+        kind == FrameType::zero && may_trim ? frame_flag_may_trim : std::uint16_t{0};
+    if (fua && last) flags |= frame_flag_fua;
+    GuestRequest& request = GuestRequest::of_this_thread();
+    const Change change{.kind = kind, .flags = flags, .range = {disk, offset, piece}};
+    if (const int error = admit(request, change); error != 0) return error;
+    const bool may_punch = may_trim || kind == FrameType::trim;
+    if (const int error = images_[disk].zero(offset, piece, may_punch, fua); error != 0) {
+      return fail_volume(request, change.range, "zeroing", error);
+    }
+    place(request, last);
+    fill(request.header, request.ring_offset, {});
+    wake_();
+    if (last) return wait_for_answer(request);
+    length -= piece;
+    offset += piece;
+  }
+  return 0;
+}
+
+int Bridge::flush(DiskIndex disk) {
+  counters_.flushes.fetch_add(1, std::memory_order_relaxed);
+  GuestRequest& request = GuestRequest::of_this_thread();
+  const Change change{.kind = FrameType::flush, .flags = 0, .range = {}};
+  if (const int error = admit(request, change); error != 0) return error;
+  // The frame goes first: the replicas sync while this host does.
+  place(request, true);
+  fill(request.header, request.ring_offset, {});
+  wake_();
+  if (const int error = images_[disk].sync(); error != 0) {
+    step(primary_event::Fail{
+        Error{Errc::io_error,
+              error,
+              fmt::format("fdatasync of {} failed: {}", images_[disk].path(), std::strerror(error)),
+              "what was not durable may be lost: switch to a member that is in sync, or repair the "
+              "disk"}});
+    return error;
+  }
+  step(primary_event::LocalSynced{request.id()});
+  return wait_for_answer(request);
+}
+
+}  // namespace replicad

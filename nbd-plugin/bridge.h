@@ -1,0 +1,101 @@
+#pragma once
+// Where nbdkit's threads and the reactor meet: the core behind one short lock, the ring's memory, and the
+// requests that wait. The guest's threads write the image and fill the ring themselves, outside the lock; the
+// reactor is woken only to send.
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "core/repl/primary.h"
+#include "io/mirrored_buffer.h"
+#include "nbd-plugin/disk_image.h"
+#include "nbd-plugin/guest_request.h"
+
+namespace replicad {
+
+class Bridge {
+ public:
+  /// `images`: outlive the bridge; index = disk index.
+  Bridge(const PrimaryConfig& config,
+         std::unique_ptr<MirroredBuffer> ring,
+         const std::vector<DiskImage>& images);
+
+  /// `wake`: makes the reactor call drain(); any thread. `stopping`: nbdkit is shutting down; held requests give up.
+  void set_hooks(std::function<void()> wake, std::function<bool()> stopping);
+
+  // Guest side, any thread, blocking; result: 0 or errno. Ranges lie within the disk.
+  [[nodiscard]] int write(DiskIndex disk,
+                          std::span<const std::byte> data,
+                          std::uint64_t offset,
+                          bool fua);
+  /// `kind`: FrameType::zero or FrameType::trim.
+  [[nodiscard]] int zero(DiskIndex disk,
+                         FrameType kind,
+                         std::uint64_t offset,
+                         std::uint64_t length,
+                         bool may_trim,
+                         bool fua);
+  [[nodiscard]] int flush(DiskIndex disk);
+
+  // Reactor side.
+  /// One event to the core.
+  void step(const PrimaryEvent& event);
+  /// Seals what is ready and moves out the effects that are the reactor's; returns false when there was nothing.
+  bool drain(std::vector<PrimaryEffect>& effects);
+  [[nodiscard]] Primary::SendWindow take(PeerIndex peer, std::uint64_t bytes_max);
+  [[nodiscard]] std::span<const std::byte> ring_bytes(const Primary::SendWindow& window) const;
+  /// Looks at the core under the lock.
+  template <typename Look>
+  auto look(Look look) {
+    const std::lock_guard lock(mutex_);
+    return look(primary_);
+  }
+
+  struct Counters {
+    std::atomic<std::uint64_t> writes{0};
+    std::atomic<std::uint64_t> written_bytes{0};
+    std::atomic<std::uint64_t> flushes{0};
+    std::atomic<std::uint64_t> zeroes{0};
+  };
+  [[nodiscard]] const Counters& counters() const { return counters_; }
+
+ private:
+  struct ReadyMark {
+    std::atomic<Sequence> sequence{0};  ///< of the frame in this slot whose bytes are complete
+    std::uint32_t payload_crc32c = 0;
+  };
+
+  [[nodiscard]] int admit(GuestRequest& request, const Change& change);
+  [[nodiscard]] int wait_for_answer(GuestRequest& request);
+  void place(GuestRequest& request, bool wants_answer);
+  [[nodiscard]] int write_piece(
+      DiskIndex disk, std::span<const std::byte> data, std::uint64_t offset, bool fua, bool last);
+  [[nodiscard]] int recover_failed_write(GuestRequest& request, const Range& range, int error);
+  [[nodiscard]] int fail_volume(GuestRequest& request,
+                                const Range& range,
+                                const char* what,
+                                int error);
+  void fill(const FrameHeader& placed,
+            std::uint64_t ring_offset,
+            std::span<const std::byte> payload);
+  void step_locked(const PrimaryEvent& event);
+
+  const std::vector<DiskImage>& images_;
+  std::unique_ptr<MirroredBuffer> ring_;
+  std::vector<ReadyMark> ready_;  ///< by sequence modulo size
+  std::function<void()> wake_;
+  std::function<bool()> stopping_;
+  Counters counters_;
+
+  std::mutex mutex_;  ///< guards all below
+  Primary primary_;
+  std::vector<PrimaryEffect> scratch_;
+  std::vector<PrimaryEffect> for_reactor_;
+  std::vector<bool> sendable_;  ///< by peer: one Sendable stands for many
+};
+
+}  // namespace replicad

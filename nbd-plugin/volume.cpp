@@ -1,0 +1,382 @@
+#include "nbd-plugin/volume.h"
+
+#include <unistd.h>
+
+#include "core/base/check.h"
+#include "core/base/log.h"
+#include "io/clock.h"
+
+namespace replicad {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr auto tick_interval = std::chrono::milliseconds(50);
+constexpr auto status_interval = std::chrono::milliseconds(500);
+constexpr auto report_deadline = std::chrono::seconds(3);
+
+PrimaryConfig config_from(const Grant& grant) {
+  PrimaryConfig config;
+  config.epoch = grant.epoch;
+  config.history = grant.history;
+  config.reserved = grant.reserved;
+  for (const DiskGrant& disk : grant.disks)
+    config.disk_bytes.push_back(disk.bytes);
+  for (const MemberGrant& member : grant.members) {
+    if (member.host != grant.host) config.peers.push_back(member.host);
+  }
+  config.in_sync = grant.in_sync;
+  config.host = grant.host;
+  config.mode = grant.settings.mode;
+  config.congestion = grant.settings.congestion;
+  config.ring_bytes = grant.settings.ring_bytes;
+  config.ack_timeout = std::chrono::milliseconds(grant.settings.ack_timeout_ms);
+  return config;
+}
+
+double seconds(Duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Volume>> Volume::claim(const std::string& agent_path,
+                                              const std::string& name,
+                                              Hooks hooks) {
+  RD_TRY(probe_io_uring());
+  std::unique_ptr<Volume> volume(new Volume(name, std::move(hooks)));
+  auto agent = AgentClient::claim(agent_path, name, volume->grant_);
+  if (!agent) return tl::unexpected(std::move(agent).error());
+  volume->agent_ = std::move(*agent);
+  const Grant& grant = volume->grant_;
+  for (const DiskGrant& disk : grant.disks) {
+    auto image = DiskImage::open(disk);
+    if (!image) return tl::unexpected(std::move(image).error());
+    volume->images_.push_back(std::move(*image));
+  }
+  auto ring = MirroredBuffer::create(grant.settings.ring_bytes);
+  if (!ring) return tl::unexpected(std::move(ring).error());
+  const PrimaryConfig config = config_from(grant);
+  volume->ack_timeout_ = config.ack_timeout;
+  volume->bridge_ = std::make_unique<Bridge>(config, std::move(*ring), volume->images_);
+  return volume;
+}
+
+Volume::~Volume() = default;
+
+Status Volume::start() {
+  auto reactor = Reactor::create();
+  if (!reactor) return tl::unexpected(std::move(reactor).error());
+  reactor_ = std::move(*reactor);
+  resolver_ = Worker::create();
+  syncer_ = Worker::create();
+  bridge_->set_hooks([this] { reactor_->wake(); }, hooks_.stopping);
+  reactor_->set_turn_hook([this] { turn(); });
+  reactor_->post([this] { start_on_reactor(); });
+  thread_ = std::thread([this] { reactor_->run(); });
+  return {};
+}
+
+void Volume::start_on_reactor() {
+  agent_->start(*reactor_,
+                {.on_request = [this](const std::string& op,
+                                      const json& fields,
+                                      AgentClient::Reply reply) { on_request(op, fields, reply); },
+                 .rejoin_fields =
+                     [this] {
+                       const auto epoch =
+                           bridge_->look([](const Primary& primary) { return primary.epoch(); });
+                       return json{{"volume", name_},
+                                   {"pid", ::getpid()},
+                                   {"epoch", epoch_json(epoch)},
+                                   {"reserved", grant_.reserved}};
+                     },
+                 .on_fenced = [this](const Error& error) { on_fenced(error); }});
+  agent_->request(
+      "serving",
+      {{"pid", ::getpid()}, {"export", grant_.disks.front().name}},
+      [](const Result<json>& result) {
+        if (!result)
+          log(LogLevel::error, "serving_refused", "error={}", log_value(result.error().message));
+      });
+  for (const MemberGrant& member : grant_.members) {
+    const auto peer =
+        bridge_->look([&](const Primary& primary) { return primary.find_peer(member.host); });
+    if (peer) add_link(*peer, member);
+  }
+  schedule_tick();
+  schedule_status();
+  schedule_second();
+}
+
+void Volume::add_link(PeerIndex peer, const MemberGrant& member) {
+  const LinkContext context{
+      *reactor_, *resolver_, *bridge_, images_, name_, grant_.uuid, grant_.host};
+  const auto link = std::make_shared<PeerLink>(context, peer, member);
+  links_[peer] = link;
+  link->start();
+}
+
+PeerLink* Volume::link(PeerIndex peer) {
+  const auto found = links_.find(peer);
+  return found == links_.end() ? nullptr : found->second.get();
+}
+
+void Volume::turn() {
+  while (bridge_->drain(effects_)) {
+    std::vector<PrimaryEffect> current;
+    current.swap(effects_);
+    for (const PrimaryEffect& effect : current)
+      handle(effect);
+    effects_.swap(current);
+  }
+}
+
+void Volume::handle(const PrimaryEffect& effect) {
+  if (const auto* record = std::get_if<primary_effect::Record>(&effect))
+    return send_record(*record);
+  if (const auto* reserve = std::get_if<primary_effect::Reserve>(&effect))
+    return send_reserve(*reserve);
+  if (std::holds_alternative<primary_effect::SyncImages>(effect)) return sync_images();
+  if (const auto* reached = std::get_if<primary_effect::HoldReached>(&effect))
+    return finish_hold(reached->point);
+  if (const auto* failed = std::get_if<primary_effect::HoldFailed>(&effect)) {
+    return finish_hold(tl::unexpected(failed->error));
+  }
+  if (const auto* sendable = std::get_if<primary_effect::Sendable>(&effect)) {
+    if (PeerLink* peer = link(sendable->peer)) peer->kick();
+  } else if (const auto* start = std::get_if<primary_effect::StartPeer>(&effect)) {
+    if (PeerLink* peer = link(start->peer)) peer->send_start(start->message);
+  } else if (const auto* copy = std::get_if<primary_effect::RunCopy>(&effect)) {
+    if (PeerLink* peer = link(copy->peer)) peer->run_copy();
+  } else if (const auto* locked = std::get_if<primary_effect::CopyLocked>(&effect)) {
+    if (PeerLink* peer = link(locked->peer)) peer->copy_locked();
+  } else if (const auto* close = std::get_if<primary_effect::ClosePeer>(&effect)) {
+    log(LogLevel::warn,
+        "peer_closed",
+        "peer={} error={}",
+        close->peer,
+        log_value(close->error.message));
+    if (PeerLink* peer = link(close->peer)) {
+      peer->close(close->error);
+    } else {
+      bridge_->step(primary_event::PeerLost{close->peer, close->error});
+    }
+  } else if (const auto* sync = std::get_if<primary_effect::RequestSync>(&effect)) {
+    if (PeerLink* peer = link(sync->peer)) peer->request_sync();
+  } else if (const auto* ping = std::get_if<primary_effect::Ping>(&effect)) {
+    if (PeerLink* peer = link(ping->peer)) peer->ping();
+  }
+}
+
+void Volume::send_record(const primary_effect::Record& record) {
+  log(LogLevel::info,
+      "record_in_sync",
+      "count={} reason={}",
+      record.in_sync.size(),
+      log_value(record.reason));
+  const primary_effect::Record copy = record;
+  agent_->request(
+      "record_in_sync",
+      {{"in_sync", record.in_sync}, {"reason", record.reason}},
+      [this, copy](const Result<json>& result) {
+        if (result) {
+          bridge_->step(primary_event::Recorded{});
+          return;
+        }
+        // Nothing may be answered without the record: try again until the disk takes it.
+        log(LogLevel::error, "record_failed", "error={}", log_value(result.error().message));
+        reactor_->add_timer(std::chrono::milliseconds(500), [this, copy] { send_record(copy); });
+      });
+}
+
+void Volume::send_reserve(const primary_effect::Reserve& reserve) {
+  const Sequence until = reserve.until;
+  agent_->request("reserve", {{"until", until}}, [this, until](const Result<json>& result) {
+    if (result) {
+      grant_.reserved = until;
+      bridge_->step(primary_event::ReserveGranted{until});
+      return;
+    }
+    log(LogLevel::error, "reserve_failed", "error={}", log_value(result.error().message));
+    reactor_->add_timer(std::chrono::milliseconds(500), [this, until] { send_reserve({until}); });
+  });
+}
+
+void Volume::sync_images() {
+  syncer_->post([this] {
+    bool ok = true;
+    for (const DiskImage& image : images_) {
+      if (const int error = image.sync(); error != 0) {
+        log(LogLevel::error, "local_sync_failed", "disk={} errno={}", image.name(), error);
+        ok = false;
+      }
+    }
+    reactor_->post([this, ok] {
+      bridge_->step(primary_event::ImagesSynced{ok});
+      turn();
+    });
+  });
+}
+
+void Volume::finish_hold(Result<HistoryPoint> result) {
+  if (!hold_done_) return;
+  const auto done = std::move(hold_done_);
+  hold_done_ = nullptr;
+  done(std::move(result));
+}
+
+void Volume::schedule_tick() {
+  reactor_->add_timer(tick_interval, [this] {
+    bridge_->step(primary_event::Tick{});
+    schedule_tick();
+  });
+}
+
+void Volume::schedule_status() {
+  agent_->send_event("status", status_json());
+  reactor_->add_timer(status_interval, [this] { schedule_status(); });
+}
+
+void Volume::schedule_second() {
+  const Duration silence_max = std::max<Duration>(2 * ack_timeout_, std::chrono::seconds(5));
+  for (const auto& [peer, link] : links_)
+    link->on_second(silence_max);
+  reactor_->add_timer(std::chrono::milliseconds(heartbeat_ms), [this] { schedule_second(); });
+}
+
+json Volume::replicas_json() {
+  json replicas = json::array();
+  const Instant now = boot_time_now();
+  for (const auto& [peer, link] : links_) {
+    const PeerView view = bridge_->look(
+        [&, index = peer](const Primary& primary) { return primary.view(index, now); });
+    json copy = nullptr;
+    if (const CopyJob* job = link->copy()) {
+      copy = {{"done_bytes", job->done_bytes()}, {"total_bytes", job->total_bytes()}};
+    }
+    const bool connected = view.phase != PeerPhase::disconnected;
+    const std::optional<Error>& error =
+        connected || !link->last_error() ? view.error : link->last_error();
+    replicas.push_back({{"host", view.host},
+                        {"state", peer_state_name(view.phase, view.caught_up, link->was_refused())},
+                        {"in_sync", view.in_sync},
+                        {"sent", view.sent},
+                        {"received", view.marks.received},
+                        {"logged", view.marks.logged},
+                        {"durable", view.marks.durable},
+                        {"applied", view.marks.applied},
+                        {"digest", to_hex(view.marks.applied_digest)},
+                        {"lag_bytes", view.lag_bytes},
+                        {"lag_seconds", seconds(view.lag)},
+                        {"copy", copy},
+                        {"error", error ? error_json(*error) : json(nullptr)}});
+  }
+  return replicas;
+}
+
+json Volume::status_json() {
+  struct Snapshot {
+    HistoryPoint history;
+    bool held;
+    bool sealed;
+    std::optional<Error> failure;
+    std::vector<std::string> in_sync;
+  };
+  const Snapshot now = bridge_->look([](const Primary& primary) {
+    return Snapshot{primary.history(),
+                    primary.hold_phase() != Primary::HoldPhase::none,
+                    primary.is_sealed(),
+                    primary.failure(),
+                    primary.in_sync()};
+  });
+  const char* state = now.failure  ? "failed"
+                      : now.sealed ? "sealed"
+                      : now.held   ? "held"
+                                   : "serving";
+  const Bridge::Counters& counters = bridge_->counters();
+  return {{"state", state},
+          {"history", point_json(now.history)},
+          {"in_sync", now.in_sync},
+          {"replicas", replicas_json()},
+          {"counters",
+           {{"writes", counters.writes.load()},
+            {"written_bytes", counters.written_bytes.load()},
+            {"flushes", counters.flushes.load()},
+            {"zeroes", counters.zeroes.load()}}},
+          {"error", now.failure ? error_json(*now.failure) : json(nullptr)}};
+}
+
+std::string Volume::describe() {
+  const std::size_t in_sync =
+      bridge_->look([](const Primary& primary) { return primary.in_sync().size(); });
+  return fmt::format("volume {}, primary {}, {} of {} members in sync",
+                     name_,
+                     grant_.host,
+                     in_sync,
+                     grant_.members.size());
+}
+
+void Volume::stop() {
+  if (!thread_.joinable()) return;
+  reactor_->post([this] { begin_clean_stop(); });
+  {
+    std::unique_lock lock(stop_mutex_);
+    stop_condition_.wait(lock, [this] { return stopped_; });
+  }
+  reactor_->stop();
+  thread_.join();
+  links_.clear();
+  resolver_.reset();
+  syncer_.reset();
+}
+
+void Volume::begin_clean_stop() {
+  stopping_ = true;
+  const bool failed =
+      bridge_->look([](const Primary& primary) { return primary.failure().has_value(); });
+  if (failed || hold_done_) {
+    // A failed volume, or one in the middle of a switchover, cannot be stopped cleanly.
+    end_run();
+    return;
+  }
+  hold_done_ = [this](Result<HistoryPoint> result) {
+    if (result) {
+      report_stopped(*result);
+      return;
+    }
+    log(LogLevel::error, "unclean_stop", "error={}", log_value(result.error().message));
+    end_run();
+  };
+  const Instant deadline = boot_time_now() + ack_timeout_ + std::chrono::seconds(2);
+  bridge_->step(primary_event::Hold{std::nullopt, deadline});
+}
+
+void Volume::report_stopped(const HistoryPoint& point) {
+  agent_->send_event("status", status_json());
+  const auto in_sync = bridge_->look([](const Primary& primary) { return primary.in_sync(); });
+  agent_->request(
+      "stopped",
+      {{"history", point_json(point)}, {"in_sync", in_sync}},
+      [this](const Result<json>& result) {
+        if (!result)
+          log(LogLevel::error, "unclean_stop", "error={}", log_value(result.error().message));
+        end_run();
+      });
+  reactor_->add_timer(report_deadline, [this] {
+    log(LogLevel::error, "unclean_stop", "error=\"replicad did not answer\"");
+    end_run();
+  });
+}
+
+void Volume::end_run() {
+  agent_->stop();
+  for (const auto& [peer, link] : links_)
+    link->stop();
+  const std::lock_guard lock(stop_mutex_);
+  stopped_ = true;
+  stop_condition_.notify_all();
+}
+
+}  // namespace replicad

@@ -1,0 +1,103 @@
+#pragma once
+// The volume this nbdkit process serves: claim, images, core, reactor thread, links to the replicas, requests of
+// replicad. Guest calls go straight to bridge().
+
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "io/reactor.h"
+#include "io/worker.h"
+#include "nbd-plugin/agent_client.h"
+#include "nbd-plugin/bridge.h"
+#include "nbd-plugin/peer_link.h"
+
+namespace replicad {
+
+class Volume {
+ public:
+  struct Hooks {
+    std::function<bool()> stopping;   ///< nbdkit is shutting down; any thread
+    std::function<void()> shut_down;  ///< asks nbdkit to shut down; any thread
+  };
+
+  /// Claims the volume from replicad, opens and locks its images. Blocking, no threads: for get_ready.
+  /// `agent_path`: agent.sock of the local replicad. Errors: as AgentClient::claim and open_image_locked.
+  [[nodiscard]] static Result<std::unique_ptr<Volume>> claim(const std::string& agent_path,
+                                                             const std::string& name,
+                                                             Hooks hooks);
+  ~Volume();
+
+  /// Starts the reactor thread, connects to the replicas and reports `serving`: for after_fork.
+  [[nodiscard]] Status start();
+  /// Clean stop: drains, makes everything durable here and on the in-sync members, tells replicad. Blocking, at
+  /// most the volume's ack-timeout and a few seconds; if it does not work out, the volume is left unclean.
+  void stop();
+
+  [[nodiscard]] Bridge& bridge() { return *bridge_; }
+  [[nodiscard]] const std::vector<DiskImage>& images() const { return images_; }
+  [[nodiscard]] const std::string& name() const { return name_; }
+  /// For export descriptions; any thread.
+  [[nodiscard]] std::string describe();
+
+ private:
+  Volume(std::string name, Hooks hooks) : name_(std::move(name)), hooks_(std::move(hooks)) {}
+
+  // Reactor thread.
+  void start_on_reactor();
+  void turn();
+  void handle(const PrimaryEffect& effect);
+  void send_record(const primary_effect::Record& record);
+  void send_reserve(const primary_effect::Reserve& reserve);
+  void sync_images();
+  void add_link(PeerIndex peer, const MemberGrant& member);
+  void schedule_tick();
+  void schedule_status();
+  void schedule_second();
+  void finish_hold(Result<HistoryPoint> result);
+  void begin_clean_stop();
+  void report_stopped(const HistoryPoint& point);
+  void end_run();
+
+  void on_request(const std::string& op,
+                  const nlohmann::json& fields,
+                  const AgentClient::Reply& reply);
+  void on_hold(const nlohmann::json& fields, const AgentClient::Reply& reply);
+  void on_resume(const nlohmann::json& fields, const AgentClient::Reply& reply);
+  void on_set(const nlohmann::json& fields, const AgentClient::Reply& reply);
+  void on_members(const nlohmann::json& fields, const AgentClient::Reply& reply);
+  void on_copy(const nlohmann::json& fields, const AgentClient::Reply& reply);
+  void on_fenced(const Error& error);
+  [[nodiscard]] PeerLink* link(PeerIndex peer);
+  [[nodiscard]] nlohmann::json replicas_json();
+  [[nodiscard]] nlohmann::json status_json();
+
+  std::string name_;
+  Hooks hooks_;
+  Grant grant_;
+  Duration ack_timeout_{};
+  std::vector<DiskImage> images_;
+  std::unique_ptr<Bridge> bridge_;
+  std::shared_ptr<AgentClient> agent_;
+  std::unique_ptr<Reactor> reactor_;
+  std::unique_ptr<Worker> resolver_;
+  std::unique_ptr<Worker> syncer_;
+  std::thread thread_;
+
+  // Reactor thread only.
+  std::map<PeerIndex, std::shared_ptr<PeerLink>> links_;
+  std::vector<PrimaryEffect> effects_;
+  std::function<void(Result<HistoryPoint>)> hold_done_;
+  Instant hold_began_;
+  bool stopping_ = false;
+
+  std::mutex stop_mutex_;
+  std::condition_variable stop_condition_;
+  bool stopped_ = false;  ///< guarded by stop_mutex_
+};
+
+}  // namespace replicad

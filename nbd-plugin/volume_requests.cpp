@@ -1,0 +1,200 @@
+// What replicad asks of a serving volume (docs/protocol.md, "The agent socket"). Reactor thread.
+
+#include <unistd.h>
+
+#include "core/base/log.h"
+#include "io/clock.h"
+#include "nbd-plugin/volume.h"
+
+namespace replicad {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr std::uint64_t deadline_ms_max = 24 * 3600 * 1000;
+
+tl::unexpected<Error> bad_request(const std::string& op, const char* what) {
+  return fail(Errc::invalid_argument, "agent request {}: {}", op, what);
+}
+
+std::optional<std::string> text_field(const json& fields, const char* name) {
+  const auto found = fields.find(name);
+  if (found == fields.end() || !found->is_string()) return std::nullopt;
+  return found->get<std::string>();
+}
+
+std::optional<std::uint64_t> number_field(const json& fields, const char* name) {
+  const auto found = fields.find(name);
+  if (found == fields.end() || !found->is_number_unsigned()) return std::nullopt;
+  return found->get_ref<const json::number_unsigned_t&>();
+}
+
+}  // namespace
+
+void Volume::on_request(const std::string& op,
+                        const json& fields,
+                        const AgentClient::Reply& reply) {
+  if (op == "hold") return on_hold(fields, reply);
+  if (op == "resume") return on_resume(fields, reply);
+  if (op == "set") return on_set(fields, reply);
+  if (op == "members") return on_members(fields, reply);
+  if (op == "copy") return on_copy(fields, reply);
+  if (op == "seal") {
+    const bool reached = bridge_->look(
+        [](const Primary& primary) { return primary.hold_phase() == Primary::HoldPhase::reached; });
+    if (!reached) {
+      reply(fail(Errc::refused, "the hold is over: nothing can be sealed"));
+      return;
+    }
+    bridge_->step(primary_event::Seal{});
+    reply(json::object());
+    return;
+  }
+  if (op == "release") {
+    const bool sealed = bridge_->look([](const Primary& primary) { return primary.is_sealed(); });
+    if (!sealed) {
+      reply(fail(Errc::refused, "the volume is not sealed"));
+      return;
+    }
+    // The role has moved. Held requests must not be answered, not even with an error: the client sees the
+    // connection end, finds the new primary and sends them again.
+    log(LogLevel::info, "released", "volume={}", name_);
+    ::_exit(0);
+  }
+  if (op == "shutdown") {
+    reply(json::object());
+    hooks_.shut_down();
+    return;
+  }
+  reply(fail(Errc::not_supported, "unknown agent request {}", log_value(op)));
+}
+
+void Volume::on_hold(const json& fields, const AgentClient::Reply& reply) {
+  const auto to = text_field(fields, "to");
+  const auto deadline_ms = number_field(fields, "deadline_ms");
+  if (!to || !deadline_ms || *deadline_ms > deadline_ms_max) {
+    reply(bad_request("hold", "needs `to` and `deadline_ms`"));
+    return;
+  }
+  const auto target = bridge_->look([&](const Primary& primary) { return primary.find_peer(*to); });
+  if (!target) {
+    reply(fail(Errc::not_found, "{} is not a member of volume {}", *to, name_));
+    return;
+  }
+  if (hold_done_ || stopping_) {
+    reply(fail(Errc::busy, "another switchover or a stop is under way"));
+    return;
+  }
+  const Instant began = boot_time_now();
+  hold_done_ = [this, reply, began](Result<HistoryPoint> result) {
+    if (!result) {
+      reply(tl::unexpected(result.error()));
+      return;
+    }
+    const double held_ms =
+        std::chrono::duration<double, std::milli>(boot_time_now() - began).count();
+    reply(json{
+        {"history", point_json(*result)}, {"held_ms", held_ms}, {"replicas", replicas_json()}});
+  };
+  const auto deadline = began + std::chrono::milliseconds(*deadline_ms);
+  bridge_->step(primary_event::Hold{*target, deadline});
+}
+
+void Volume::on_resume(const json& fields, const AgentClient::Reply& reply) {
+  std::optional<Epoch> epoch;
+  if (const auto found = fields.find("epoch"); found != fields.end() && !found->is_null()) {
+    const auto decoded = decode_epoch(*found);
+    const Epoch current = bridge_->look([](const Primary& primary) { return primary.epoch(); });
+    if (!decoded || *decoded <= current) {
+      reply(bad_request("resume", "the epoch is not a later one"));
+      return;
+    }
+    epoch = *decoded;
+  }
+  bridge_->step(primary_event::Resume{epoch});
+  reply(json::object());
+}
+
+void Volume::on_set(const json& fields, const AgentClient::Reply& reply) {
+  const auto found = fields.find("settings");
+  const auto settings = found == fields.end()
+                            ? Result<SettingsGrant>(bad_request("set", "needs `settings`"))
+                            : decode_settings(*found);
+  if (!settings) {
+    reply(tl::unexpected(settings.error()));
+    return;
+  }
+  ack_timeout_ = std::chrono::milliseconds(settings->ack_timeout_ms);
+  bridge_->step(primary_event::SettingsChanged{settings->mode, settings->congestion, ack_timeout_});
+  reply(json::object());
+}
+
+void Volume::on_members(const json& fields, const AgentClient::Reply& reply) {
+  const auto found = fields.find("members");
+  const auto members =
+      found == fields.end()
+          ? Result<std::vector<MemberGrant>>(bad_request("members", "needs `members`"))
+          : decode_members(*found);
+  if (!members) {
+    reply(tl::unexpected(members.error()));
+    return;
+  }
+  const auto is_member = [&](const std::string& host) {
+    for (const MemberGrant& member : *members) {
+      if (member.host == host) return true;
+    }
+    return false;
+  };
+  for (auto entry = links_.begin(); entry != links_.end();) {
+    if (is_member(entry->second->host())) {
+      ++entry;
+      continue;
+    }
+    bridge_->step(primary_event::PeerRemoved{entry->first});
+    entry->second->stop();
+    entry = links_.erase(entry);
+  }
+  for (const MemberGrant& member : *members) {
+    if (member.host == grant_.host) continue;
+    bridge_->step(primary_event::PeerAdded{member.host});
+    const auto peer =
+        bridge_->look([&](const Primary& primary) { return primary.find_peer(member.host); });
+    if (peer && !links_.contains(*peer)) add_link(*peer, member);
+  }
+  grant_.members = *members;
+  reply(json::object());
+}
+
+void Volume::on_copy(const json& fields, const AgentClient::Reply& reply) {
+  const auto host = text_field(fields, "host");
+  if (!host) {
+    reply(bad_request("copy", "needs `host`"));
+    return;
+  }
+  const auto peer = bridge_->look([&](const Primary& primary) { return primary.find_peer(*host); });
+  if (!peer) {
+    reply(fail(Errc::not_found, "{} is not a member of volume {}", *host, name_));
+    return;
+  }
+  const PeerView view =
+      bridge_->look([&](const Primary& primary) { return primary.view(*peer, boot_time_now()); });
+  if (view.phase != PeerPhase::detached || view.in_sync) {
+    reply(fail(Errc::refused,
+               "{} is {}: only a detached member is copied to",
+               *host,
+               peer_state_name(view.phase, view.caught_up, false)));
+    return;
+  }
+  bridge_->step(primary_event::CopyRequested{*peer});
+  reply(json::object());
+}
+
+void Volume::on_fenced(const Error& error) {
+  log(LogLevel::error, "fenced", "error={}", log_value(error.message));
+  bridge_->step(primary_event::Fail{error});
+  agent_->stop();
+  hooks_.shut_down();
+}
+
+}  // namespace replicad
