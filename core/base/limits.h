@@ -17,6 +17,8 @@ constexpr std::size_t host_name_bytes_max = 64;
 constexpr std::size_t disk_name_bytes_max = 32;
 constexpr std::uint64_t disk_bytes_max = 256 * 1024 * gib;
 constexpr std::uint64_t disk_granularity_bytes = 512;
+/// Largest epoch number, sequence or generation that is taken from a peer or a file.
+constexpr std::uint64_t counter_max = std::uint64_t{1} << 62;
 
 // Frames (docs/protocol.md).
 constexpr std::size_t frame_header_bytes = 64;

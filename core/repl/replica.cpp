@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/base/check.h"
+#include "core/store/volume_state.h"
 
 namespace replicad {
 
@@ -111,6 +112,9 @@ Status Replica::check_attach(const AttachMessage& message, bool is_primary) cons
   if (message.replica != config_.host) {
     return fail(Errc::refused, "this is host {}, not {}", config_.host, message.replica);
   }
+  if (!is_valid_name(message.primary)) {
+    return fail(Errc::protocol, "attach from a primary without a valid host name");
+  }
   if (message.primary == config_.host || is_primary) {
     return fail(Errc::refused, "host {} is the primary of volume {}", config_.host, config_.volume);
   }
@@ -124,7 +128,9 @@ Status Replica::check_attach(const AttachMessage& message, bool is_primary) cons
 
 Status Replica::check_epoch(const AttachMessage& message) const {
   const Epoch& epoch = message.epoch;
-  if (epoch.number == 0) return fail(Errc::protocol, "attach without an epoch");
+  if (epoch.number == 0 || epoch.number > counter_max) {
+    return fail(Errc::protocol, "attach with epoch {}", epoch.number);
+  }
   if (epoch.number < promised_.number) {
     return fail(Errc::stale_epoch,
                 "epoch {} of primary {} is over: epoch {} was promised here",
@@ -202,13 +208,11 @@ void Replica::refuse(Error error, Effects& effects) {
   leave_session();
 }
 
-void Replica::on_event(const replica_event::StartArrived& event,
-                       Instant /*now*/,
-                       Effects& effects) {
+void Replica::on_event(const replica_event::StartArrived& event, Instant now, Effects& effects) {
   if (!is_current(event.session)) return;
   RD_CHECK(takes_input());
   if (event.message.copy) {
-    begin_copy(event.message, effects);
+    begin_copy(event.message, now, effects);
   } else {
     begin_stream(event.message, effects);
   }
@@ -332,10 +336,10 @@ void Replica::on_event(const replica_event::DigestArrived& event,
                        Effects& effects) {
   if (!is_current(event.session)) return;
   RD_CHECK(takes_input());
-  if (session_->phase == Phase::copying) return;  // the digest before the copy's start is not known
+  // The digest before a copy's start is not known; a session that has not started has nothing to compare.
+  if (session_->phase != Phase::streaming) return;
   const HistoryPoint& point = event.point;
-  if (session_->phase != Phase::streaming || point.sequence != received_.sequence ||
-      point.epoch != received_.epoch) {
+  if (point.sequence != received_.sequence || point.epoch != received_.epoch) {
     refuse(make_error(Errc::protocol,
                       "digest of sequence {} behind sequence {}",
                       point.sequence,
@@ -440,14 +444,20 @@ void Replica::on_event(const replica_event::TimePassed& /*event*/, Instant now, 
   sync_if_due(now, effects);
   if (report_at_ && now >= *report_at_) {
     report_at_.reset();
-    if (phase() == Phase::streaming || phase() == Phase::copying) report(effects);
+    if (session_) report(effects);
+    if (phase() == Phase::waiting) report_at_ = now + config_.alive_delay;
   }
 }
 
 // --- the copy
 
-void Replica::begin_copy(const StartMessage& message, Effects& effects) {
+void Replica::begin_copy(const StartMessage& message, Instant now, Effects& effects) {
+  if (message.after > counter_max) {
+    refuse(make_error(Errc::protocol, "copy after sequence {}", message.after), effects);
+    return;
+  }
   session_->phase = Phase::waiting;
+  report_at_ = now + config_.alive_delay;
   copy_taken_ = HistoryPoint{{}, message.after, {}};
   copy_written_ = 0;
   if (consistent_) {
@@ -517,9 +527,7 @@ void Replica::on_event(const replica_event::CopyWritten& event, Instant now, Eff
   report_later(now);
 }
 
-void Replica::on_event(const replica_event::CopyEndArrived& event,
-                       Instant /*now*/,
-                       Effects& effects) {
+void Replica::on_event(const replica_event::CopyEndArrived& event, Instant now, Effects& effects) {
   if (!is_current(event.session)) return;
   RD_CHECK(takes_input());
   const HistoryPoint& point = event.point;
@@ -543,7 +551,7 @@ void Replica::on_event(const replica_event::CopyEndArrived& event,
   copy_end_ = point;
   copy_ = CopyStep::syncing;
   session_->phase = Phase::waiting;
-  report_at_.reset();
+  report_at_ = now + config_.alive_delay;
   effects.push_back(replica_effect::SyncImages{});
 }
 

@@ -39,8 +39,9 @@ struct ReplicaConfig {
   std::string volume_uuid;
   std::vector<std::uint64_t> disk_bytes;
   std::string boot_id;
-  std::uint64_t sync_bytes = 16 * mib;            ///< the log is synced after so many bytes
-  Duration sync_delay = std::chrono::seconds(1);  ///< or when the oldest unsynced byte is so old
+  std::uint64_t sync_bytes = 16 * mib;             ///< the log is synced after so many bytes
+  Duration sync_delay = std::chrono::seconds(1);   ///< or when the oldest unsynced byte is so old
+  Duration alive_delay = std::chrono::seconds(1);  ///< between reports while a copy begins or ends
   Duration report_delay =
       std::chrono::milliseconds(50);  ///< least time between reports of `applied`
 };
@@ -304,7 +305,7 @@ class Replica {
   void take_numbered(const FrameHeader& header, Effects& effects);
   void take_copy_frame(const FrameHeader& header, Effects& effects);
   void begin_stream(const StartMessage& message, Effects& effects);
-  void begin_copy(const StartMessage& message, Effects& effects);
+  void begin_copy(const StartMessage& message, Instant now, Effects& effects);
   void on_promised(const ReplicaRecord& record, const Status& status, Effects& effects);
   void on_marked(const Status& status, Effects& effects);
   void on_copy_recorded(const HistoryPoint& point, const Status& status, Effects& effects);

@@ -26,7 +26,6 @@ constexpr std::size_t at_durable = 96;
 constexpr std::size_t at_checksum = segment_header_bytes - 4;
 static_assert(at_uuid + uuid_bytes <= at_first);
 
-constexpr Sequence sequence_max = Sequence{1} << 62;
 constexpr std::size_t name_digits = 20;
 constexpr std::string_view name_suffix = ".seg";
 
@@ -82,7 +81,7 @@ Result<SegmentHeader> decode_segment_header(std::span<const std::byte, segment_h
   header.segment_bytes = load_le<std::uint64_t>(in + at_segment_bytes);
   header.durable = load_le<std::uint64_t>(in + at_durable);
   const bool valid = std::ranges::all_of(header.volume_uuid, is_uuid_character) && first != 0 &&
-                     first <= sequence_max && header.durable <= header.before.sequence &&
+                     first <= counter_max && header.durable <= header.before.sequence &&
                      header.segment_bytes >= segment_bytes_min &&
                      header.segment_bytes <= segment_bytes_max;
   if (!valid) return fail(Errc::corrupt, "a field of the segment header is out of bounds");
@@ -100,7 +99,7 @@ std::optional<Sequence> segment_first_from_name(std::string_view name) {
   Sequence first = 0;
   const char* end = name.data() + name_digits;
   const auto [after, error] = std::from_chars(name.data(), end, first);
-  if (error != std::errc{} || after != end || first == 0 || first > sequence_max) {
+  if (error != std::errc{} || after != end || first == 0 || first > counter_max) {
     return std::nullopt;
   }
   return first;
@@ -112,7 +111,7 @@ Status check_follows(const HistoryPoint& before, const FrameHeader& header) {
                 "frame type {} has no place in the history",
                 static_cast<unsigned>(header.type));
   }
-  if (header.sequence != before.sequence + 1 || header.sequence > sequence_max) {
+  if (header.sequence != before.sequence + 1 || header.sequence > counter_max) {
     return fail(
         Errc::protocol, "sequence {} where {} must follow", header.sequence, before.sequence + 1);
   }

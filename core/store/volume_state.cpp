@@ -15,7 +15,6 @@ using nlohmann::json;
 constexpr std::string_view state_magic = "replicad-state ";
 constexpr std::uint64_t state_version = 1;
 constexpr int json_depth_max = 8;
-constexpr std::uint64_t counter_max = std::uint64_t{1} << 62;  ///< generations, epochs, sequences
 constexpr std::size_t path_bytes_max = 4095;
 constexpr std::size_t address_bytes_max = 300;
 

@@ -59,20 +59,23 @@ struct VolumeState {
   std::vector<MemberState> members;
   VolumeSettings settings;
 
-  std::string primary;               ///< host that this member takes for the primary
-  Epoch epoch;                       ///< highest epoch promised here: streams below it are refused
-  std::vector<std::string> in_sync;  ///< hosts, the primary included; replicas keep the last they heard
+  std::string primary;  ///< host that this member takes for the primary
+  Epoch epoch;          ///< highest epoch promised here: streams below it are refused
+  std::vector<std::string>
+      in_sync;  ///< hosts, the primary included; replicas keep the last they heard
 
   // As primary.
-  bool active = false;              ///< the export should be served
-  bool clean = true;                ///< false while a plugin holds the images; still false after it = unclean stop
-  HistoryPoint history;             ///< where the history stood at the last clean stop, transfer or creation
-  Sequence sequence_reserved = 0;   ///< no plugin may have numbered a write beyond this
+  bool active = false;  ///< the export should be served
+  bool clean =
+      true;  ///< false while a plugin holds the images; still false after it = unclean stop
+  HistoryPoint history;  ///< where the history stood at the last clean stop, transfer or creation
+  Sequence sequence_reserved = 0;  ///< no plugin may have numbered a write beyond this
   std::optional<TransferState> transfer;
 
   // As replica.
-  bool consistent = true;   ///< false: the image is no prefix of any history (first copy, full copy)
-  HistoryPoint checkpoint;  ///< the image durably holds everything up to here; the log continues from it
+  bool consistent = true;  ///< false: the image is no prefix of any history (first copy, full copy)
+  HistoryPoint
+      checkpoint;  ///< the image durably holds everything up to here; the log continues from it
 
   friend bool operator==(const VolumeState&, const VolumeState&) = default;
 };
