@@ -34,7 +34,23 @@ void Bridge::set_hooks(std::function<void()> wake, std::function<bool()> stoppin
 
 void Bridge::step(const PrimaryEvent& event) {
   const std::lock_guard lock(mutex_);
+  seal_ready();
   step_locked(event);
+  has_stream_.store(primary_.has_stream(), std::memory_order_relaxed);
+}
+
+void Bridge::seal_ready() {
+  while (!primary_.ring().all_sealed()) {
+    const Sequence next = primary_.ring().next_unsealed();
+    const ReadyMark& mark = ready_[next % ready_.size()];
+    if (mark.sequence.load(std::memory_order_acquire) != next) return;
+    step_locked(primary_event::FrameReady{next, mark.payload_crc32c});
+  }
+}
+
+/// Without a peer that waits for it, a finished frame is sealed by whoever comes next (the tick at the latest).
+void Bridge::finish_frame() {
+  if (has_stream_.load(std::memory_order_relaxed)) wake_();
 }
 
 void Bridge::step_locked(const PrimaryEvent& event) {
@@ -71,12 +87,7 @@ void Bridge::step_locked(const PrimaryEvent& event) {
 bool Bridge::drain(std::vector<PrimaryEffect>& effects) {
   effects.clear();
   const std::lock_guard lock(mutex_);
-  while (!primary_.ring().all_sealed()) {
-    const Sequence next = primary_.ring().next_unsealed();
-    const ReadyMark& mark = ready_[next % ready_.size()];
-    if (mark.sequence.load(std::memory_order_acquire) != next) break;
-    step_locked(primary_event::FrameReady{next, mark.payload_crc32c});
-  }
+  seal_ready();
   effects.swap(for_reactor_);
   for (PeerIndex peer = 0; peer < sendable_.size(); ++peer) {
     if (!sendable_[peer]) continue;
@@ -165,7 +176,7 @@ int Bridge::write_piece(
   }
   place(request, last);
   fill(request.header, request.ring_offset, data);
-  wake_();
+  finish_frame();
   return last ? wait_for_answer(request) : 0;
 }
 
@@ -186,7 +197,7 @@ int Bridge::recover_failed_write(GuestRequest& request, const Range& range, int 
     return fail_volume(request, range, "write", error);
   place(request, false);
   fill(request.header, request.ring_offset, present);
-  wake_();
+  finish_frame();
   return error;
 }
 
@@ -229,7 +240,7 @@ int Bridge::zero(DiskIndex disk,
     }
     place(request, last);
     fill(request.header, request.ring_offset, {});
-    wake_();
+    finish_frame();
     if (last) return wait_for_answer(request);
     length -= piece;
     offset += piece;
@@ -245,7 +256,7 @@ int Bridge::flush(DiskIndex disk) {
   // The frame goes first: the replicas sync while this host does.
   place(request, true);
   fill(request.header, request.ring_offset, {});
-  wake_();
+  finish_frame();
   if (const int error = images_[disk].sync(); error != 0) {
     step(primary_event::Fail{
         Error{Errc::io_error,

@@ -82,6 +82,8 @@ class Bridge {
   void fill(const FrameHeader& placed,
             std::uint64_t ring_offset,
             std::span<const std::byte> payload);
+  void finish_frame();
+  void seal_ready();
   void step_locked(const PrimaryEvent& event);
 
   const std::vector<DiskImage>& images_;
@@ -89,6 +91,7 @@ class Bridge {
   std::vector<ReadyMark> ready_;  ///< by sequence modulo size
   std::function<void()> wake_;
   std::function<bool()> stopping_;
+  std::atomic<bool> has_stream_{false};  ///< some peer waits for frames
   Counters counters_;
 
   std::mutex mutex_;  ///< guards all below

@@ -309,6 +309,8 @@ class Primary {
   [[nodiscard]] std::size_t peer_count() const { return peers_.size(); }
   [[nodiscard]] bool is_removed(PeerIndex peer) const { return peers_[peer].removed; }
   [[nodiscard]] PeerView view(PeerIndex peer, Instant now) const;
+  /// Some peer takes frames, so a sealed frame has somewhere to go.
+  [[nodiscard]] bool has_stream() const;
   [[nodiscard]] std::optional<PeerIndex> find_peer(std::string_view host) const;
   [[nodiscard]] const RingIndex& ring() const { return ring_; }
 

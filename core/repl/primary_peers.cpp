@@ -26,6 +26,12 @@ std::vector<std::string> Primary::in_sync() const {
   return hosts;
 }
 
+bool Primary::has_stream() const {
+  return std::ranges::any_of(peers_, [](const Peer& peer) {
+    return peer.phase == PeerPhase::streaming || peer.phase == PeerPhase::copying;
+  });
+}
+
 std::optional<PeerIndex> Primary::find_peer(std::string_view host) const {
   for (PeerIndex peer = 0; peer < peers_.size(); ++peer) {
     if (!peers_[peer].removed && peers_[peer].host == host) return peer;
