@@ -1,0 +1,97 @@
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <string>
+
+#include <doctest/doctest.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "io/ring.h"
+#include "tests/io/io_fixture.h"
+
+namespace replicad {
+namespace {
+
+/// Makes io_uring_setup fail with `sys_errno` in this process, for good.
+bool forbid_io_uring(int sys_errno) {
+  std::array<sock_filter, 4> program{{
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<unsigned>(sys_errno)),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  }};
+  const sock_fprog filter{static_cast<unsigned short>(program.size()), program.data()};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
+}
+
+/// What probe_io_uring and Reactor::create say in a process where io_uring_setup fails.
+std::string said_where_forbidden(int sys_errno) {
+  std::array<int, 2> ends{};
+  REQUIRE(::pipe(ends.data()) == 0);
+  const Fd reading(ends[0]);
+  Fd writing(ends[1]);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    std::string said = "no filter possible";
+    if (forbid_io_uring(sys_errno)) {
+      const Status probed = probe_io_uring();
+      const auto created = Reactor::create();
+      said = probed || created ? "io_uring works"
+                               : fmt::format("{}|{}|{}|{}",
+                                             errc_name(probed.error().code),
+                                             probed.error().message,
+                                             probed.error().hint,
+                                             created.error().message);
+    }
+    const ssize_t written = ::write(writing.get(), said.data(), said.size());
+    ::_exit(written < 0 ? 1 : 0);
+  }
+  writing.reset();
+  std::string said(4096, '\0');
+  const ssize_t count = ::read(reading.get(), said.data(), said.size());
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(count >= 0);
+  said.resize(static_cast<std::size_t>(count));
+  return said;
+}
+
+TEST_CASE("io_uring: the probe is content here and leaves no descriptor behind") {
+  const Fd before(::dup(0));
+  REQUIRE(probe_io_uring().has_value());
+  const Fd after(::dup(0));
+  CHECK(after.get() == before.get() + 1);
+}
+
+TEST_CASE("io_uring: a sandbox that forbids it leads to a message that says so") {
+  for (const int sys_errno : {EPERM, EACCES, ENOSYS}) {
+    const std::string said = said_where_forbidden(sys_errno);
+    CAPTURE(said);
+    if (said == "no filter possible") return;
+    CHECK(said.starts_with("not_supported|io_uring is not available: io_uring_setup: "));
+    CHECK(said.find("seccomp") != std::string::npos);
+  }
+}
+
+TEST_CASE("io_uring: the hint names the sysctl when that is the cause") {
+  const Error by_sysctl = io_uring_refused(EPERM, "2");
+  CHECK(by_sysctl.code == Errc::not_supported);
+  CHECK(by_sysctl.sys_errno == EPERM);
+  CHECK(by_sysctl.message.find("Operation not permitted") != std::string::npos);
+  CHECK(by_sysctl.hint.starts_with("sysctl kernel.io_uring_disabled is 2: set it to 0"));
+  CHECK(io_uring_refused(EPERM, "1").hint.find("io_uring_group") != std::string::npos);
+  CHECK(io_uring_refused(EPERM, "0").hint.find("seccomp") != std::string::npos);
+  CHECK(io_uring_refused(EPERM, "").hint.find("seccomp") != std::string::npos);
+  CHECK(io_uring_refused(ENOMEM, "0").hint.find("locked memory") != std::string::npos);
+}
+
+}  // namespace
+}  // namespace replicad
