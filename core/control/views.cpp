@@ -32,6 +32,9 @@ class Fields {
   std::uint64_t count(const char* name) {
     const Json* value = find(name);
     if (value != nullptr && value->is_number_unsigned()) return value->get<std::uint64_t>();
+    if (value != nullptr && value->is_number_integer() && value->get<std::int64_t>() >= 0) {
+      return value->get<std::uint64_t>();
+    }
     complain(name, "a whole number");
     return 0;
   }

@@ -1,0 +1,199 @@
+#include "ctl/commands.h"
+
+#include <algorithm>
+
+namespace replicad::ctl {
+
+namespace {
+
+constexpr std::size_t many = 64;
+
+const char* const create_details =
+    "The hosts are chosen by load, capacity and stability (`replicactl place --explain` shows\n"
+    "how), unless --primary and --on say otherwise. Each gets an image per disk, a plain raw\n"
+    "file; if one of them fails, what was created on the others is taken back.\n"
+    "With --adopt, existing raw files or block devices on the primary become its images in\n"
+    "place; they are copied to the replicas once the volume is active, and `delete` keeps them.\n\n"
+    "  replicactl create vm1 --size 20G,10G --copies 3 --mode sync\n"
+    "  replicactl create vm2 --adopt /dev/vg0/vm2 --size 40G --primary a --copies 2";
+
+const char* const switchover_details =
+    "The primary holds the guest's writes, drains and flushes them, waits until the new primary\n"
+    "has applied the last one, compares sequence and digest, and hands over; the hypervisor\n"
+    "reconnects. If anything fails, or the deadline passes, the old primary goes on as if nothing\n"
+    "had been asked. On success the proof is printed.";
+
+const char* const delete_details =
+    "Without --force the command lists what would be lost and refuses (exit code 3). An active\n"
+    "volume is never deleted. Replicas are removed first and the primary last, so that a delete\n"
+    "that is cut short leaves the newest copy. Adopted images are kept.";
+
+const char* const import_details =
+    "Copies a raw file, a block device or an NBD URI into a disk, by nbdcopy through the export's\n"
+    "socket; so it runs on the primary's machine. The volume is activated if need be, and must\n"
+    "not be in use.\n\n"
+    "  replicactl import vm1 debian.raw --disk vda\n"
+    "  replicactl import vm1 nbd://10.0.0.9/export";
+
+const char* const set_details =
+    "Settings: mode (async, semi-sync, sync), congestion (throttle, detach), ring_bytes,\n"
+    "log_bytes, segment_bytes (sizes), ack_timeout_ms (a time). The primary is told first, then\n"
+    "the others; a member that cannot be reached is named, and the exit code is 4.\n\n"
+    "  replicactl set vm1 mode=semi-sync ack_timeout=3s";
+
+const char* const wait_details =
+    "WHAT is `in-sync` (every replica is connected and in sync), `serving` (the export is up) or\n"
+    "`primary=HOST`. With --timeout, exit code 124 when the time is over.";
+
+const char* const resync_details =
+    "Copies all disks to a replica, beside live writes, skipping holes: for one that is shown as\n"
+    "`detached`. Until the copy is complete that replica cannot take over.";
+
+}  // namespace
+
+const std::vector<Command>& all_commands() {
+  static const std::vector<Command> commands{
+      {"hosts", "", "Show the hosts and their metrics", "", 0, 0, false, nullptr, run_hosts},
+      {"place",
+       "",
+       "Show which hosts a new volume would get, and why",
+       "Changes nothing.\n\n  replicactl place --size 20G --copies 2 --explain",
+       0,
+       0,
+       false,
+       add_place_options,
+       run_place},
+      {"create",
+       "NAME",
+       "Create a volume and its images on the chosen hosts",
+       create_details,
+       1,
+       1,
+       true,
+       add_create_options,
+       run_create},
+      {"list", "", "List the volumes of all hosts", "", 0, 0, false, nullptr, run_list},
+      {"status",
+       "[NAME]",
+       "Show roles, states, watermarks and lag of one volume or of all",
+       "",
+       0,
+       1,
+       true,
+       add_status_options,
+       run_status},
+      {"activate",
+       "NAME",
+       "Start the NBD export on the primary",
+       "Says where it can be opened; repeating it is harmless.",
+       1,
+       1,
+       true,
+       nullptr,
+       run_activate},
+      {"deactivate",
+       "NAME",
+       "Stop the NBD export cleanly",
+       "Detach the disk from the guest first.",
+       1,
+       1,
+       true,
+       nullptr,
+       run_deactivate},
+      {"attach-info",
+       "NAME",
+       "Print NBD URI, QEMU options and libvirt XML of each disk",
+       "",
+       1,
+       1,
+       true,
+       add_attach_info_options,
+       run_attach_info},
+      {"switchover",
+       "NAME",
+       "Move the running volume to another host, with proof",
+       switchover_details,
+       1,
+       1,
+       true,
+       add_switchover_options,
+       run_switchover},
+      {"set",
+       "NAME KEY=VALUE..",
+       "Change settings of a volume",
+       set_details,
+       2,
+       many,
+       true,
+       nullptr,
+       run_set},
+      {"resync",
+       "NAME",
+       "Copy all disks to a replica anew",
+       resync_details,
+       1,
+       1,
+       true,
+       add_resync_options,
+       run_resync},
+      {"add-replica",
+       "NAME [HOST]",
+       "Add a copy on HOST, or on the host with the best score",
+       "",
+       1,
+       2,
+       true,
+       nullptr,
+       run_add_replica},
+      {"remove-replica",
+       "NAME HOST",
+       "Remove the copy on HOST",
+       "",
+       2,
+       2,
+       true,
+       nullptr,
+       run_remove_replica},
+      {"delete",
+       "NAME",
+       "Delete a volume and its images",
+       delete_details,
+       1,
+       1,
+       true,
+       add_delete_options,
+       run_delete},
+      {"import",
+       "NAME FILE|NBD-URI",
+       "Fill a disk from a raw file, a device or an NBD export",
+       import_details,
+       2,
+       2,
+       true,
+       add_import_options,
+       run_import},
+      {"wait",
+       "NAME",
+       "Wait for a state of a volume",
+       wait_details,
+       1,
+       1,
+       true,
+       add_wait_options,
+       run_wait},
+  };
+  return commands;
+}
+
+const Command* find_command(std::string_view name) {
+  const auto& commands = all_commands();
+  const auto it = std::find_if(
+      commands.begin(), commands.end(), [&](const Command& c) { return c.name == name; });
+  return it == commands.end() ? nullptr : &*it;
+}
+
+std::string text_option(const OptionValues& values, const char* name) {
+  return values.count(name) > 0 ? values[name].as<std::string>() : std::string();
+}
+
+}  // namespace replicad::ctl

@@ -1,0 +1,199 @@
+#include "ctl/volume_report.h"
+
+#include <algorithm>
+
+#include "core/base/check.h"
+#include "core/control/members.h"
+#include "ctl/context.h"
+
+namespace replicad::ctl {
+
+using Json = nlohmann::json;
+
+const char* const failover_text =
+    "not available in this version; a replica's departure is recorded before any answer is given "
+    "without it";
+
+namespace {
+
+const VolumeView* latest_view(const std::vector<MemberReport>& reports) {
+  const VolumeView* latest = nullptr;
+  for (const MemberReport& report : reports) {
+    if (!report.volume) continue;
+    if (latest == nullptr || latest->epoch.number < report.volume->epoch.number)
+      latest = &*report.volume;
+  }
+  return latest;
+}
+
+void fill_from_self(const VolumeView& own, MemberRow& row) {
+  row.state = own.state;
+  row.error = own.error;
+  if (own.role == Role::primary) {
+    row.received = row.logged = row.durable = row.applied = own.history.sequence;
+    row.digest = own.history.digest;
+    return;
+  }
+  if (!own.replica) return;
+  row.consistent = own.replica->consistent;
+  row.received = own.replica->received;
+  row.logged = own.replica->logged;
+  row.durable = own.replica->durable;
+  row.applied = own.replica->applied;
+  row.digest = own.replica->applied_digest;
+  row.backlog_bytes = own.replica->backlog_bytes;
+}
+
+/// What only the primary knows; its word on the state goes before the replica's own.
+void fill_from_primary(const ReplicaView& seen, MemberRow& row) {
+  row.in_sync = seen.in_sync;
+  row.lag_bytes = seen.lag_bytes;
+  row.lag_seconds = seen.lag_seconds;
+  row.copy = seen.copy;
+  if (seen.error) row.error = seen.error;
+  if (row.reachable || seen.state != "disconnected") row.state = seen.state;
+  row.sent = seen.sent;
+  if (row.reachable) return;
+  row.received = seen.received;
+  row.logged = seen.logged;
+  row.durable = seen.durable;
+  row.applied = seen.applied;
+  row.digest = seen.digest;
+}
+
+MemberRow make_row(const std::string& host,
+                   const VolumeReport& report,
+                   const std::vector<MemberReport>& reports) {
+  MemberRow row;
+  row.host = host;
+  const bool is_member = report.view->member(host) != nullptr;
+  const MemberReport* own = report_of(reports, host);
+  row.role = !is_member ? "none" : report.view->primary == host ? "primary" : "replica";
+  row.reachable = own != nullptr && (own->volume || says_not_found(*own));
+  row.state = row.reachable ? "missing" : "unreachable";
+  row.in_sync = is_member && report.view->is_in_sync(host);
+  if (own != nullptr && own->volume) fill_from_self(*own->volume, row);
+  if (own != nullptr && !own->volume && !says_not_found(*own)) row.error = own->volume.error();
+  const ReplicaView* seen = report.primary == nullptr ? nullptr : report.primary->replica_on(host);
+  const bool stopped = report.state == "stopped";
+  if (seen != nullptr && is_member && row.state != "missing") {
+    const std::string own_state = row.state;
+    fill_from_primary(*seen, row);
+    // With the export stopped nobody is connected, which says nothing about the replica.
+    if (stopped && row.reachable && own_state == "inconsistent") row.state = own_state;
+  }
+  return row;
+}
+
+template <typename T>
+Json nullable(const std::optional<T>& value) {
+  return value ? Json(*value) : Json();
+}
+
+Json row_json(const MemberRow& row) {
+  Json copy;
+  if (row.copy)
+    copy = {{"done_bytes", row.copy->done_bytes}, {"total_bytes", row.copy->total_bytes}};
+  return {{"host", row.host},
+          {"role", row.role},
+          {"state", row.state},
+          {"reachable", row.reachable},
+          {"in_sync", row.in_sync},
+          {"consistent", nullable(row.consistent)},
+          {"sent", nullable(row.sent)},
+          {"received", nullable(row.received)},
+          {"logged", nullable(row.logged)},
+          {"durable", nullable(row.durable)},
+          {"applied", nullable(row.applied)},
+          {"digest", row.digest},
+          {"lag_bytes", nullable(row.lag_bytes)},
+          {"lag_seconds", nullable(row.lag_seconds)},
+          {"backlog_bytes", nullable(row.backlog_bytes)},
+          {"copy", std::move(copy)},
+          {"error", row.error ? error_json(*row.error) : Json()}};
+}
+
+Json epoch_json(const Epoch& epoch) {
+  return {{"number", epoch.number}, {"tag", epoch.tag}};
+}
+
+}  // namespace
+
+std::size_t VolumeReport::replicas_in_sync() const {
+  return static_cast<std::size_t>(
+      std::count_if(members.begin(), members.end(), [](const MemberRow& row) {
+        return row.role == "replica" && row.in_sync;
+      }));
+}
+
+VolumeReport make_volume_report(const std::string& name, const std::vector<MemberReport>& reports) {
+  VolumeReport report;
+  report.name = name;
+  const auto found = find_primary(name, reports);
+  report.primary = found ? &*(*found)->volume : nullptr;
+  report.view = found ? report.primary : latest_view(reports);
+  RD_CHECK(report.view != nullptr);
+  report.state = found ? report.primary->state : "unknown";
+  report.problems = volume_problems(name, reports);
+  if (report.view->member(report.view->primary) != nullptr) {
+    report.members.push_back(make_row(report.view->primary, report, reports));
+  }
+  for (const MemberView& member : report.view->members) {
+    if (member.host != report.view->primary)
+      report.members.push_back(make_row(member.host, report, reports));
+  }
+  for (const MemberReport& own : reports) {
+    if (own.volume && report.view->member(own.host) == nullptr) {
+      report.members.push_back(make_row(own.host, report, reports));
+    }
+  }
+  return report;
+}
+
+Json status_json(const VolumeReport& report) {
+  const VolumeView& view = *report.view;
+  Json disks = Json::array();
+  for (const DiskView& disk : view.disks) {
+    disks.push_back({{"name", disk.name},
+                     {"bytes", disk.bytes},
+                     {"path", disk.path},
+                     {"allocated_bytes", disk.allocated_bytes},
+                     {"adopted", disk.adopted}});
+  }
+  Json members = Json::array();
+  for (const MemberRow& row : report.members)
+    members.push_back(row_json(row));
+  Json nbd;
+  Json transfer;
+  if (report.primary != nullptr && report.primary->nbd) {
+    const ExportView& exported = *report.primary->nbd;
+    nbd = {{"uri", exported.uri},
+           {"socket", exported.socket},
+           {"uris", exported.uris},
+           {"pid", exported.pid}};
+  }
+  if (report.primary != nullptr && report.primary->transfer) {
+    transfer = {{"to", report.primary->transfer->to},
+                {"epoch", epoch_json(report.primary->transfer->epoch)}};
+  }
+  return {{"name", report.name},
+          {"uuid", view.uuid},
+          {"mode", view.mode},
+          {"settings", view.settings},
+          {"bytes", view.bytes()},
+          {"disks", std::move(disks)},
+          {"primary", view.primary},
+          {"primary_known", report.primary != nullptr},
+          {"state", report.state},
+          {"epoch", epoch_json(view.epoch)},
+          {"sequence", view.history.sequence},
+          {"digest", view.history.digest},
+          {"in_sync", view.in_sync},
+          {"export", std::move(nbd)},
+          {"transfer", std::move(transfer)},
+          {"members", std::move(members)},
+          {"problems", report.problems},
+          {"failover", {{"available", false}, {"text", failover_text}}}};
+}
+
+}  // namespace replicad::ctl
