@@ -1,0 +1,295 @@
+// Replicas and daemons that go away and come back while a guest writes.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include "tests/e2e/load.h"
+
+namespace replicad::e2e {
+namespace {
+
+constexpr std::uint64_t mib_bytes = 1 << 20;
+
+json replica_entry(Cluster& cluster, const std::string& replica) {
+  const json volume = cluster.volume(cluster.primary_host());
+  for (const json& entry : volume.at("replicas")) {
+    if (entry.at("host") == replica) return entry;
+  }
+  return json::object();
+}
+
+bool is_in_sync(Cluster& cluster, const std::string& host) {
+  for (const json& name : cluster.volume(cluster.primary_host()).at("in_sync")) {
+    if (name == host) return true;
+  }
+  return false;
+}
+
+void kill_replica_under_load(const std::string& mode) {
+  Cluster cluster(3);
+  cluster.create({.mode = mode, .create_options = {"--set=ack-timeout=1s"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {.write_bytes_max = 8 << 10});
+  load.start();
+  for (int round = 0; round < 4; ++round) {
+    CAPTURE(round);
+    load.wait_answered(60);
+    const std::string victim = round % 2 == 0 ? "b" : "c";
+    cluster.host(victim).kill9();
+    load.wait_answered(60);
+    cluster.host(victim).start();
+    cluster.wait_streaming();
+  }
+  load.wait_answered(60);
+  load.stop();
+  CHECK(load.reconnects() == 0);
+  cluster.stop_and_compare();
+  load.check_images(cluster);
+}
+
+TEST_CASE("failures: kill -9 of a replica under load, it catches up and ends equal (sync)") {
+  kill_replica_under_load("sync");
+}
+
+TEST_CASE("failures: kill -9 of a replica under load, it catches up and ends equal (semi-sync)") {
+  kill_replica_under_load("semi-sync");
+}
+
+TEST_CASE("failures: kill -9 of a replica under load, it catches up and ends equal (async)") {
+  kill_replica_under_load("async");
+}
+
+TEST_CASE("failures: a replica's departure is on disk before a write is answered without it") {
+  Cluster cluster(2);
+  cluster.create({.members = {"a", "b"}, .create_options = {"--set=ack-timeout=1s"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  CHECK(is_in_sync(cluster, "b"));
+  NbdClient client(cluster.uri());
+  std::vector<std::byte> block(4096, std::byte{1});
+  client.write(0, block);
+  cluster.host("b").kill9();
+  client.write(4096, block);
+  // The write was answered: whatever happens to the processes of host a now, it knows that b is
+  // out.
+  const pid_t exporter = cluster.export_pid();
+  cluster.host("a").kill9();
+  ::kill(exporter, SIGKILL);
+  cluster.host("a").start();
+  CHECK_FALSE(is_in_sync(cluster, "b"));
+}
+
+TEST_CASE("failures: a replica that hangs leaves the set after ack-timeout and comes back") {
+  Cluster cluster(3);
+  cluster.create({.create_options = {"--set=ack-timeout=500ms"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  NbdClient client(cluster.uri());
+  std::vector<std::byte> block(4096, std::byte{2});
+  client.write(0, block);
+  cluster.host("c").signal(SIGSTOP);
+  const auto start = std::chrono::steady_clock::now();
+  client.write(4096, block);
+  const auto waited = std::chrono::steady_clock::now() - start;
+  CHECK(waited < std::chrono::seconds(5));
+  CHECK_FALSE(is_in_sync(cluster, "c"));
+  CHECK(is_in_sync(cluster, "b"));
+  client.write(8192, block);
+  cluster.host("c").signal(SIGCONT);
+  cluster.wait_streaming();
+  client.write(12288, block);
+  client.flush();
+  cluster.stop_and_compare();
+}
+
+TEST_CASE(
+    "failures: a replica beyond the ring is detached, and a copy beside live writes heals it") {
+  Cluster cluster(3);
+  cluster.create(
+      {.create_options = {
+           "--set=ring-bytes=4M", "--set=ack-timeout=500ms", "--set=congestion=detach"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {});
+  load.start();
+  load.wait_answered(100);
+  CHECK(cluster.host("b").stop() == 0);
+  load.wait_answered(600);
+  cluster.host("b").start();
+  wait_until("b is shown as detached", Millis(30'000), [&] {
+    return replica_entry(cluster, "b").value("state", "") == "detached";
+  });
+  // It is no target, and it does not get better by itself.
+  const Finished refused = cluster.ctl({"switchover", "vm1", "--to=b"});
+  CHECK(refused.exit_code == 3);
+  CHECK_MESSAGE(refused.err.find("b") != std::string::npos, refused.text());
+  load.wait_answered(100);
+  CHECK(replica_entry(cluster, "b").value("state", "") == "detached");
+  cluster.ctl_ok({"resync", "vm1", "--host=b", "--wait"}, Millis(120'000));
+  load.wait_answered(100);
+  cluster.wait_streaming();
+  load.stop();
+  CHECK(load.reconnects() == 0);
+  cluster.stop_and_compare();
+  load.check_images(cluster);
+}
+
+TEST_CASE("failures: a replica that dies in the middle of a copy is copied again and ends equal") {
+  Cluster cluster(2);
+  cluster.create({.members = {"a", "b"},
+                  .disk_bytes = {64 * mib_bytes},
+                  .create_options = {"--set=ack-timeout=500ms"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {.disks = {{"vda", 64 * mib_bytes}}});
+  load.start();
+  load.wait_answered(800);
+  cluster.ctl({"resync", "vm1", "--host=b", "--force"});
+  wait_until("the copy runs", Millis(30'000), [&] {
+    const json volume = cluster.volume("b");
+    return volume.at("state") == "copying" || volume.at("replica").at("consistent") == false;
+  });
+  cluster.host("b").kill9();
+  cluster.host("b").start();
+  CHECK(cluster.volume("b").at("replica").at("consistent") == false);
+  const Finished refused = cluster.ctl({"switchover", "vm1", "--to=b"});
+  CHECK(refused.exit_code != 0);
+  load.wait_answered(50);
+  wait_until("b can be copied to again", Millis(60'000), [&] {
+    if (replica_entry(cluster, "b").value("state", "") == "streaming") return true;
+    cluster.ctl({"resync", "vm1", "--host=b", "--wait"}, Millis(60'000));
+    return replica_entry(cluster, "b").value("state", "") == "streaming";
+  });
+  cluster.wait_streaming();
+  load.stop();
+  cluster.stop_and_compare();
+  load.check_images(cluster);
+}
+
+TEST_CASE("failures: the plugin serves on while the local replicad is killed and restarted") {
+  Cluster cluster(3);
+  cluster.create({});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {});
+  load.start();
+  load.wait_answered(50);
+  const pid_t exporter = cluster.export_pid();
+  cluster.host("a").kill9();
+  load.wait_answered(100);
+  cluster.host("a").start();
+  wait_until("the plugin is back at its daemon", Millis(20'000), [&] {
+    return cluster.serving_host() == "a";
+  });
+  CHECK(cluster.export_pid() == exporter);
+  load.wait_answered(50);
+  CHECK(cluster.host("a").stop() == 0);
+  load.wait_answered(50);
+  cluster.host("a").start();
+  cluster.wait_streaming();
+  load.wait_answered(50);
+  load.stop();
+  CHECK(load.reconnects() == 0);
+  cluster.stop_and_compare();
+  load.check_images(cluster);
+}
+
+TEST_CASE("failures: a clean stop and start of the export keeps the replicas streaming, no copy") {
+  Cluster cluster(3);
+  cluster.create({});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {});
+  for (int round = 0; round < 3; ++round) {
+    CAPTURE(round);
+    load.start();
+    load.wait_answered(80);
+    load.stop();
+    const json before = cluster.volume("a");
+    cluster.stop_and_compare();
+    CHECK(cluster.volume("a").at("clean") == true);
+    cluster.activate();
+    cluster.wait_streaming();
+    const json after = cluster.volume("a");
+    CHECK(after.at("epoch").at("number").get<int>() > before.at("epoch").at("number").get<int>());
+    for (const json& replica : after.at("replicas"))
+      CHECK(replica.at("copy").is_null());
+  }
+  cluster.stop_and_compare();
+  load.check_images(cluster);
+}
+
+TEST_CASE("failures: kill -9 of the export: what was answered is there, replicas need a copy") {
+  Cluster cluster(2);
+  cluster.create({.members = {"a", "b"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {});
+  load.start();
+  load.wait_answered(100);
+  const pid_t exporter = cluster.export_pid();
+  ::kill(exporter, SIGKILL);
+  wait_until("the daemon has noticed", Millis(20'000), [&] {
+    return cluster.volume("a").at("state") != "serving" ||
+           cluster.volume("a").at("export").at("pid") != exporter;
+  });
+  cluster.ctl({"activate", "vm1"});
+  load.wait_answered(50);
+  wait_until("b is shown as detached", Millis(30'000), [&] {
+    return replica_entry(cluster, "b").value("state", "") == "detached";
+  });
+  CHECK(cluster.ctl({"switchover", "vm1", "--to=b"}).exit_code == 3);
+  cluster.ctl_ok({"resync", "vm1", "--host=b", "--wait"}, Millis(120'000));
+  cluster.wait_streaming();
+  load.stop();
+  cluster.stop_and_compare();
+  load.check_images(cluster);
+}
+
+TEST_CASE("failures: all daemons restart while the volume is stopped, then it goes on") {
+  Cluster cluster(3);
+  cluster.create({});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {});
+  load.start();
+  load.wait_answered(100);
+  load.stop();
+  cluster.deactivate();
+  for (const std::string& name : cluster.host_names())
+    CHECK(cluster.host(name).stop() == 0);
+  for (const std::string& name : cluster.host_names())
+    cluster.host(name).start();
+  cluster.wait_applied();
+  CHECK(cluster.image_differences() == "");
+  cluster.activate();
+  cluster.wait_streaming();
+  load.start();
+  load.wait_answered(100);
+  load.stop();
+  cluster.stop_and_compare();
+  load.check_images(cluster);
+}
+
+TEST_CASE("failures: the mode changes while the guest writes") {
+  Cluster cluster(3);
+  cluster.create({.mode = "async"});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {});
+  load.start();
+  for (const char* mode : {"sync", "semi-sync", "async", "sync"}) {
+    load.wait_answered(40);
+    cluster.ctl_ok({"set", "vm1", fmt::format("mode={}", mode)});
+    for (const std::string& host : cluster.host_names()) {
+      CHECK(cluster.volume(host).at("settings").at("mode") == mode);
+    }
+  }
+  load.wait_answered(40);
+  load.stop();
+  cluster.stop_and_compare();
+  load.check_images(cluster);
+}
+
+}  // namespace
+}  // namespace replicad::e2e

@@ -1,0 +1,243 @@
+#include "tests/e2e/load.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include <fmt/format.h>
+
+namespace replicad::e2e {
+
+namespace {
+
+constexpr std::uint64_t block_bytes = 512;
+
+using Clock = std::chrono::steady_clock;
+
+Millis since(Clock::time_point start) {
+  return std::chrono::duration_cast<Millis>(Clock::now() - start);
+}
+
+}  // namespace
+
+std::uint64_t test_seed() {
+  const char* fixed = std::getenv("RD_SEED");
+  return fixed != nullptr ? std::strtoull(fixed, nullptr, 10) : std::random_device{}();
+}
+
+Load::Load(const Cluster& cluster, LoadOptions options)
+    : cluster_(cluster), options_(std::move(options)) {
+  if (options_.seed == 0) options_.seed = test_seed();
+  for (const DiskSpec& disk : options_.disks)
+    mirrors_[disk.name].resize(disk.bytes);
+}
+
+Load::~Load() {
+  stopping_ = true;
+  for (std::thread& thread : threads_) {
+    if (thread.joinable()) thread.join();
+  }
+}
+
+void Load::start() {
+  stopping_ = false;
+  std::uint64_t seed = options_.seed;
+  for (const DiskSpec& disk : options_.disks) {
+    const std::uint64_t blocks = disk.bytes / block_bytes / options_.writers_per_disk;
+    for (unsigned i = 0; i < options_.writers_per_disk; ++i) {
+      const Stripe stripe{disk.name, i * blocks * block_bytes, (i + 1) * blocks * block_bytes};
+      threads_.emplace_back([this, stripe, seed] { run_writer(stripe, seed); });
+      ++seed;
+    }
+  }
+}
+
+void Load::stop() {
+  stopping_ = true;
+  for (std::thread& thread : threads_)
+    thread.join();
+  threads_.clear();
+  // The next start() goes on with other requests.
+  options_.seed += 1000;
+  throw_error();
+}
+
+void Load::wait_answered(std::uint64_t count, Millis limit) {
+  const std::uint64_t target = answered_ + count;
+  wait_until(fmt::format("{} more requests are answered", count), limit, [&] {
+    throw_error();
+    return answered_ >= target;
+  });
+}
+
+void Load::report(const std::string& error) {
+  const std::lock_guard lock(error_mutex_);
+  if (error_.empty()) error_ = error;
+}
+
+void Load::throw_error() {
+  const std::lock_guard lock(error_mutex_);
+  if (!error_.empty()) throw HarnessError(fmt::format("load: {}", error_));
+}
+
+void Load::run_writer(const Stripe& stripe, std::uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::unique_ptr<NbdClient> client;
+  try {
+    while (!stopping_) {
+      const Request request = draw(stripe, random);
+      const auto start = Clock::now();
+      perform(stripe, client, request);
+      const auto waited = since(start).count();
+      for (auto longest = longest_wait_ms_.load(); waited > longest;) {
+        if (longest_wait_ms_.compare_exchange_weak(longest, waited)) break;
+      }
+      ++answered_;
+    }
+  } catch (const std::exception& error) {
+    report(fmt::format("writer {} [{}, {}) seed {}: {}",
+                       stripe.disk,
+                       stripe.begin,
+                       stripe.end,
+                       seed,
+                       error.what()));
+  }
+}
+
+Load::Request Load::draw(const Stripe& stripe, std::mt19937_64& random) const {
+  Request request;
+  const std::uint64_t blocks = (stripe.end - stripe.begin) / block_bytes;
+  const std::uint64_t first = random() % blocks;
+  const std::uint64_t most = std::min(blocks - first, options_.write_bytes_max / block_bytes);
+  const std::uint64_t dice = options_.zeroes ? random() % 32 : 31;
+  request.offset = stripe.begin + first * block_bytes;
+  request.length = (1 + random() % most) * block_bytes;
+  if (dice == 0) {
+    request.kind = Request::Kind::trim;
+  } else if (dice == 1) {
+    request.kind = Request::Kind::zero;
+    request.flags = random() % 2 == 0 ? LIBNBD_CMD_FLAG_NO_HOLE : 0;
+  } else if (dice == 2) {
+    request.kind = Request::Kind::flush;
+  } else if (dice < 7) {
+    request.kind = Request::Kind::read;
+  } else {
+    request.flags = dice == 8 ? LIBNBD_CMD_FLAG_FUA : 0;
+    request.data.resize(request.length);
+    for (std::size_t i = 0; i < request.data.size(); i += sizeof(std::uint64_t)) {
+      const std::uint64_t word = random();
+      std::memcpy(request.data.data() + i, &word, sizeof word);
+    }
+  }
+  return request;
+}
+
+void Load::connect(const Stripe& stripe, std::unique_ptr<NbdClient>& client) {
+  const auto start = Clock::now();
+  while (since(start) < options_.reconnect_limit) {
+    const auto uri = cluster_.find_uri(options_.volume, stripe.disk);
+    try {
+      if (uri) {
+        client = std::make_unique<NbdClient>(*uri);
+        return;
+      }
+    } catch (const NbdError&) {
+      // It has just ended there; look again.
+    }
+    std::this_thread::sleep_for(Millis(10));
+  }
+  throw HarnessError(
+      fmt::format("no host serves {} for {} ms", stripe.disk, options_.reconnect_limit.count()));
+}
+
+void Load::perform(const Stripe& stripe,
+                   std::unique_ptr<NbdClient>& client,
+                   const Request& request) {
+  while (true) {
+    if (!client) connect(stripe, client);
+    try {
+      send(*client, stripe, request);
+      return;
+    } catch (const NbdError& error) {
+      // A server that shuts down says so, or just goes; everything else is what a guest would see
+      // as an error.
+      if (!error.connection_lost && error.sys_errno != ESHUTDOWN) throw;
+      client.reset();
+      ++reconnects_;
+    }
+  }
+}
+
+void Load::send(NbdClient& client, const Stripe& stripe, const Request& request) {
+  switch (request.kind) {
+    case Request::Kind::write:
+      client.write(request.offset, request.data, request.flags);
+      break;
+    case Request::Kind::zero:
+      client.zero(request.offset, request.length, request.flags);
+      break;
+    case Request::Kind::trim:
+      client.trim(request.offset, request.length);
+      break;
+    case Request::Kind::flush:
+      client.flush();
+      return;
+    case Request::Kind::read: {
+      std::vector<std::byte> got(request.length);
+      client.read(request.offset, got);
+      const std::byte* expected = mirrors_.at(stripe.disk).data() + request.offset;
+      if (std::memcmp(got.data(), expected, got.size()) != 0) {
+        throw HarnessError(fmt::format("read of {} bytes at {} differs from what was answered",
+                                       request.length,
+                                       request.offset));
+      }
+      return;
+    }
+  }
+  remember(stripe, request);
+}
+
+void Load::remember(const Stripe& stripe, const Request& request) {
+  std::byte* to = mirrors_.at(stripe.disk).data() + request.offset;
+  if (request.kind == Request::Kind::write) {
+    std::memcpy(to, request.data.data(), request.length);
+  } else {
+    std::memset(to, 0, request.length);
+  }
+}
+
+void Load::check_through_nbd() const {
+  for (const auto& [disk, mirror] : mirrors_) {
+    const auto uri = cluster_.find_uri(options_.volume, disk);
+    if (!uri) throw HarnessError("no host serves " + disk);
+    NbdClient client(*uri);
+    constexpr std::size_t step = 1 << 20;
+    std::vector<std::byte> got(step);
+    for (std::size_t at = 0; at < mirror.size(); at += step) {
+      const auto part = std::span(got).first(std::min(step, mirror.size() - at));
+      client.read(at, part);
+      if (std::memcmp(part.data(), mirror.data() + at, part.size()) != 0) {
+        throw HarnessError(
+            fmt::format("{} read through NBD differs within the MiB at {}", disk, at));
+      }
+    }
+  }
+}
+
+void Load::check_images(Cluster& cluster) const {
+  std::string differences;
+  for (const auto& [disk, mirror] : mirrors_) {
+    const json primary = cluster.volume(cluster.primary_host(options_.volume), options_.volume);
+    for (const json& member : primary.at("members")) {
+      const auto host = member.at("host").get<std::string>();
+      const std::string path = cluster.image_path(host, disk, options_.volume);
+      const std::string found = file_difference(path, mirror);
+      if (!found.empty()) differences += fmt::format("host {}: {}\n", host, found);
+    }
+  }
+  if (!differences.empty())
+    throw HarnessError("images differ from what was answered: " + differences);
+}
+
+}  // namespace replicad::e2e
