@@ -248,6 +248,10 @@ class Replica {
   [[nodiscard]] bool is_consistent() const { return consistent_; }
   [[nodiscard]] bool is_copying() const { return copy_ != CopyStep::none; }
   [[nodiscard]] Phase phase() const { return session_ ? session_->phase : Phase::none; }
+  /// The session whose frames are taken; nullopt if there is none.
+  [[nodiscard]] std::optional<SessionId> session() const {
+    return session_ ? std::optional(session_->id) : std::nullopt;
+  }
   [[nodiscard]] const std::optional<Error>& failure() const { return failure_; }
 
   /// For tests: aborts if the state contradicts itself.

@@ -1,0 +1,69 @@
+#pragma once
+// The files of a replica's log: segments and spares on disk, and the recovery that finds out what they hold.
+// Format and crash orders: docs/disk-format.md. Blocking calls, any thread.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/store/log_segment.h"
+#include "io/fd.h"
+
+namespace replicad {
+
+/// A preallocated file of the log, in use as a segment or waiting to become one.
+struct LogFile {
+  Fd fd;
+  std::string name;  ///< within the log directory
+  std::uint64_t bytes = 0;
+};
+
+/// A segment that is part of the log. Operations in flight share it.
+struct LogSegment {
+  std::shared_ptr<LogFile> file;
+  HistoryPoint before;
+  std::uint64_t end_bytes = segment_header_bytes;  ///< header and whole frames that the file holds
+  bool dirty = false;                              ///< something was written since the last sync
+
+  [[nodiscard]] Sequence first() const { return before.sequence + 1; }
+};
+
+struct LogRecoveryOptions {
+  std::string directory;
+  std::string volume_uuid;
+  HistoryPoint checkpoint;  ///< the image durably holds everything up to here
+  /// A sync has failed before: what is read is written again, because the kernel may take pages for clean that
+  /// never reached the disk.
+  bool rewrite = false;
+};
+
+/// What the log proves. Everything in it is on stable storage.
+struct RecoveredLog {
+  std::vector<std::shared_ptr<LogSegment>> segments;  ///< in order; may be empty
+  std::vector<std::shared_ptr<LogFile>> spares;
+  HistoryPoint logged;  ///< last frame, or the checkpoint
+  std::size_t apply_segment =
+      0;  ///< index of the segment with the first frame behind the checkpoint
+  std::uint64_t apply_offset = segment_header_bytes;
+  std::uint64_t backlog_bytes = 0;  ///< of the frames behind the checkpoint
+  std::string cut;                  ///< why the log ends where it does; empty: it ends cleanly
+  std::uint64_t next_spare = 1;     ///< number for the next spare file
+};
+
+/// Finds the segments, follows the history from the checkpoint, cuts the torn tail (files behind it are removed)
+/// and syncs the rest. The result is a strict prefix of what was appended.
+/// Errors: Errc::corrupt (names file and offset) when something is missing or damaged that was on stable
+/// storage: behind the checkpoint, or before what a later segment knows to be durable; Errc::no_space and
+/// Errc::io_error. On error no file was changed, except that a torn tail may be cut already.
+[[nodiscard]] Result<RecoveredLog> recover_log(const LogRecoveryOptions& options);
+
+/// Removes every segment and spare, durably. A directory that is not there is fine.
+[[nodiscard]] Status remove_log(const std::string& directory);
+
+/// Makes a preallocated file. Errors: Errc::no_space, Errc::io_error; nothing is left behind.
+[[nodiscard]] Result<std::shared_ptr<LogFile>> create_log_file(const std::string& directory,
+                                                               const std::string& name,
+                                                               std::uint64_t bytes);
+[[nodiscard]] std::string spare_file_name(std::uint64_t number);
+
+}  // namespace replicad

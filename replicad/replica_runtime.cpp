@@ -1,0 +1,392 @@
+#include "replicad/replica_runtime.h"
+
+#include <utility>
+
+#include "core/base/check.h"
+#include "core/base/log.h"
+#include "replicad/replica_offload.h"
+
+namespace replicad {
+
+class ReplicaRuntime::BufferHold {
+ public:
+  explicit BufferHold(std::shared_ptr<FrameConnection> connection)
+      : connection_(std::move(connection)) {
+    connection_->hold_buffer();
+  }
+  BufferHold(const BufferHold&) = delete;
+  BufferHold& operator=(const BufferHold&) = delete;
+  BufferHold(BufferHold&&) = delete;
+  BufferHold& operator=(BufferHold&&) = delete;
+  ~BufferHold() { connection_->release_buffer(); }
+
+ private:
+  std::shared_ptr<FrameConnection> connection_;
+};
+
+ReplicaRuntime::ReplicaRuntime(Reactor& reactor, Setup setup)
+    : reactor_(reactor), setup_(std::move(setup)), worker_(Worker::create()) {}
+
+ReplicaRuntime::~ReplicaRuntime() {
+  if (timer_) reactor_.cancel_timer(*timer_);
+  const Error error{Errc::unreachable, 0, "the replica is gone", {}};
+  for (const auto& [id, session] : sessions_)
+    session.connection->close(error);
+  // What is in flight ends by itself; from here on nothing new is begun, and the worker is not used.
+  stop_all([] {});
+}
+
+// --- events and effects
+
+void ReplicaRuntime::feed(ReplicaEvent event) {
+  events_.push_back(std::move(event));
+  if (feeding_) return;
+  feeding_ = true;
+  while (!events_.empty()) {
+    const ReplicaEvent next = std::move(events_.front());
+    events_.pop_front();
+    effects_.clear();
+    core_->step(next, reactor_.now(), effects_);
+    // Effects feed events at most into the queue above.
+    for (std::size_t i = 0; i < effects_.size(); ++i) {
+      std::visit([this](const auto& effect) { perform(effect); }, effects_[i]);
+    }
+  }
+  feeding_ = false;
+  after_step();
+}
+
+void ReplicaRuntime::after_step() {
+  if (const auto id = core_->session()) {
+    const auto session = sessions_.find(*id);
+    if (session != sessions_.end()) {
+      if (core_->takes_input()) {
+        session->second.connection->resume();
+      } else {
+        session->second.connection->pause();
+      }
+    }
+  }
+  arm_timer();
+}
+
+void ReplicaRuntime::arm_timer() {
+  const auto at = core_->wake_at();
+  if (!at || (timer_ && timer_at_ <= *at)) return;
+  if (timer_) reactor_.cancel_timer(*timer_);
+  timer_at_ = *at;
+  const Duration delay = std::max(Duration::zero(), *at - reactor_.now());
+  timer_ = reactor_.add_timer(delay, [weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self) return;
+    self->timer_.reset();
+    self->feed(replica_event::TimePassed{});
+  });
+}
+
+/// Another part of the daemon may have promised a higher epoch (fence).
+void ReplicaRuntime::learn_promise() {
+  const Epoch& recorded = setup_.hooks.state().epoch;
+  if (recorded.number > core_->promised().number) feed(replica_event::PromiseRaised{recorded});
+}
+
+void ReplicaRuntime::send(SessionId session, std::vector<std::byte> frame) {
+  const auto found = sessions_.find(session);
+  if (found != sessions_.end()) found->second.connection->send(std::move(frame));
+}
+
+void ReplicaRuntime::perform(const replica_effect::SendAttached& effect) {
+  log(LogLevel::info,
+      "replica_attached",
+      "volume={} logged={} durable={} applied={} consistent={}",
+      setup_.hooks.state().name,
+      effect.message.logged.sequence,
+      effect.message.durable,
+      effect.message.applied,
+      effect.message.consistent);
+  session_error_.reset();
+  send(effect.session, encode_attached(effect.message));
+}
+
+void ReplicaRuntime::perform(const replica_effect::SendWatermarks& effect) {
+  send(effect.session, encode_watermarks(effect.marks));
+}
+
+void ReplicaRuntime::perform(const replica_effect::SendCopyDone& effect) {
+  log(LogLevel::info,
+      "copy_done",
+      "volume={} sequence={}",
+      setup_.hooks.state().name,
+      effect.point.sequence);
+  send(effect.session, encode_copy_done({effect.point}));
+}
+
+void ReplicaRuntime::perform(const replica_effect::Refuse& effect) {
+  const auto found = sessions_.find(effect.session);
+  if (found == sessions_.end()) return;
+  const Error& error = effect.error;
+  log(LogLevel::warn,
+      "replica_refused",
+      "volume={} code={} message={}",
+      setup_.hooks.state().name,
+      errc_name(error.code),
+      log_value(error.message));
+  session_error_ = error;
+  found->second.connection->send(encode_refuse({error.code, error.message, error.hint}));
+  found->second.connection->close_after_send(error);
+}
+
+void ReplicaRuntime::perform(const replica_effect::CloseSession& effect) {
+  const auto found = sessions_.find(effect.session);
+  if (found == sessions_.end()) return;
+  session_error_ = effect.error;
+  found->second.connection->close(effect.error);
+}
+
+void ReplicaRuntime::perform(const replica_effect::AppendFrame& effect) {
+  RD_CHECK(frame_ != nullptr);
+  if (!log_) return;  // it has failed, the core will hear of it
+  backlog_bytes_ += frame_->bytes.size();
+  log_->append(frame_->bytes, effect.after, hold_of_current());
+}
+
+void ReplicaRuntime::perform(const replica_effect::WriteImage& /*effect*/) {
+  RD_CHECK(frame_ != nullptr);
+  if (!copy_writer_) return;
+  const FrameHeader& header = frame_->header;
+  const auto tag = copy_writer_->add(header, frame_->payload, hold_of_current());
+  copy_frames_.push_back({tag, is_numbered(header.type) ? header.sequence : 0});
+  copy_unsynced_bytes_ += header.payload_bytes;
+}
+
+void ReplicaRuntime::perform(const replica_effect::SyncLog& /*effect*/) {
+  if (!log_) return;
+  log_->sync(guarded([](ReplicaRuntime& self, const Result<Sequence>& through) {
+    if (through) self.feed(replica_event::LogSynced{*through});
+  }));
+}
+
+void ReplicaRuntime::perform(const replica_effect::DropLog& /*effect*/) {
+  if (!log_) return;
+  // From here on no checkpoint of the old log is recorded.
+  ++generation_;
+  checkpointing_ = false;
+  stop_images(guarded([](ReplicaRuntime& self) {
+    self.log_->drop(self.guarded([](ReplicaRuntime& runtime, const Status& status) {
+      if (!status) return;  // the log has reported it
+      runtime.backlog_bytes_ = 0;
+      runtime.checkpoint_bytes_ = 0;
+      runtime.start_copy_writer();
+      runtime.feed(replica_event::LogDropped{});
+    }));
+  }));
+}
+
+void ReplicaRuntime::perform(const replica_effect::SyncImages& /*effect*/) {
+  auto sync = guarded([](ReplicaRuntime& self) {
+    self.setup_.images->sync(self.reactor_,
+                             self.guarded([](ReplicaRuntime& runtime, const Status& status) {
+                               if (status) {
+                                 runtime.feed(replica_event::ImagesSynced{});
+                               } else {
+                                 runtime.fail(status.error());
+                               }
+                             }));
+  });
+  if (copy_writer_) {
+    copy_writer_->when_idle(std::move(sync));
+  } else {
+    sync();
+  }
+}
+
+void ReplicaRuntime::perform(const replica_effect::RestartLog& effect) {
+  if (!log_) return;
+  log_->restart(effect.point);
+  copy_writer_.reset();
+  copy_frames_.clear();
+  start_applier({.point = effect.point, .segment_index = 0, .offset_bytes = segment_header_bytes});
+}
+
+void ReplicaRuntime::perform(const replica_effect::RecordState& effect) {
+  const ReplicaRecord record = effect.record;
+  setup_.hooks.update_state(
+      [record](VolumeState& state) {
+        switch (record.kind) {
+          case ReplicaRecord::Kind::promise:
+            // A fence may have come in between; a promise is never taken back.
+            if (record.epoch.number < state.epoch.number) return;
+            state.epoch = record.epoch;
+            state.primary = record.primary;
+            return;
+          case ReplicaRecord::Kind::inconsistent:
+            state.consistent = false;
+            return;
+          case ReplicaRecord::Kind::copy_done:
+            state.consistent = true;
+            state.checkpoint = record.point;
+            return;
+        }
+      },
+      [weak = weak_from_this(), core = core_serial_](const Status& status) {
+        const auto self = weak.lock();
+        if (!self || self->core_serial_ != core) return;
+        self->learn_promise();
+        self->feed(replica_event::StateRecorded{status});
+      });
+}
+
+void ReplicaRuntime::perform(const replica_effect::PromotionDone& effect) {
+  reactor_.post([done = std::exchange(promotion_done_, nullptr), status = effect.status] {
+    if (done) done(status);
+  });
+}
+
+// --- sessions
+
+void ReplicaRuntime::attach(std::shared_ptr<FrameConnection> connection,
+                            const AttachMessage& message) {
+  if (closing_) {
+    const Error error{Errc::busy, 0, "the replica is being closed", {}};
+    connection->send(encode_refuse({error.code, error.message, error.hint}));
+    connection->close_after_send(error);
+    return;
+  }
+  if (!failure_ && !recovering_ && !retrying_) {
+    open_session(std::move(connection), message);
+    return;
+  }
+  refuse_pending_attach({Errc::busy, 0, "replaced by a new connection of the primary", {}});
+  connection->pause();
+  pending_attach_ = PendingAttach{std::move(connection), message};
+  if (failure_ && quiet_) retry();
+}
+
+void ReplicaRuntime::open_session(std::shared_ptr<FrameConnection> connection,
+                                  const AttachMessage& message) {
+  const SessionId id = ++last_session_;
+  const std::weak_ptr<ReplicaRuntime> weak = weak_from_this();
+  sessions_[id] = Session{connection, {}};
+  // Nothing is delivered before `attached` has been sent.
+  connection->pause();
+  connection->start({.on_frame =
+                         [weak, id](const FrameView& frame) {
+                           const auto self = weak.lock();
+                           return self ? self->on_frame(id, frame) : Status();
+                         },
+                     .on_batch_end = {},
+                     .on_closed =
+                         [weak, id](const Error& error) {
+                           if (const auto self = weak.lock()) self->on_closed(id, error);
+                         }});
+  learn_promise();
+  const bool is_primary = setup_.hooks.state().primary == setup_.host;
+  feed(replica_event::AttachArrived{id, message, is_primary});
+}
+
+Status ReplicaRuntime::on_frame(SessionId session, const FrameView& frame) {
+  RD_CHECK(!feeding_);
+  learn_promise();
+  if (core_->session() != session) return {};
+  switch (frame.header.type) {
+    case FrameType::start: {
+      const auto message = decode_start(frame.payload);
+      if (!message) return tl::unexpected(message.error());
+      feed(replica_event::StartArrived{session, *message});
+      return {};
+    }
+    case FrameType::digest: {
+      const auto point = decode_digest(frame.header, frame.payload);
+      if (!point) return tl::unexpected(point.error());
+      feed(replica_event::DigestArrived{session, *point});
+      return {};
+    }
+    case FrameType::copy_end: {
+      const auto message = decode_copy_end(frame.payload);
+      if (!message) return tl::unexpected(message.error());
+      feed(replica_event::CopyEndArrived{session, message->point});
+      return {};
+    }
+    case FrameType::refuse: {
+      const auto message = decode_refuse(frame.payload);
+      if (!message) return tl::unexpected(message.error());
+      const Error error{
+          message->code, 0, "the primary refuses: " + message->message, message->hint};
+      sessions_.at(session).connection->close(error);
+      return {};
+    }
+    default:
+      break;
+  }
+  frame_ = &frame;
+  feed(replica_event::FrameArrived{session, frame.header});
+  frame_ = nullptr;
+  return {};
+}
+
+void ReplicaRuntime::on_closed(SessionId session, const Error& error) {
+  sessions_.erase(session);
+  if (core_->session() != session) return;
+  session_error_ = error;
+  log(LogLevel::info,
+      "replica_disconnected",
+      "volume={} message={}",
+      setup_.hooks.state().name,
+      log_value(error.message));
+  // An orderly end of the primary's plugin is no fault of the link.
+  if (error.sys_errno != 0 && setup_.hooks.on_link_lost) setup_.hooks.on_link_lost();
+  feed(replica_event::SessionClosed{session});
+}
+
+std::shared_ptr<ReplicaRuntime::BufferHold> ReplicaRuntime::hold_of_current() {
+  Session& session = sessions_.at(*core_->session());
+  auto hold = session.hold.lock();
+  if (!hold) {
+    hold = std::make_shared<BufferHold>(session.connection);
+    session.hold = hold;
+  }
+  return hold;
+}
+
+// --- requests of the daemon
+
+ReplicaStatus ReplicaRuntime::status() const {
+  ReplicaStatus status;
+  const Replica::Phase phase = core_->phase();
+  status.connected = phase != Replica::Phase::none && phase != Replica::Phase::promising &&
+                     phase != Replica::Phase::settling;
+  status.consistent = core_->is_consistent();
+  status.marks = core_->marks();
+  status.logged = core_->logged();
+  status.backlog_bytes = backlog_bytes_;
+  status.log_bytes = log_ ? log_->bytes() : 0;
+  status.error = failure_ ? failure_ : session_error_;
+  if (failure_) {
+    status.state = "failed";
+  } else if (core_->is_copying()) {
+    status.state = "copying";
+  } else if (!core_->is_consistent()) {
+    status.state = "inconsistent";
+  } else {
+    status.state = status.connected ? "streaming" : "disconnected";
+  }
+  return status;
+}
+
+void ReplicaRuntime::prepare_promotion(const Epoch& epoch,
+                                       const HistoryPoint& point,
+                                       std::function<void(Status)> done) {
+  std::optional<Error> refused = failure_;
+  if (closing_ || promotion_done_) {
+    refused = Error{Errc::busy, 0, "the replica is being promoted or closed", {}};
+  }
+  if (refused) {
+    reactor_.post([done = std::move(done), error = *refused] { done(tl::unexpected(error)); });
+    return;
+  }
+  promotion_done_ = std::move(done);
+  learn_promise();
+  feed(replica_event::PromotionRequested{epoch, point});
+}
+
+}  // namespace replicad

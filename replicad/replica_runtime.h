@@ -1,0 +1,174 @@
+#pragma once
+// What drives the replica's state machine (core/repl/replica.h) with real connections, log and images. One per
+// volume; replica_volume.cpp is the door to it. Reactor thread only. Components outlive it while operations of
+// theirs are in flight; it waits for its worker's thread when it ends.
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/repl/replica.h"
+#include "replicad/log_store.h"
+#include "replicad/replica_applier.h"
+#include "replicad/replica_images.h"
+#include "replicad/replica_volume.h"
+
+namespace replicad {
+
+class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
+ public:
+  struct Setup {
+    std::string host;
+    std::string log_dir;
+    std::string boot_id;
+    std::shared_ptr<ImageSet> images;
+    ReplicaVolume::Hooks hooks;
+  };
+
+  ReplicaRuntime(Reactor& reactor, Setup setup);
+  ReplicaRuntime(const ReplicaRuntime&) = delete;
+  ReplicaRuntime& operator=(const ReplicaRuntime&) = delete;
+  ~ReplicaRuntime();
+
+  /// What the log of this volume holds, as recovery proves it; an inconsistent replica's log is removed. Blocking,
+  /// any thread.
+  [[nodiscard]] static Result<RecoveredLog> recover(const std::string& log_dir,
+                                                    const VolumeState& state,
+                                                    bool rewrite);
+  /// Goes on from there.
+  void begin(RecoveredLog recovered);
+
+  void attach(std::shared_ptr<FrameConnection> connection, const AttachMessage& message);
+  [[nodiscard]] ReplicaStatus status() const;
+  void prepare_promotion(const Epoch& epoch,
+                         const HistoryPoint& point,
+                         std::function<void(Status)> done);
+  void shutdown(bool discard_log, std::function<void()> done);
+
+ private:
+  /// Keeps the receive buffer of a connection, and what is in it, while operations use it.
+  class BufferHold;
+  struct Session {
+    std::shared_ptr<FrameConnection> connection;
+    std::weak_ptr<BufferHold> hold;
+  };
+  struct PendingAttach {
+    std::shared_ptr<FrameConnection> connection;
+    AttachMessage message;
+  };
+  struct CopyFrame {
+    ImageWriter::Tag tag;
+    Sequence sequence;  ///< 0: not numbered
+  };
+
+  /// `function`, which does nothing once the runtime is gone or has dropped or replaced its log since.
+  template <typename Function>
+  auto guarded(Function function) {
+    return [weak = weak_from_this(), generation = generation_, function = std::move(function)](
+               auto&&... arguments) {
+      const auto self = weak.lock();
+      if (self && self->generation_ == generation) {
+        function(*self, std::forward<decltype(arguments)>(arguments)...);
+      }
+    };
+  }
+
+  /// The same, as long as the runtime lives.
+  template <typename Function>
+  auto guarded_always(Function function) {
+    return [weak = weak_from_this(), function = std::move(function)](auto&&... arguments) {
+      if (const auto self = weak.lock()) {
+        function(*self, std::forward<decltype(arguments)>(arguments)...);
+      }
+    };
+  }
+
+  // replica_runtime.cpp: events, effects, sessions
+  void feed(ReplicaEvent event);
+  void perform(const replica_effect::SendAttached& effect);
+  void perform(const replica_effect::SendWatermarks& effect);
+  void perform(const replica_effect::SendCopyDone& effect);
+  void perform(const replica_effect::Refuse& effect);
+  void perform(const replica_effect::CloseSession& effect);
+  void perform(const replica_effect::AppendFrame& effect);
+  void perform(const replica_effect::WriteImage& effect);
+  void perform(const replica_effect::SyncLog& effect);
+  void perform(const replica_effect::DropLog& effect);
+  void perform(const replica_effect::SyncImages& effect);
+  void perform(const replica_effect::RestartLog& effect);
+  void perform(const replica_effect::RecordState& effect);
+  void perform(const replica_effect::PromotionDone& effect);
+  void send(SessionId session, std::vector<std::byte> frame);
+  void after_step();
+  void arm_timer();
+  void learn_promise();
+  void open_session(std::shared_ptr<FrameConnection> connection, const AttachMessage& message);
+  Status on_frame(SessionId session, const FrameView& frame);
+  void on_closed(SessionId session, const Error& error);
+  std::shared_ptr<BufferHold> hold_of_current();
+
+  // replica_runtime_disk.cpp: log, images, checkpoint, failure
+  void start_applier(const ReplicaApplier::Start& start);
+  void on_applied(const HistoryPoint& point, std::uint64_t bytes);
+  void start_copy_writer();
+  void on_copy_progress(ImageWriter::Tag tag);
+  void sync_copy_if_due();
+  void stop_images(std::function<void()> done);
+  void checkpoint_if_due();
+  void record_checkpoint(const HistoryPoint& point, std::uint64_t bytes);
+  void fail(const Error& error);
+  void stop_all(std::function<void()> done);
+  void retry();
+  void on_recovered(Result<RecoveredLog> recovered);
+  void take_pending_attach();
+  void refuse_pending_attach(const Error& error);
+  void record_last_checkpoint(std::function<void()> done);
+  void finish_shutdown(bool discard_log, std::function<void()> done);
+  void when_quiet(std::function<void()> function);
+
+  Reactor& reactor_;
+  Setup setup_;
+  std::unique_ptr<Worker> worker_;
+  std::uint64_t generation_ = 0;
+  std::uint64_t core_serial_ = 0;  ///< counts Replica objects
+
+  std::optional<Replica> core_;
+  std::deque<ReplicaEvent> events_;
+  std::vector<ReplicaEffect> effects_;
+  bool feeding_ = false;
+  const FrameView* frame_ = nullptr;  ///< that the current event is about
+  std::optional<Reactor::TimerId> timer_;
+  Instant timer_at_;
+
+  SessionId last_session_ = 0;
+  std::map<SessionId, Session> sessions_;
+  std::optional<Error> session_error_;  ///< why the last session ended
+  std::function<void(Status)> promotion_done_;
+
+  std::shared_ptr<LogStore> log_;
+  std::shared_ptr<ReplicaApplier> applier_;
+  std::shared_ptr<ImageWriter> copy_writer_;
+  std::deque<CopyFrame> copy_frames_;
+  std::uint64_t copy_unsynced_bytes_ = 0;
+  bool copy_syncing_ = false;
+
+  std::uint64_t backlog_bytes_ = 0;
+  std::uint64_t checkpoint_bytes_ = 0;  ///< applied since the checkpoint
+  bool checkpointing_ = false;
+
+  std::optional<Error> failure_;
+  bool rewrite_ = false;  ///< a sync of the log has failed: recovery writes again what it reads
+  bool quiet_ = false;    ///< nothing runs: log, applier and writer are gone
+  bool recovering_ = false;
+  bool retrying_ =
+      false;  ///< recovered after a failure; the backlog must prove that the images take it
+  bool closing_ = false;
+  std::optional<PendingAttach> pending_attach_;
+  std::function<void()> quiet_done_;
+};
+
+}  // namespace replicad

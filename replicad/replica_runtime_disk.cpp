@@ -1,0 +1,388 @@
+// The disk side of ReplicaRuntime: applying, checkpoints, failures and the end.
+
+#include <algorithm>
+#include <utility>
+
+#include "core/base/check.h"
+#include "core/base/log.h"
+#include "replicad/replica_offload.h"
+#include "replicad/replica_runtime.h"
+
+namespace replicad {
+
+namespace {
+
+// A copy is brought to the disk while it runs, so that its last sync is short.
+constexpr std::uint64_t copy_sync_bytes = 64 * mib;
+
+std::vector<std::uint64_t> sizes_of(const std::vector<DiskState>& disks) {
+  std::vector<std::uint64_t> sizes;
+  for (const DiskState& disk : disks)
+    sizes.push_back(disk.bytes);
+  return sizes;
+}
+
+}  // namespace
+
+Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
+                                             const VolumeState& state,
+                                             bool rewrite) {
+  if (!state.consistent) {
+    // The image is no prefix of any history: the log continues nothing.
+    RD_TRY(remove_log(log_dir));
+    return RecoveredLog{};
+  }
+  return recover_log({.directory = log_dir,
+                      .volume_uuid = state.uuid,
+                      .checkpoint = state.checkpoint,
+                      .rewrite = rewrite});
+}
+
+void ReplicaRuntime::begin(RecoveredLog recovered) {
+  const VolumeState& state = setup_.hooks.state();
+  if (!recovered.cut.empty()) {
+    log(LogLevel::warn,
+        "log_cut",
+        "volume={} sequence={} at={}",
+        state.name,
+        recovered.logged.sequence,
+        log_value(recovered.cut));
+  }
+  ++generation_;
+  ++core_serial_;
+  quiet_ = false;
+  checkpointing_ = false;
+  checkpoint_bytes_ = 0;
+  backlog_bytes_ = recovered.backlog_bytes;
+  core_.emplace(ReplicaConfig{.host = setup_.host,
+                              .volume = state.name,
+                              .volume_uuid = state.uuid,
+                              .disk_bytes = sizes_of(state.disks),
+                              .boot_id = setup_.boot_id},
+                ReplicaStanding{.promised = state.epoch,
+                                .primary = state.primary,
+                                .consistent = state.consistent,
+                                .logged = recovered.logged,
+                                .durable = recovered.logged.sequence,
+                                .applied = state.checkpoint});
+  const ReplicaApplier::Start start{.point = state.checkpoint,
+                                    .segment_index = recovered.apply_segment,
+                                    .offset_bytes = recovered.apply_offset};
+  LogStore::Hooks hooks;
+  hooks.on_logged = guarded_always([](ReplicaRuntime& self, Sequence through) {
+    self.feed(replica_event::Logged{through});
+    if (self.applier_) self.applier_->kick();
+  });
+  hooks.on_full = guarded_always([](ReplicaRuntime& self) { self.checkpoint_if_due(); });
+  hooks.on_error =
+      guarded_always([](ReplicaRuntime& self, const Error& error) { self.fail(error); });
+  hooks.limits = [state_of = setup_.hooks.state] {
+    const VolumeSettings& settings = state_of().settings;
+    return LogStore::Limits{settings.segment_bytes, settings.log_bytes};
+  };
+  log_ =
+      std::make_shared<LogStore>(reactor_, *worker_, setup_.log_dir, state.uuid, std::move(hooks));
+  log_->adopt(std::move(recovered));
+  if (core_->is_consistent()) start_applier(start);
+}
+
+// --- applying
+
+void ReplicaRuntime::start_applier(const ReplicaApplier::Start& start) {
+  ReplicaApplier::Hooks hooks;
+  hooks.on_applied =
+      guarded([](ReplicaRuntime& self, const HistoryPoint& point, std::uint64_t bytes) {
+        self.on_applied(point, bytes);
+      });
+  hooks.on_error = guarded([](ReplicaRuntime& self, const Error& error) { self.fail(error); });
+  applier_ = std::make_shared<ReplicaApplier>(reactor_,
+                                              *worker_,
+                                              setup_.images,
+                                              sizes_of(setup_.hooks.state().disks),
+                                              log_,
+                                              std::move(hooks));
+  applier_->start(start);
+}
+
+void ReplicaRuntime::on_applied(const HistoryPoint& point, std::uint64_t bytes) {
+  backlog_bytes_ -= std::min(backlog_bytes_, bytes);
+  checkpoint_bytes_ += bytes;
+  feed(replica_event::Applied{point});
+  checkpoint_if_due();
+  if (retrying_) take_pending_attach();
+}
+
+void ReplicaRuntime::start_copy_writer() {
+  copy_frames_.clear();
+  copy_unsynced_bytes_ = 0;
+  copy_writer_ = std::make_shared<ImageWriter>(reactor_, *worker_, setup_.images);
+  copy_writer_->set_hooks(
+      {.on_progress =
+           guarded([](ReplicaRuntime& self, ImageWriter::Tag tag) { self.on_copy_progress(tag); }),
+       .on_error = guarded([](ReplicaRuntime& self, const Error& error) { self.fail(error); })});
+}
+
+void ReplicaRuntime::on_copy_progress(ImageWriter::Tag tag) {
+  Sequence through = 0;
+  while (!copy_frames_.empty() && copy_frames_.front().tag <= tag) {
+    through = std::max(through, copy_frames_.front().sequence);
+    copy_frames_.pop_front();
+  }
+  sync_copy_if_due();
+  const auto session = core_->session();
+  if (through > 0 && session) feed(replica_event::CopyWritten{*session, through});
+}
+
+void ReplicaRuntime::sync_copy_if_due() {
+  if (copy_syncing_ || copy_unsynced_bytes_ < copy_sync_bytes) return;
+  copy_syncing_ = true;
+  copy_unsynced_bytes_ = 0;
+  setup_.images->sync(reactor_, guarded_always([](ReplicaRuntime& self, const Status& status) {
+                        self.copy_syncing_ = false;
+                        if (!status) self.fail(status.error());
+                      }));
+}
+
+/// `done` runs when no change of the images is in flight any more.
+void ReplicaRuntime::stop_images(std::function<void()> done) {
+  const auto applier = std::exchange(applier_, nullptr);
+  const auto writer = std::exchange(copy_writer_, nullptr);
+  auto stop_writer = [writer, done = std::move(done)] {
+    if (writer) {
+      writer->stop(done);
+    } else {
+      done();
+    }
+  };
+  if (applier) {
+    applier->stop(stop_writer);
+  } else {
+    stop_writer();
+  }
+}
+
+// --- checkpoint
+
+/// Order: images on stable storage, log on stable storage up to there (so that a hole behind a checkpoint is
+/// damage, never a power loss), the record; only then segments are used again.
+void ReplicaRuntime::checkpoint_if_due() {
+  if (checkpointing_ || failure_ || closing_ || !applier_) return;
+  const HistoryPoint point = core_->applied();
+  const auto& segments = log_->segments();
+  const bool frees_space = log_->waits_for_space() && segments.size() > 1 &&
+                           segments[1]->before.sequence <= point.sequence;
+  const bool much = checkpoint_bytes_ >= setup_.hooks.state().settings.segment_bytes;
+  if (!much && !frees_space) return;
+  checkpointing_ = true;
+  const std::uint64_t bytes = checkpoint_bytes_;
+  setup_.images->sync(
+      reactor_, guarded([point, bytes](ReplicaRuntime& self, const Status& status) {
+        if (!status) {
+          self.fail(status.error());
+          return;
+        }
+        self.log_->sync(
+            self.guarded([point, bytes](ReplicaRuntime& runtime, const Result<Sequence>& synced) {
+              if (synced) runtime.record_checkpoint(point, bytes);
+            }));
+      }));
+}
+
+void ReplicaRuntime::record_checkpoint(const HistoryPoint& point, std::uint64_t bytes) {
+  if (failure_ || closing_) return;
+  setup_.hooks.update_state([point](VolumeState& state) { state.checkpoint = point; },
+                            guarded([point, bytes](ReplicaRuntime& self, const Status& status) {
+                              self.checkpointing_ = false;
+                              if (!status) {
+                                self.fail(status.error());
+                                return;
+                              }
+                              self.checkpoint_bytes_ -= std::min(self.checkpoint_bytes_, bytes);
+                              self.log_->recycle(point.sequence);
+                              self.checkpoint_if_due();
+                            }));
+}
+
+// --- failure and recovery
+
+void ReplicaRuntime::fail(const Error& error) {
+  if (failure_ || closing_) return;
+  log(LogLevel::error,
+      "replica_failed",
+      "volume={} code={} message={}",
+      setup_.hooks.state().name,
+      errc_name(error.code),
+      log_value(error.message));
+  failure_ = error;
+  retrying_ = false;
+  if (setup_.hooks.on_disk_error) setup_.hooks.on_disk_error();
+  feed(replica_event::Failed{error});
+  refuse_pending_attach(error);
+  stop_all([weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self) return;
+    self->quiet_ = true;
+    if (self->quiet_done_) {
+      std::exchange(self->quiet_done_, nullptr)();
+    } else if (self->pending_attach_) {
+      self->retry();
+    }
+  });
+}
+
+/// Ends log, applier and writer; `done` runs when nothing of them is in flight any more.
+void ReplicaRuntime::stop_all(std::function<void()> done) {
+  ++generation_;
+  const auto store = std::exchange(log_, nullptr);
+  stop_images([store, done = std::move(done), weak = weak_from_this()] {
+    if (!store) {
+      done();
+      return;
+    }
+    store->stop([store, done, weak] {
+      if (const auto self = weak.lock(); self && store->sync_failed()) self->rewrite_ = true;
+      done();
+    });
+  });
+}
+
+/// A connection wants in after a failure: what failed is tried again from what the disk proves.
+void ReplicaRuntime::retry() {
+  RD_CHECK(quiet_);
+  if (recovering_ || closing_) return;
+  recovering_ = true;
+  offload(
+      *worker_,
+      reactor_,
+      [log_dir = setup_.log_dir, state = setup_.hooks.state(), rewrite = rewrite_] {
+        return recover(log_dir, state, rewrite);
+      },
+      [weak = weak_from_this()](Result<RecoveredLog> recovered) {
+        if (const auto self = weak.lock()) self->on_recovered(std::move(recovered));
+      });
+}
+
+void ReplicaRuntime::on_recovered(Result<RecoveredLog> recovered) {
+  recovering_ = false;
+  if (quiet_done_) {
+    std::exchange(quiet_done_, nullptr)();
+    return;
+  }
+  if (!recovered) {
+    failure_ = recovered.error();
+    refuse_pending_attach(*failure_);
+    return;
+  }
+  failure_.reset();
+  rewrite_ = false;
+  retrying_ = true;
+  begin(std::move(*recovered));
+  take_pending_attach();
+}
+
+/// The backlog goes into the images first: if they still fail, the primary is not told otherwise in between.
+void ReplicaRuntime::take_pending_attach() {
+  if (core_->is_consistent() && core_->applied() != core_->logged()) return;
+  retrying_ = false;
+  if (!pending_attach_) return;
+  PendingAttach attach = std::move(*pending_attach_);
+  pending_attach_.reset();
+  if (attach.connection->is_open()) open_session(std::move(attach.connection), attach.message);
+}
+
+void ReplicaRuntime::refuse_pending_attach(const Error& error) {
+  if (!pending_attach_) return;
+  const auto connection = std::move(pending_attach_->connection);
+  pending_attach_.reset();
+  connection->send(encode_refuse({error.code, error.message, error.hint}));
+  connection->close_after_send(error);
+}
+
+// --- the end
+
+void ReplicaRuntime::shutdown(bool discard_log, std::function<void()> done) {
+  if (closing_) {
+    reactor_.post(std::move(done));
+    return;
+  }
+  const bool failed = failure_.has_value();
+  closing_ = true;
+  const Error error{Errc::busy, 0, "the replica is being closed", {}};
+  refuse_pending_attach(error);
+  for (const auto& [id, session] : sessions_)
+    session.connection->close(error);
+  if (promotion_done_) {
+    reactor_.post([promotion_done = std::exchange(promotion_done_, nullptr), error] {
+      promotion_done(tl::unexpected(error));
+    });
+  }
+  auto finish = [weak = weak_from_this(), discard_log, done = std::move(done)] {
+    if (const auto self = weak.lock()) self->finish_shutdown(discard_log, done);
+  };
+  if (failed) {
+    when_quiet(std::move(finish));
+    return;
+  }
+  // Whatever comes back late from before belongs to an older generation.
+  ++generation_;
+  stop_images(guarded([finish](ReplicaRuntime& self) { self.record_last_checkpoint(finish); }));
+}
+
+void ReplicaRuntime::when_quiet(std::function<void()> function) {
+  if (quiet_ && !recovering_) {
+    reactor_.post(std::move(function));
+  } else {
+    quiet_done_ = std::move(function);
+  }
+}
+
+/// Brings images and log to the disk and records how far the images are, if that means anything.
+void ReplicaRuntime::record_last_checkpoint(std::function<void()> done) {
+  const bool means_something = core_->is_consistent() && !core_->is_copying();
+  const HistoryPoint point = core_->applied();
+  auto stop = guarded([done](ReplicaRuntime& self) { self.stop_all(done); });
+  setup_.images->sync(
+      reactor_, guarded([stop, means_something, point](ReplicaRuntime& self, const Status& images) {
+        self.log_->sync(self.guarded([stop, means_something, point, images](
+                                         ReplicaRuntime& runtime, const Result<Sequence>& synced) {
+          if (!means_something || !images || !synced) {
+            stop();
+            return;
+          }
+          runtime.setup_.hooks.update_state(
+              [point](VolumeState& state) {
+                if (state.consistent) state.checkpoint = point;
+              },
+              [stop](const Status& status) {
+                if (!status)
+                  log(LogLevel::warn,
+                      "checkpoint_failed",
+                      "message={}",
+                      log_value(status.error().message));
+                stop();
+              });
+        }));
+      }));
+}
+
+void ReplicaRuntime::finish_shutdown(bool discard_log, std::function<void()> done) {
+  const auto release = [weak = weak_from_this(), done = std::move(done)](const Status& status) {
+    if (!status) {
+      log(LogLevel::warn, "log_not_removed", "message={}", log_value(status.error().message));
+    }
+    if (const auto self = weak.lock()) {
+      self->sessions_.clear();
+      self->setup_.images.reset();
+    }
+    done();
+  };
+  offload(
+      *worker_,
+      reactor_,
+      [log_dir = setup_.log_dir, discard_log] {
+        return discard_log ? remove_log(log_dir) : Status();
+      },
+      release);
+}
+
+}  // namespace replicad

@@ -1,0 +1,58 @@
+#include "replicad/replica_volume.h"
+
+#include "io/file.h"
+#include "replicad/replica_runtime.h"
+
+namespace replicad {
+
+namespace {
+
+constexpr unsigned log_directory_mode = 0750;
+
+class Door final : public ReplicaVolume {
+ public:
+  explicit Door(std::shared_ptr<ReplicaRuntime> runtime) : runtime_(std::move(runtime)) {}
+
+  void attach(std::shared_ptr<FrameConnection> connection, const AttachMessage& message) override {
+    runtime_->attach(std::move(connection), message);
+  }
+  [[nodiscard]] ReplicaStatus status() const override { return runtime_->status(); }
+  void prepare_promotion(const Epoch& epoch,
+                         const HistoryPoint& point,
+                         std::function<void(Status)> done) override {
+    runtime_->prepare_promotion(epoch, point, std::move(done));
+  }
+  void shutdown(bool discard_log, std::function<void()> done) override {
+    runtime_->shutdown(discard_log, std::move(done));
+  }
+
+ private:
+  std::shared_ptr<ReplicaRuntime> runtime_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
+                                                           const std::string& host,
+                                                           const std::string& log_dir,
+                                                           Hooks hooks) {
+  const VolumeState& state = hooks.state();
+  RD_TRY(make_directories(log_dir, log_directory_mode));
+  auto images = ImageSet::open(state.disks);
+  if (!images) return tl::unexpected(images.error());
+  auto boot = boot_id();
+  if (!boot) return tl::unexpected(boot.error());
+  auto recovered = ReplicaRuntime::recover(log_dir, state, false);
+  if (!recovered) return tl::unexpected(recovered.error());
+  auto runtime =
+      std::make_shared<ReplicaRuntime>(reactor,
+                                       ReplicaRuntime::Setup{.host = host,
+                                                             .log_dir = log_dir,
+                                                             .boot_id = std::move(*boot),
+                                                             .images = std::move(*images),
+                                                             .hooks = std::move(hooks)});
+  runtime->begin(std::move(*recovered));
+  return std::make_unique<Door>(std::move(runtime));
+}
+
+}  // namespace replicad
