@@ -41,7 +41,7 @@ Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
 void ReplicaRuntime::begin(RecoveredLog recovered) {
   const VolumeState& state = setup_.hooks.state();
   if (!recovered.cut.empty()) {
-    log(LogLevel::warn,
+    log(LogLevel::info,
         "log_cut",
         "volume={} sequence={} at={}",
         state.name,
