@@ -45,8 +45,12 @@ Primary::Primary(const PrimaryConfig& config, Instant now)
 
 void Primary::step(const PrimaryEvent& event, Instant now, Effects& effects) {
   std::visit([&](const auto& concrete) { on_event(concrete, now, effects); }, event);
-  if (hold_phase_ == HoldPhase::draining || hold_phase_ == HoldPhase::flushing)
-    advance_hold(now, effects);
+  // Whatever the event was, what it made possible is done now: no event can forget somebody who waits.
+  answer_ready(effects);
+  reserve_sequences(effects);
+  admit_waiting(effects);
+  grant_copy_locks(effects);
+  advance_hold(now, effects);
 }
 
 void Primary::on_event(const primary_event::WriteArrived& event,
@@ -60,7 +64,6 @@ void Primary::on_event(const primary_event::WriteArrived& event,
   RD_CHECK(event.change.range.disk < disk_bytes_.size());
   RD_CHECK(fits(event.change.range, disk_bytes_[event.change.range.disk]));
   queue_.push_back({event.id, event.change});
-  admit_waiting(effects);
 }
 
 bool Primary::is_blocked(const Request& request, std::size_t queue_index) const {
@@ -78,7 +81,6 @@ bool Primary::is_blocked(const Request& request, std::size_t queue_index) const 
 
 void Primary::admit_waiting(Effects& effects) {
   if (hold_phase_ != HoldPhase::none || failure_) return;
-  reserve_sequences(effects);
   for (std::size_t i = 0; i < queue_.size();) {
     const std::uint64_t frame_bytes = frame_bytes_of(queue_[i].change);
     if (ring_.next() + admitted_.size() + sequences_spare > reserved_) return;
@@ -104,10 +106,9 @@ void Primary::reserve_sequences(Effects& effects) {
 
 void Primary::on_event(const primary_event::ReserveGranted& event,
                        Instant /*now*/,
-                       Effects& effects) {
+                       Effects& /*effects*/) {
   reserve_requested_ = false;
   reserved_ = std::max(reserved_, event.reserved);
-  admit_waiting(effects);
 }
 
 void Primary::on_event(const primary_event::LocalWritten& event, Instant now, Effects& effects) {
@@ -124,29 +125,28 @@ void Primary::on_event(const primary_event::LocalWritten& event, Instant now, Ef
   } else if (event.wants_answer) {
     wait_for_answer(event.id, ring_.next() - 1, change, effects);
   }
-  if (!queue_.empty()) admit_waiting(effects);
-  grant_copy_locks(effects);
 }
 
-void Primary::on_event(const primary_event::Abandoned& event, Instant /*now*/, Effects& effects) {
+void Primary::on_event(const primary_event::Abandoned& event,
+                       Instant /*now*/,
+                       Effects& /*effects*/) {
   const auto found = std::ranges::find(admitted_, event.id, &Request::id);
   RD_CHECK(found != admitted_.end());
   ring_.cancel(frame_bytes_of(found->change));
   *found = admitted_.back();
   admitted_.pop_back();
   RD_CHECK(active_.erase(event.id));
-  grant_copy_locks(effects);
-  admit_waiting(effects);
 }
 
-void Primary::on_event(const primary_event::Cancelled& event, Instant /*now*/, Effects& effects) {
+void Primary::on_event(const primary_event::Cancelled& event,
+                       Instant /*now*/,
+                       Effects& /*effects*/) {
   std::erase_if(queue_, [&](const Request& request) { return request.id == event.id; });
   for (std::deque<Waiting>* queue : {&wait_received_, &wait_logged_, &wait_durable_}) {
     std::erase_if(*queue, [&](const Waiting& waiting) { return waiting.id == event.id; });
   }
   std::erase(flushing_, event.id);
   std::erase(flush_acknowledged_, event.id);
-  admit_waiting(effects);
 }
 
 void Primary::grant_copy_locks(Effects& effects) {
@@ -212,7 +212,6 @@ void Primary::wait_for_answer(RequestId id,
     return;
   }
   queue_for(level).push_back(waiting);
-  if (reached(level) >= sequence) answer_ready(effects);  // nobody to wait for
 }
 
 void Primary::acknowledge(const Waiting& waiting, Effects& effects) {
@@ -277,13 +276,11 @@ void Primary::on_event(const primary_event::FrameReady& event, Instant /*now*/, 
       effects.push_back(primary_effect::Sendable{peer});
     }
   }
-  if (!queue_.empty()) admit_waiting(effects);
 }
 
 bool Primary::is_pinned_by(const Peer& peer, Sequence sequence) const {
-  const std::uint64_t end_bytes = ring_.at(sequence).end_bytes;
-  if (peer.close_requested)
-    return peer.sent_bytes < end_bytes && peer.taken_bytes > peer.sent_bytes;
+  const bool unsent = peer.sent_bytes < ring_.at(sequence).end_bytes;
+  if (unsent && peer.taken_bytes > peer.sent_bytes) return true;  // the memory is being read
   switch (peer.phase) {
     case PeerPhase::disconnected:
       // Recorded but not attached yet in this epoch: it is given ack_timeout to come.
@@ -291,52 +288,72 @@ bool Primary::is_pinned_by(const Peer& peer, Sequence sequence) const {
     case PeerPhase::detached:
       return false;
     case PeerPhase::copying:
-      return peer.sent_bytes < end_bytes;
-    case PeerPhase::streaming:
-      return peer.sent_bytes < end_bytes || peer.marks.durable < sequence;
+      return unsent && !peer.close_requested;
+    case PeerPhase::streaming: {
+      // With congestion=detach nobody waits for durability: what is in the replica's log is enough.
+      const Watermarks& marks = peer.marks;
+      const Sequence has = congestion_ == Congestion::throttle ? marks.durable : marks.logged;
+      return (unsent || has < sequence) && !peer.close_requested;
+    }
   }
   return true;
 }
 
+bool Primary::makes_ring_scarce(const Peer& peer) const {
+  if (peer.phase != PeerPhase::streaming) return false;
+  const Sequence last = ring_.next() - 1;
+  const Sequence durable = std::max(peer.marks.durable, ring_.first() - 1);
+  const std::uint64_t kept_bytes = ring_.end_of(last) - ring_.end_of(durable);
+  return 2 * kept_bytes > ring_.capacity_bytes() || 2 * (last - durable) > ring_.entries_max();
+}
+
 bool Primary::make_room(std::uint64_t frame_bytes, Effects& effects) {
   // Ask early, so that the ring need not fill up first.
-  if (ring_.used_bytes() > ring_.capacity_bytes() / 2) {
-    for (PeerIndex peer = 0; peer < peers_.size(); ++peer)
-      request_sync(peer, effects);
+  for (PeerIndex peer = 0; peer < peers_.size(); ++peer) {
+    if (makes_ring_scarce(peers_[peer])) request_sync(peer, effects);
   }
   while (!ring_.can_reserve(frame_bytes)) {
     if (ring_.first() >= ring_.next_unsealed()) return false;
-    bool pinned = false;
-    for (PeerIndex peer = 0; peer < peers_.size(); ++peer) {
-      if (!is_pinned_by(peers_[peer], ring_.first())) continue;
-      pinned = true;
-      if (congestion_ == Congestion::detach && !peers_[peer].close_requested) {
-        leave(peer, effects);
-        close_peer(peer,
-                   Error{Errc::too_far_behind,
-                         0,
-                         "the replica did not keep up with the ring (congestion=detach)",
-                         {}},
-                   effects);
-      }
-    }
-    if (pinned) return false;
-    for (Peer& peer : peers_) {
-      if (peer.marks.logged + 1 == ring_.first())
-        peer.behind_since = ring_.at(ring_.first()).placed_at;
-    }
-    ring_.drop_oldest();
+    if (!drop_oldest_frame(effects)) return false;
   }
+  return true;
+}
+
+bool Primary::drop_oldest_frame(Effects& effects) {
+  bool pinned = false;
+  for (PeerIndex index = 0; index < peers_.size(); ++index) {
+    Peer& peer = peers_[index];
+    if (!is_pinned_by(peer, ring_.first())) continue;
+    if (congestion_ == Congestion::detach) {
+      expel(index,
+            Error{Errc::too_far_behind,
+                  0,
+                  "the replica did not keep up with the ring (congestion=detach)",
+                  {}},
+            effects);
+    } else {
+      request_sync(index, effects);
+      // It slows the guest down already, so it may as well be waited for; else it might never catch up.
+      start_joining(peer);
+    }
+    pinned = pinned || is_pinned_by(peer, ring_.first());
+  }
+  if (pinned) return false;
+  for (Peer& peer : peers_) {
+    if (peer.marks.logged + 1 == ring_.first()) {
+      peer.behind_since = ring_.at(ring_.first()).placed_at;
+    }
+  }
+  ring_.drop_oldest();
   return true;
 }
 
 void Primary::on_event(const primary_event::SettingsChanged& event,
                        Instant /*now*/,
-                       Effects& effects) {
+                       Effects& /*effects*/) {
   mode_ = event.mode;
   congestion_ = event.congestion;
   ack_timeout_ = event.ack_timeout;
-  admit_waiting(effects);
 }
 
 void Primary::on_event(const primary_event::Fail& event, Instant /*now*/, Effects& effects) {
@@ -361,7 +378,6 @@ void Primary::on_event(const primary_event::Fail& event, Instant /*now*/, Effect
 
 void Primary::on_event(const primary_event::Tick& /*event*/, Instant now, Effects& effects) {
   check_progress(now, effects);
-  admit_waiting(effects);
   if (hold_phase_ != HoldPhase::none && !hold_sealed_ && now >= hold_deadline_) {
     std::string lacking;
     for (const Peer& peer : peers_) {

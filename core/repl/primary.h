@@ -99,7 +99,7 @@ struct PeerSent {
   PeerIndex peer;
   std::uint64_t bytes;
 };
-/// Start a full copy to an attached peer.
+/// Start a full copy to a detached peer. Ignored for others, and while a record names the peer.
 struct CopyRequested {
   PeerIndex peer;
 };
@@ -136,12 +136,14 @@ struct Hold {
   std::optional<PeerIndex> target;
   Instant deadline;
 };
-/// Result of the SyncImages effect.
+/// Result of the SyncImages effect. `ok` false fails the volume: what was written may be lost.
 struct ImagesSynced {
   bool ok;
 };
+/// No deadline ends the hold any more, and the in-sync set does not change. Ignored unless a hold is reached
+/// (is_sealed() tells).
 struct Seal {};
-/// Ends a hold; with `epoch`, in that new term.
+/// Ends a hold; with `epoch`, if that is a later one, in that new term.
 struct Resume {
   std::optional<Epoch> epoch;
 };
@@ -207,7 +209,7 @@ struct RunCopy {
 struct CopyLocked {
   PeerIndex peer;
 };
-/// Close the connection; PeerLost follows.
+/// Close the connection, also one that is only being made; PeerLost follows if there was one.
 struct ClosePeer {
   PeerIndex peer;
   Error error;
@@ -340,6 +342,7 @@ class Primary {
     bool leaving = false;   ///< to be recorded without it
     bool sync_requested = false;
     bool close_requested = false;
+    bool diverged = false;  ///< a digest differed: only a copy helps, wherever it says it stands
     Sequence join_sequence = 0;
     Watermarks marks;
     HistoryPoint taken;              ///< history behind what take() gave out
@@ -347,8 +350,9 @@ class Primary {
     std::uint64_t sent_bytes = 0;    ///< ring offset up to which memory is no longer read
     std::uint64_t logged_bytes = 0;  ///< ring offset behind marks.logged
     std::optional<Instant>
-        behind_since;  ///< when the first frame it lacks was placed, once that left the ring
-    Instant last_progress;
+        behind_since;       ///< when the first frame it lacks was placed, once that left the ring
+    Instant last_progress;  ///< in the stream, or there was nothing to wait for
+    Instant last_durable;   ///< likewise, of durability that was waited for
     std::optional<Range> copy_lock;  ///< asked for or held
     bool copy_locked = false;
     std::optional<Error> error;
@@ -378,7 +382,9 @@ class Primary {
   [[nodiscard]] std::deque<Waiting>& queue_for(Level level);
   [[nodiscard]] Sequence reached(Level level) const;
   bool make_room(std::uint64_t frame_bytes, Effects& effects);
+  bool drop_oldest_frame(Effects& effects);
   [[nodiscard]] bool is_pinned_by(const Peer& peer, Sequence sequence) const;
+  [[nodiscard]] bool makes_ring_scarce(const Peer& peer) const;
   void reserve_sequences(Effects& effects);
 
   // primary_peers.cpp: sessions, in-sync set, copies
@@ -397,10 +403,17 @@ class Primary {
   void start_copy(PeerIndex peer, Instant now, Effects& effects);
   void detach(PeerIndex peer, Error error);
   void close_peer(PeerIndex peer, Error error, Effects& effects);
+  void expel(PeerIndex peer, Error error, Effects& effects);
   void leave(PeerIndex peer, Effects& effects);
   void update_joining(PeerIndex peer, Effects& effects);
+  void start_joining(Peer& peer);
   void propose_record(Effects& effects);
   void check_progress(Instant now, Effects& effects);
+  [[nodiscard]] bool owes_progress(const Peer& peer) const;
+  [[nodiscard]] bool owes_durability(const Peer& peer) const;
+  [[nodiscard]] std::optional<Error> check_marks(const Peer& peer, const Watermarks& marks) const;
+  [[nodiscard]] std::optional<Error> why_not_stream(const Peer& peer,
+                                                    const HistoryPoint& logged) const;
   void request_sync(PeerIndex peer, Effects& effects);
   [[nodiscard]] bool acknowledges(const Peer& peer) const;
 
@@ -410,6 +423,8 @@ class Primary {
   void on_event(const primary_event::Seal& event, Instant now, Effects& effects);
   void on_event(const primary_event::Resume& event, Instant now, Effects& effects);
   void advance_hold(Instant now, Effects& effects);
+  void place_hold_flush(Instant now, Effects& effects);
+  bool has_target_applied(bool durable, Effects& effects);
   void fail_hold(Error error, Effects& effects);
   void end_hold(Effects& effects);
 
@@ -441,6 +456,7 @@ class Primary {
   HoldPhase hold_phase_ = HoldPhase::none;
   bool hold_sealed_ = false;
   bool hold_images_synced_ = false;
+  unsigned hold_syncs_under_way_ = 0;  ///< SyncImages effects without their ImagesSynced
   bool hold_ping_pending_ = false;
   std::optional<PeerIndex> hold_target_;
   Instant hold_deadline_;

@@ -9,13 +9,15 @@ namespace replicad {
 
 namespace {
 
-// A member that lacks no more than this starts to join the in-sync set.
-constexpr std::uint64_t join_lag_bytes_max = 1 * mib;
+/// A member that lacks no more than this starts to join the in-sync set: what is on its way at full speed.
+std::uint64_t join_lag_bytes_max(std::uint64_t ring_bytes) {
+  return std::clamp<std::uint64_t>(ring_bytes / 8, 1 * mib, 16 * mib);
+}
 
 }  // namespace
 
 bool Primary::acknowledges(const Peer& peer) const {
-  return !peer.removed && (peer.recorded || peer.proposed || peer.joining);
+  return peer.recorded || peer.proposed || peer.joining;
 }
 
 std::vector<std::string> Primary::in_sync() const {
@@ -46,10 +48,9 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
   peer.close_requested = false;
   peer.error.reset();
   peer.marks = {};
-  peer.last_progress = now;
+  peer.taken = {};
   if (event.message.durable > logged.sequence || event.message.applied > logged.sequence) {
-    close_peer(
-        event.peer, Error{Errc::protocol, 0, "attached: watermarks out of order", {}}, effects);
+    expel(event.peer, Error{Errc::protocol, 0, "attached: watermarks out of order", {}}, effects);
     return;
   }
   if (!event.message.consistent) {
@@ -59,33 +60,38 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
     start_copy(event.peer, now, effects);
     return;
   }
-  const std::string hint =
-      fmt::format("`replicactl resync` with --host {} copies the whole image", peer.host);
-  const auto point = ring_.point(logged.sequence);
-  if (point && *point == logged) {
-    peer.marks.durable = event.message.durable;
-    peer.marks.applied = event.message.applied;
-    start_stream(event.peer, *point, now, effects);
+  if (auto error = why_not_stream(peer, logged)) {
+    detach(event.peer, std::move(*error));
+    leave(event.peer, effects);
     return;
   }
-  if (!point && logged.sequence < ring_.first()) {
-    detach(
-        event.peer,
-        Error{Errc::too_far_behind,
-              0,
-              fmt::format(
-                  "it ends at sequence {}, the ring begins at {}", logged.sequence, ring_.first()),
-              hint});
-  } else {
-    detach(event.peer,
-           Error{Errc::diverged,
-                 0,
-                 fmt::format("its history at sequence {} (epoch {}) is not this primary's",
-                             logged.sequence,
-                             logged.epoch.number),
-                 hint});
+  peer.marks.durable = event.message.durable;
+  peer.marks.applied = event.message.applied;
+  start_stream(event.peer, logged, now, effects);
+}
+
+std::optional<Error> Primary::why_not_stream(const Peer& peer, const HistoryPoint& logged) const {
+  const std::string hint =
+      fmt::format("`replicactl resync` with --host {} copies the whole image", peer.host);
+  if (peer.diverged) {
+    return Error{Errc::diverged, 0, "its image differed from what it had logged", hint};
   }
-  leave(event.peer, effects);
+  const auto point = ring_.point(logged.sequence);
+  if (point && *point == logged) return std::nullopt;
+  if (!point && logged.sequence < ring_.first()) {
+    return Error{
+        Errc::too_far_behind,
+        0,
+        fmt::format(
+            "it ends at sequence {}, the ring begins at {}", logged.sequence, ring_.first()),
+        hint};
+  }
+  return Error{Errc::diverged,
+               0,
+               fmt::format("its history at sequence {} (epoch {}) is not this primary's",
+                           logged.sequence,
+                           logged.epoch.number),
+               hint};
 }
 
 void Primary::start_stream(PeerIndex index,
@@ -100,11 +106,10 @@ void Primary::start_stream(PeerIndex index,
   peer.marks.logged_digest = point.digest;
   peer.behind_since.reset();
   peer.sync_requested = false;
-  peer.last_progress = now;
+  peer.last_progress = peer.last_durable = now;
   effects.push_back(primary_effect::StartPeer{index, {.copy = false, .after = point.sequence}});
   effects.push_back(primary_effect::Sendable{index});
   update_joining(index, effects);
-  answer_ready(effects);
 }
 
 void Primary::start_copy(PeerIndex index, Instant now, Effects& effects) {
@@ -132,6 +137,11 @@ void Primary::close_peer(PeerIndex index, Error error, Effects& effects) {
   effects.push_back(primary_effect::ClosePeer{index, std::move(error)});
 }
 
+void Primary::expel(PeerIndex index, Error error, Effects& effects) {
+  close_peer(index, std::move(error), effects);
+  leave(index, effects);
+}
+
 void Primary::on_event(const primary_event::PeerLost& event, Instant now, Effects& effects) {
   Peer& peer = peers_[event.peer];
   const bool was_attached = peer.phase != PeerPhase::disconnected;
@@ -147,7 +157,6 @@ void Primary::on_event(const primary_event::PeerLost& event, Instant now, Effect
     peer.last_progress = now;
     leave(event.peer, effects);
   }
-  admit_waiting(effects);
 }
 
 void Primary::on_event(const primary_event::PeerMarks& event, Instant now, Effects& effects) {
@@ -155,63 +164,65 @@ void Primary::on_event(const primary_event::PeerMarks& event, Instant now, Effec
   if (peer.removed || peer.close_requested) return;
   const Watermarks& marks = event.marks;
   if (hold_target_ == event.peer) hold_ping_pending_ = false;
-  if (peer.phase == PeerPhase::copying) return;  // they count for nothing until copy_done
-  if (peer.phase != PeerPhase::streaming || marks.received > peer.taken.sequence ||
-      marks.received < peer.marks.received || marks.logged < peer.marks.logged ||
-      marks.durable < peer.marks.durable || marks.applied < peer.marks.applied) {
-    leave(event.peer, effects);
-    close_peer(event.peer,
-               Error{Errc::protocol, 0, "watermarks that went back or beyond what was sent", {}},
-               effects);
+  if (peer.phase == PeerPhase::copying) peer.last_progress = now;
+  if (peer.phase != PeerPhase::streaming) return;  // they count for nothing
+  if (auto error = check_marks(peer, marks)) {
+    if (error->code == Errc::diverged) peer.diverged = true;
+    expel(event.peer, std::move(*error), effects);
     return;
+  }
+  if (marks.received > peer.marks.received || marks.logged > peer.marks.logged) {
+    peer.last_progress = now;
+  }
+  if (marks.durable > peer.marks.durable) {
+    peer.last_progress = peer.last_durable = now;
+    peer.sync_requested = false;
+  }
+  peer.marks = marks;
+  if (marks.logged + 1 >= ring_.first()) {
+    peer.logged_bytes = ring_.end_of(marks.logged);
+    peer.behind_since.reset();
+  }
+  update_joining(event.peer, effects);
+}
+
+std::optional<Error> Primary::check_marks(const Peer& peer, const Watermarks& marks) const {
+  const Watermarks& before = peer.marks;
+  const bool in_order = marks.durable <= marks.logged && marks.applied <= marks.logged &&
+                        marks.logged <= marks.received && marks.received <= peer.taken.sequence;
+  const bool goes_back = marks.received < before.received || marks.logged < before.logged ||
+                         marks.durable < before.durable || marks.applied < before.applied;
+  if (!in_order || goes_back) {
+    return Error{Errc::protocol, 0, "watermarks that went back or beyond what was sent", {}};
   }
   const auto logged = ring_.point(marks.logged);
   const auto applied = ring_.point(marks.applied);
   if ((logged && logged->digest != marks.logged_digest) ||
       (applied && applied->digest != marks.applied_digest)) {
-    leave(event.peer, effects);
-    close_peer(
-        event.peer,
-        Error{Errc::diverged,
-              0,
-              fmt::format("its digest at sequence {} (applied {}) differs from the primary's",
-                          marks.logged,
-                          marks.applied),
-              "its image is not equal; `replicactl resync` copies the whole image"},
-        effects);
-    return;
+    return Error{Errc::diverged,
+                 0,
+                 fmt::format("its digest at sequence {} (applied {}) differs from the primary's",
+                             marks.logged,
+                             marks.applied),
+                 "its image is not equal; `replicactl resync` copies the whole image"};
   }
-  if (marks.received > peer.marks.received || marks.logged > peer.marks.logged ||
-      marks.durable > peer.marks.durable) {
-    peer.last_progress = now;
-  }
-  if (marks.durable > peer.marks.durable) peer.sync_requested = false;
-  peer.marks = marks;
-  if (logged) {
-    peer.logged_bytes = ring_.end_of(marks.logged);
-    peer.behind_since.reset();
-  }
-  update_joining(event.peer, effects);
-  answer_ready(effects);
-  if (!queue_.empty()) admit_waiting(effects);
+  return std::nullopt;
 }
 
-void Primary::on_event(const primary_event::PeerSent& event, Instant now, Effects& effects) {
+void Primary::on_event(const primary_event::PeerSent& event, Instant now, Effects& /*effects*/) {
   Peer& peer = peers_[event.peer];
   peer.sent_bytes = std::min(peer.sent_bytes + event.bytes, peer.taken_bytes);
   if (peer.phase == PeerPhase::copying) peer.last_progress = now;
-  if (!queue_.empty()) admit_waiting(effects);
 }
 
 void Primary::update_joining(PeerIndex index, Effects& effects) {
   Peer& peer = peers_[index];
-  if (peer.phase != PeerPhase::streaming || peer.recorded || peer.close_requested || peer.removed)
-    return;
+  if (peer.phase != PeerPhase::streaming || peer.recorded || peer.proposed) return;
+  if (peer.close_requested || peer.removed) return;
   if (!peer.joining) {
-    const std::uint64_t head_bytes = ring_.end_of(ring_.next() - 1);
-    if (head_bytes - peer.logged_bytes > join_lag_bytes_max) return;
-    peer.joining = true;
-    peer.join_sequence = ring_.next() - 1;
+    const std::uint64_t lag_bytes = ring_.end_of(ring_.next() - 1) - peer.logged_bytes;
+    if (lag_bytes > join_lag_bytes_max(ring_.capacity_bytes())) return;
+    start_joining(peer);
   }
   // Everything answered so far, and everything this epoch inherited, must be durable there first.
   if (peer.marks.durable < std::max(peer.join_sequence, inherited_.sequence)) {
@@ -219,6 +230,13 @@ void Primary::update_joining(PeerIndex index, Effects& effects) {
     return;
   }
   propose_record(effects);
+}
+
+void Primary::start_joining(Peer& peer) {
+  if (peer.phase != PeerPhase::streaming || acknowledges(peer)) return;
+  if (peer.close_requested || peer.removed) return;
+  peer.joining = true;
+  peer.join_sequence = ring_.next() - 1;
 }
 
 void Primary::request_sync(PeerIndex index, Effects& effects) {
@@ -232,17 +250,16 @@ void Primary::request_sync(PeerIndex index, Effects& effects) {
 void Primary::leave(PeerIndex index, Effects& effects) {
   Peer& peer = peers_[index];
   peer.joining = false;
-  if (!peer.recorded && !peer.proposed) {
-    answer_ready(effects);
-    return;
-  }
+  if (!peer.recorded && !peer.proposed) return;
   peer.leaving = true;
   record_reason_ = fmt::format("{}: {}", peer.host, peer.error ? peer.error->message : "left");
   propose_record(effects);
 }
 
 void Primary::propose_record(Effects& effects) {
-  if (record_pending_) return;
+  // Between seal and resume nothing is answered, so no departure needs a record, and the record of the role's
+  // transfer is not to be overwritten by one of ours (the target ends its session when it takes over).
+  if (record_pending_ || hold_sealed_) return;
   std::vector<std::string> wanted{host_};
   bool changed = false;
   for (Peer& peer : peers_) {
@@ -278,68 +295,88 @@ void Primary::on_event(const primary_event::Recorded& /*event*/,
     }
   }
   propose_record(effects);
-  answer_ready(effects);
-  for (PeerIndex peer = 0; peer < peers_.size(); ++peer)
+  for (PeerIndex peer = 0; peer < peers_.size(); ++peer) {
     update_joining(peer, effects);
+  }
+}
+
+bool Primary::owes_progress(const Peer& peer) const {
+  switch (peer.phase) {
+    case PeerPhase::disconnected:
+      return peer.recorded && !peer.leaving;
+    case PeerPhase::detached:
+      return false;
+    case PeerPhase::streaming:
+      return peer.marks.logged < ring_.sealed_point().sequence;
+    case PeerPhase::copying:
+      return true;
+  }
+  return false;
+}
+
+bool Primary::owes_durability(const Peer& peer) const {
+  if (peer.phase != PeerPhase::streaming) return false;
+  if (peer.sync_requested) return true;
+  if (wait_durable_.empty() || !acknowledges(peer)) return false;
+  const Sequence awaited = wait_durable_.front().sequence;
+  return peer.marks.durable < awaited && awaited <= peer.marks.logged;
 }
 
 void Primary::check_progress(Instant now, Effects& effects) {
-  const Sequence last = ring_.sealed_point().sequence;
   for (PeerIndex index = 0; index < peers_.size(); ++index) {
     Peer& peer = peers_[index];
     if (peer.removed || peer.close_requested) continue;
-    const bool awaited = peer.phase == PeerPhase::disconnected && peer.recorded && !peer.leaving;
-    const bool outstanding =
-        (peer.phase == PeerPhase::streaming &&
-         (peer.marks.logged < last || (peer.sync_requested && peer.marks.durable < last))) ||
-        peer.phase == PeerPhase::copying;
-    if (!awaited && !outstanding) {
-      peer.last_progress = now;
-      continue;
-    }
-    if (now - peer.last_progress < ack_timeout_) continue;
-    const auto waited_ms =
-        std::chrono::duration_cast<std::chrono::milliseconds>(now - peer.last_progress).count();
+    // Two clocks: writes that are logged on time must not hide a sync that hangs.
+    if (!owes_progress(peer)) peer.last_progress = now;
+    if (!owes_durability(peer)) peer.last_durable = now;
+    const Duration waited = now - std::min(peer.last_progress, peer.last_durable);
+    if (waited < ack_timeout_) continue;
+    const auto waited_ms = std::chrono::duration_cast<std::chrono::milliseconds>(waited).count();
     Error error{Errc::timeout, 0, fmt::format("no progress for {} ms", waited_ms), {}};
-    if (awaited) {
-      peer.error = peer.error ? peer.error : error;
+    if (peer.phase == PeerPhase::disconnected) {
+      if (!peer.error) peer.error = std::move(error);
       leave(index, effects);
     } else {
-      peer.error = error;
-      leave(index, effects);
-      close_peer(index, std::move(error), effects);
+      expel(index, std::move(error), effects);
     }
   }
 }
 
 void Primary::on_event(const primary_event::CopyRequested& event, Instant now, Effects& effects) {
   const Peer& peer = peers_[event.peer];
-  if (peer.phase != PeerPhase::detached || peer.recorded || peer.close_requested) return;
+  if (peer.phase != PeerPhase::detached || peer.close_requested) return;
+  if (peer.recorded || peer.proposed) return;  // a record names it
   start_copy(event.peer, now, effects);
 }
 
-void Primary::on_event(const primary_event::CopyLock& event, Instant /*now*/, Effects& effects) {
+void Primary::on_event(const primary_event::CopyLock& event, Instant now, Effects& /*effects*/) {
   Peer& peer = peers_[event.peer];
   if (peer.phase != PeerPhase::copying) return;
   RD_CHECK(!peer.copy_lock);
   peer.copy_lock = event.range;
-  grant_copy_locks(effects);
+  peer.last_progress = now;  // the piece before was sent
 }
 
-void Primary::on_event(const primary_event::CopyUnlock& event, Instant /*now*/, Effects& effects) {
+void Primary::on_event(const primary_event::CopyUnlock& event,
+                       Instant /*now*/,
+                       Effects& /*effects*/) {
   Peer& peer = peers_[event.peer];
   peer.copy_lock.reset();
   peer.copy_locked = false;
-  admit_waiting(effects);
 }
 
 void Primary::on_event(const primary_event::CopyDone& event, Instant now, Effects& effects) {
   Peer& peer = peers_[event.peer];
-  if (peer.phase != PeerPhase::copying || event.point.sequence > peer.taken.sequence) {
-    close_peer(event.peer, Error{Errc::protocol, 0, "copy_done without a copy", {}}, effects);
+  if (peer.removed || peer.close_requested) return;
+  const auto point = ring_.point(event.point.sequence);
+  const bool fits_copy = peer.phase == PeerPhase::copying && !peer.copy_lock &&
+                         event.point.sequence <= peer.taken.sequence;
+  if (!fits_copy || (point && *point != event.point)) {
+    expel(event.peer, Error{Errc::protocol, 0, "copy_done without a copy", {}}, effects);
     return;
   }
   peer.phase = PeerPhase::streaming;
+  peer.diverged = false;
   peer.error.reset();
   peer.marks = Watermarks{.received = event.point.sequence,
                           .logged = event.point.sequence,
@@ -347,9 +384,10 @@ void Primary::on_event(const primary_event::CopyDone& event, Instant now, Effect
                           .applied = event.point.sequence,
                           .logged_digest = event.point.digest,
                           .applied_digest = event.point.digest};
-  peer.last_progress = now;
-  if (event.point.sequence + 1 >= ring_.first())
+  peer.last_progress = peer.last_durable = now;
+  if (event.point.sequence + 1 >= ring_.first()) {
     peer.logged_bytes = ring_.end_of(event.point.sequence);
+  }
   effects.push_back(primary_effect::Ping{event.peer});
   update_joining(event.peer, effects);
 }
@@ -364,13 +402,9 @@ void Primary::on_event(const primary_event::PeerAdded& event, Instant now, Effec
 
 void Primary::on_event(const primary_event::PeerRemoved& event, Instant /*now*/, Effects& effects) {
   Peer& peer = peers_[event.peer];
-  leave(event.peer, effects);
-  close_peer(event.peer, Error{Errc::refused, 0, "removed from the volume", {}}, effects);
+  expel(event.peer, Error{Errc::refused, 0, "removed from the volume", {}}, effects);
   peer.removed = true;
   peer.copy_lock.reset();
-  propose_record(effects);
-  answer_ready(effects);
-  admit_waiting(effects);
 }
 
 PeerView Primary::view(PeerIndex index, Instant now) const {
