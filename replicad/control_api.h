@@ -1,0 +1,114 @@
+#pragma once
+// The control API without HTTP: each member carries out one request of docs/control-api.md and returns the body of
+// its answer. Runs on the HTTP server's threads; what belongs to the reactor is done there, through reactor_call.h.
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include "replicad/stability.h"
+#include "replicad/volume_registry.h"
+
+namespace replicad {
+
+/// What the API needs of the daemon. Addresses are fixed once it serves.
+struct ControlContext {
+  Reactor& reactor;
+  VolumeEnvironment& environment;  ///< reactor thread
+  VolumeRegistry& registry;        ///< reactor thread
+  const Options& options;
+  std::function<Stability()> stability;  ///< any thread
+  std::string stream_address;
+  std::string control_address;  ///< TCP; empty: none
+  std::atomic<bool> stopping{false};
+  std::mutex
+      create_mutex;  ///< one creation at a time: space and paths are checked before they are taken
+};
+
+/// Marks a volume's operation for the time it lives.
+class OperationGuard {
+ public:
+  [[nodiscard]] static Result<OperationGuard> begin(ControlContext& context,
+                                                    const std::string& name,
+                                                    const std::string& what);
+  OperationGuard(OperationGuard&& other) noexcept = default;
+  OperationGuard& operator=(OperationGuard&&) = delete;
+  OperationGuard(const OperationGuard&) = delete;
+  OperationGuard& operator=(const OperationGuard&) = delete;
+  ~OperationGuard();
+
+  [[nodiscard]] const std::shared_ptr<Volume>& volume() const { return volume_; }
+
+ private:
+  OperationGuard(ControlContext& context, std::shared_ptr<Volume> volume)
+      : context_(&context), volume_(std::move(volume)) {}
+
+  ControlContext* context_;
+  std::shared_ptr<Volume> volume_;
+};
+
+class ControlApi {
+ public:
+  using Answer = Result<nlohmann::json>;
+
+  explicit ControlApi(ControlContext& context) : context_(context) {}
+
+  [[nodiscard]] Answer host();
+  [[nodiscard]] Answer volumes();
+  [[nodiscard]] Answer volume(const std::string& name);
+  [[nodiscard]] Answer create(const std::string& body);
+  [[nodiscard]] Answer remove(const std::string& name, const std::string& uuid);
+  [[nodiscard]] Answer activate(const std::string& name);
+  [[nodiscard]] Answer deactivate(const std::string& name);
+  [[nodiscard]] Answer set(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer members(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer resync(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer switchover(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer promote(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer fence(const std::string& name, const std::string& body);
+
+ private:
+  ControlContext& context_;
+};
+
+// Shared by the requests (control_common.cpp). HTTP threads.
+
+/// The volume, or Errc::not_found.
+[[nodiscard]] Result<std::shared_ptr<Volume>> find_volume(ControlContext& context,
+                                                          const std::string& name);
+/// Its status as JSON, with the space its images take.
+[[nodiscard]] nlohmann::json describe_volume(ControlContext& context,
+                                             const std::shared_ptr<Volume>& volume);
+/// StateStore::update, waited for.
+[[nodiscard]] Status update_volume(ControlContext& context,
+                                   const std::shared_ptr<Volume>& volume,
+                                   StateStore::Change change);
+/// Volume::plugin_request, waited for.
+[[nodiscard]] Result<nlohmann::json> ask_plugin(ControlContext& context,
+                                                const std::shared_ptr<Volume>& volume,
+                                                const std::string& op,
+                                                nlohmann::json fields,
+                                                Duration timeout);
+/// Asks `condition` on the reactor thread until it holds. False after `timeout`, or when the daemon stops.
+[[nodiscard]] bool wait_for(ControlContext& context,
+                            std::function<bool()> condition,
+                            Duration timeout);
+/// Errors: Errc::refused when this host is not the primary of the volume.
+[[nodiscard]] Status require_primary(ControlContext& context,
+                                     const std::shared_ptr<Volume>& volume);
+
+/// Starts nbdkit for `volume`, whose operation the caller holds, and waits until it serves.
+/// `served` (may be null) becomes true once guests may have been answered, even if an error is returned.
+[[nodiscard]] Result<ExportInfo> start_export(ControlContext& context,
+                                              const std::shared_ptr<Volume>& volume,
+                                              bool* served);
+/// Waits for the export's process to end, and ends it if it does not. True when it is gone.
+[[nodiscard]] bool end_export_process(ControlContext& context,
+                                      const std::shared_ptr<Volume>& volume,
+                                      std::chrono::milliseconds patience);
+
+}  // namespace replicad

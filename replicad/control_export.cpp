@@ -1,0 +1,176 @@
+// Starting and stopping the NBD export: activate, deactivate, and what a promotion needs of them.
+
+#include <csignal>
+
+#include "core/base/log.h"
+#include "replicad/control_api.h"
+#include "replicad/reactor_call.h"
+
+namespace replicad {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr auto start_deadline = std::chrono::seconds(10);
+constexpr auto settle_timeout = std::chrono::seconds(5);
+constexpr auto stop_patience = std::chrono::seconds(15);
+constexpr auto kill_grace = std::chrono::seconds(5);
+constexpr auto poll_interval = std::chrono::milliseconds(10);
+
+Error early_end(const ExportCommand& command) {
+  const std::string output = last_output(command);
+  return Error{
+      Errc::io_error,
+      0,
+      output.empty()
+          ? fmt::format("nbdkit ended before it served volume {}", command.volume)
+          : fmt::format("nbdkit ended before it served volume {}: {}", command.volume, output),
+      fmt::format("its messages are in {}", command.log_file())};
+}
+
+/// Until the plugin has said `serving`. Errors: nbdkit has ended, or Errc::timeout.
+Status wait_until_serving(ControlContext& context,
+                          const std::shared_ptr<Volume>& volume,
+                          const std::shared_ptr<ExportProcess>& process,
+                          std::chrono::steady_clock::time_point deadline) {
+  while (!run_on_reactor(context.reactor, [volume] { return volume->is_serving(); })) {
+    if (process->wait_exit(poll_interval))
+      return tl::unexpected(early_end(volume->export_command()));
+    if (std::chrono::steady_clock::now() >= deadline) {
+      return fail(Errc::timeout, "nbdkit did not serve volume {} within 10 s", volume->name());
+    }
+  }
+  return {};
+}
+
+/// Until an NBD client is greeted.
+Status wait_until_greeting(const ExportCommand& command,
+                           const std::shared_ptr<ExportProcess>& process,
+                           std::chrono::steady_clock::time_point deadline) {
+  while (true) {
+    Status greeted = probe_nbd(command.socket(), std::chrono::milliseconds(2000));
+    if (greeted || std::chrono::steady_clock::now() >= deadline) return greeted;
+    if (process->wait_exit(poll_interval)) return tl::unexpected(early_end(command));
+  }
+}
+
+Result<ExportInfo> run_start(ControlContext& context,
+                             const std::shared_ptr<Volume>& volume,
+                             bool& served) {
+  const ExportCommand command = volume->export_command();
+  RD_TRY(remove_stale_socket(command));
+  const auto deadline = std::chrono::steady_clock::now() + start_deadline;
+  auto process = ExportProcess::spawn(command);
+  if (!process) return tl::unexpected(process.error());
+  run_on_reactor(context.reactor, [volume, process] { volume->set_export_process(*process); });
+  Status status = wait_until_serving(context, volume, *process, deadline);
+  if (!status) {
+    run_on_reactor(context.reactor, [volume] { volume->abandon_export(); });
+    // Killed, so that it cannot end cleanly after all; what it had said by then is heard before its hanging up.
+    (*process)->kill(SIGKILL);
+    static_cast<void>((*process)->wait_exit(settle_timeout));
+    static_cast<void>(wait_for(
+        context, [volume] { return !volume->has_plugin(); }, settle_timeout));
+    served = run_on_reactor(context.reactor, [volume] { return volume->has_served(); });
+    return tl::unexpected(status.error());
+  }
+  served = true;
+  status = wait_until_greeting(command, *process, deadline);
+  if (!status) return tl::unexpected(status.error());
+  return ExportInfo{(*process)->pid(), command.socket()};
+}
+
+json export_answer(const std::optional<ExportInfo>& info, const VolumeState& state) {
+  json answer = {{"schema", 1}};
+  answer.update(export_json(info.value_or(ExportInfo{}), state));
+  return answer;
+}
+
+}  // namespace
+
+Result<ExportInfo> start_export(ControlContext& context,
+                                const std::shared_ptr<Volume>& volume,
+                                bool* served) {
+  RD_TRY(run_on_reactor(context.reactor, [volume] { return volume->prepare_export(); }));
+  bool was_served = false;
+  auto info = run_start(context, volume, was_served);
+  run_on_reactor(context.reactor, [volume] { volume->end_export_start(); });
+  if (served != nullptr) *served = was_served;
+  if (!info) {
+    log(LogLevel::error,
+        "export_failed",
+        "volume={} error={}",
+        volume->name(),
+        log_value(info.error().message));
+  }
+  return info;
+}
+
+bool end_export_process(ControlContext& context,
+                        const std::shared_ptr<Volume>& volume,
+                        std::chrono::milliseconds patience) {
+  const auto process =
+      run_on_reactor(context.reactor, [volume] { return volume->export_process(); });
+  const bool gone = !process || process->wait_exit(patience) || process->terminate(kill_grace);
+  // The connection's end comes through the reactor a moment later.
+  return gone && wait_for(
+                     context, [volume] { return !volume->has_plugin(); }, settle_timeout);
+}
+
+ControlApi::Answer ControlApi::activate(const std::string& name) {
+  const auto operation = OperationGuard::begin(context_, name, "activate");
+  if (!operation) return tl::unexpected(operation.error());
+  const auto& volume = operation->volume();
+  RD_TRY(require_primary(context_, volume));
+  auto info = run_on_reactor(context_.reactor, [volume] { return volume->export_info(); });
+  if (!info) {
+    bool served = false;
+    auto started = start_export(context_, volume, &served);
+    if (!started) {
+      if (served)
+        static_cast<void>(end_export_process(context_, volume, std::chrono::milliseconds(0)));
+      return tl::unexpected(started.error());
+    }
+    info = *started;
+  }
+  RD_TRY(update_volume(context_, volume, [](VolumeState& state) -> Status {
+    state.active = true;
+    return {};
+  }));
+  return run_on_reactor(context_.reactor,
+                        [volume, info] { return export_answer(info, volume->state()); });
+}
+
+ControlApi::Answer ControlApi::deactivate(const std::string& name) {
+  const auto operation = OperationGuard::begin(context_, name, "deactivate");
+  if (!operation) return tl::unexpected(operation.error());
+  const auto& volume = operation->volume();
+  RD_TRY(require_primary(context_, volume));
+  const bool serving = run_on_reactor(context_.reactor, [volume] { return volume->has_plugin(); });
+  Status stopped;
+  if (serving) {
+    const auto answer = ask_plugin(context_, volume, "shutdown", json::object(), stop_patience);
+    // The connection may end before the answer is read.
+    const bool stopping = answer || answer.error().code == Errc::unreachable;
+    if (!stopping) stopped = tl::unexpected(answer.error());
+    if (!end_export_process(context_, volume, stopping ? stop_patience : std::chrono::seconds(0))) {
+      return fail(Errc::timeout, "the export of volume {} does not end", name);
+    }
+  }
+  RD_TRY(update_volume(context_, volume, [](VolumeState& state) -> Status {
+    state.active = false;
+    return {};
+  }));
+  const bool clean = run_on_reactor(context_.reactor, [volume] { return volume->state().clean; });
+  if (serving && !clean) {
+    return with_hint(fail(Errc::io_error,
+                          "the export of volume {} ended, but not cleanly{}",
+                          name,
+                          stopped ? std::string() : ": " + stopped.error().message),
+                     "activate starts a new epoch and replicas will need `replicactl resync`");
+  }
+  return describe_volume(context_, volume);
+}
+
+}  // namespace replicad

@@ -1,0 +1,324 @@
+// Requests about the host, and about volumes as a whole: list, show, create, delete, set, members, resync.
+
+#include <algorithm>
+
+#include "core/base/log.h"
+#include "io/file.h"
+#include "replicad/control_api.h"
+#include "replicad/host_metrics.h"
+#include "replicad/reactor_call.h"
+#include "replicad/volume_files.h"
+
+namespace replicad {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr auto plugin_timeout = std::chrono::seconds(15);
+
+json metrics_json(const HostMetrics& metrics, const Stability& stability) {
+  const auto or_null = [](const std::optional<double>& value) {
+    return value ? json(*value) : json(nullptr);
+  };
+  return {{"cpus", metrics.cpus},
+          {"load_1m", metrics.load_1m},
+          {"cpu_pressure_percent", or_null(metrics.cpu_pressure_percent)},
+          {"io_pressure_percent", or_null(metrics.io_pressure_percent)},
+          {"memory_bytes", metrics.memory_bytes},
+          {"memory_free_bytes", metrics.memory_free_bytes},
+          {"image_dir_bytes", metrics.image_dir_bytes},
+          {"image_dir_free_bytes", metrics.image_dir_free_bytes},
+          {"uptime_seconds", metrics.uptime_seconds},
+          {"unclean_restarts", stability.unclean_restarts},
+          {"link_losses", stability.link_losses},
+          {"disk_errors", stability.disk_errors}};
+}
+
+bool has_member(const std::vector<MemberState>& members, const std::string& host) {
+  return std::any_of(
+      members.begin(), members.end(), [&](const auto& member) { return member.host == host; });
+}
+
+/// Addresses that this host may have to connect to.
+Status check_member_addresses(const Options& options, const std::vector<MemberState>& members) {
+  for (const MemberState& member : members) {
+    if (member.stream.empty()) {
+      return fail(Errc::invalid_argument, "member {} has no stream address", member.host);
+    }
+    for (const std::string& address : {member.stream, member.control}) {
+      if (address.empty() || address.starts_with("unix:")) continue;
+      RD_TRY(check_plaintext_address(options, "member " + member.host, address));
+    }
+  }
+  return {};
+}
+
+struct CreateRequest {
+  VolumeState state;
+  bool adopts = false;
+};
+
+Result<CreateRequest> parse_create(const json& body, const Options& options) {
+  CreateRequest request;
+  VolumeState& state = request.state;
+  FieldReader fields(body);
+  state.name = fields.text("name", volume_name_bytes_max);
+  state.uuid = fields.text("uuid", 36);
+  state.primary = fields.text("primary", host_name_bytes_max);
+  for (const json& item : fields.list("disks", disks_max)) {
+    FieldReader reader(item, "disks");
+    DiskState disk;
+    disk.name = reader.text("name", disk_name_bytes_max);
+    disk.bytes = reader.number("bytes", 0, disk_bytes_max);
+    const auto adopt = reader.optional_text("adopt", 4095);
+    if (const Status status = reader.finish(); !status) fields.reject(status.error());
+    disk.adopted = adopt.has_value();
+    disk.path = adopt.value_or(image_path(options.image_dir, state.name, disk.name));
+    request.adopts |= disk.adopted;
+    state.disks.push_back(std::move(disk));
+  }
+  state.members = read_members(fields, "members");
+  if (const json* settings = fields.optional_object("settings")) {
+    read_settings(*settings, fields, state.settings);
+  }
+  state.consistent = fields.boolean_or("consistent", true);
+  state.in_sync = fields.texts("in_sync", members_max, host_name_bytes_max);
+  RD_TRY(fields.finish());
+  // Before any of its names becomes part of a path.
+  if (!is_valid_name(state.name)) {
+    return with_hint(fail(Errc::invalid_argument, "\"{}\" is not a valid volume name", state.name),
+                     "use a-z, 0-9, '.', '_' and '-', at most 64 characters");
+  }
+  for (const DiskState& disk : state.disks) {
+    if (!is_valid_name(disk.name)) {
+      return fail(Errc::invalid_argument, "\"{}\" is not a valid disk name", disk.name);
+    }
+  }
+  return request;
+}
+
+Status check_create(const CreateRequest& request, const std::string& host) {
+  const VolumeState& state = request.state;
+  if (!has_member(state.members, host)) {
+    return fail(
+        Errc::invalid_argument, "{} is not among the members of volume {}", host, state.name);
+  }
+  if (!has_member(state.members, state.primary)) {
+    return fail(Errc::invalid_argument, "the primary {} is not among the members", state.primary);
+  }
+  for (const std::string& member : state.in_sync) {
+    if (!has_member(state.members, member)) {
+      return fail(Errc::invalid_argument, "{} is in sync and not among the members", member);
+    }
+  }
+  if (state.primary == host && !state.consistent) {
+    return fail(Errc::invalid_argument, "the primary's images cannot be inconsistent");
+  }
+  if (state.primary != host && request.adopts) {
+    return fail(Errc::invalid_argument, "only the primary's disks can be adopted");
+  }
+  return {};
+}
+
+/// Paths of all images on this host.
+std::vector<std::string> used_images(ControlContext& context) {
+  return run_on_reactor(context.reactor, [&context] {
+    std::vector<std::string> used;
+    for (const auto& volume : context.registry.all()) {
+      for (const DiskState& disk : volume->state().disks)
+        used.push_back(disk.path);
+    }
+    return used;
+  });
+}
+
+/// Makes the files, the durable state and the open volume; undone if any of it fails.
+Result<std::shared_ptr<Volume>> make_volume(ControlContext& context, const VolumeState& state) {
+  VolumeFiles files(context.environment.volume_dir(state.name), context.options.image_dir);
+  RD_TRY(files.make(state));
+  auto volume = run_on_reactor(context.reactor, [&context, &state] {
+    return Volume::create(context.environment, state.name);
+  });
+  Status status = update_volume(context, volume, [state](VolumeState& empty) -> Status {
+    empty = state;
+    return {};
+  });
+  if (status) {
+    status = run_on_reactor(context.reactor, [volume]() -> Status {
+      volume->take_role();
+      if (!volume->has_images() && volume->open_error())
+        return tl::unexpected(*volume->open_error());
+      return {};
+    });
+  }
+  if (!status) {
+    static_cast<void>(call_reactor<void>(context.reactor, [volume](auto done) {
+      volume->release(true, [done = std::move(done)] { done({}); });
+    }));
+    return tl::unexpected(status.error());
+  }
+  run_on_reactor(context.reactor, [&context, volume] { context.registry.add(volume); });
+  files.keep();
+  return volume;
+}
+
+}  // namespace
+
+ControlApi::Answer ControlApi::host() {
+  const HostMetrics metrics = read_host_metrics(context_.options.image_dir);
+  std::uint64_t primaries = 0;
+  std::uint64_t replicas = 0;
+  run_on_reactor(context_.reactor, [&] {
+    for (const auto& volume : context_.registry.all())
+      ++(volume->is_primary() ? primaries : replicas);
+  });
+  return json{{"schema", 1},
+              {"host", context_.options.host},
+              {"version", REPLICAD_VERSION},
+              {"stream", context_.stream_address},
+              {"control", context_.control_address},
+              {"image_dir", context_.options.image_dir},
+              {"metrics", metrics_json(metrics, context_.stability())},
+              {"volumes", {{"primary", primaries}, {"replica", replicas}}}};
+}
+
+ControlApi::Answer ControlApi::volumes() {
+  const auto all = run_on_reactor(context_.reactor, [this] { return context_.registry.all(); });
+  json list = json::array();
+  for (const auto& volume : all)
+    list.push_back(describe_volume(context_, volume));
+  return json{{"schema", 1}, {"volumes", std::move(list)}};
+}
+
+ControlApi::Answer ControlApi::volume(const std::string& name) {
+  const auto found = find_volume(context_, name);
+  if (!found) return tl::unexpected(found.error());
+  return describe_volume(context_, *found);
+}
+
+ControlApi::Answer ControlApi::create(const std::string& body) {
+  const auto document = parse_json_object(body, Errc::invalid_argument);
+  if (!document) return tl::unexpected(document.error());
+  auto request = parse_create(*document, context_.options);
+  if (!request) return tl::unexpected(request.error());
+  RD_TRY(check_create(*request, context_.options.host));
+  RD_TRY(check_member_addresses(context_.options, request->state.members));
+  const std::lock_guard lock(context_.create_mutex);
+  std::vector<std::string> used = used_images(context_);
+  for (DiskState& disk : request->state.disks) {
+    if (disk.adopted) RD_TRY(check_adopted(disk, used));
+    used.push_back(disk.path);
+  }
+  RD_TRY(check_volume_state(request->state));
+  RD_TRY(check_space(request->state, context_.options.image_dir));
+  const std::string name = request->state.name;
+  RD_TRY(
+      run_on_reactor(context_.reactor, [this, name] { return context_.registry.reserve(name); }));
+  auto volume = make_volume(context_, request->state);
+  run_on_reactor(context_.reactor, [this, name] { context_.registry.unreserve(name); });
+  if (!volume) return tl::unexpected(volume.error());
+  log(LogLevel::info, "created", "volume={} primary={}", name, request->state.primary);
+  return describe_volume(context_, *volume);
+}
+
+ControlApi::Answer ControlApi::remove(const std::string& name, const std::string& uuid) {
+  const auto operation = OperationGuard::begin(context_, name, "delete");
+  if (!operation) return tl::unexpected(operation.error());
+  const auto& volume = operation->volume();
+  RD_TRY(call_reactor<void>(context_.reactor, [volume, uuid](auto done) {
+    if (volume->state().uuid != uuid) {
+      return done(fail(Errc::refused,
+                       "volume {} has the uuid {}, not {}",
+                       volume->name(),
+                       volume->state().uuid,
+                       uuid.empty() ? "(none given)" : uuid));
+    }
+    if (volume->has_plugin() || volume->state().transfer) {
+      return done(with_hint(fail(Errc::busy, "volume {} is being served or moved", volume->name()),
+                            "stop the export with `replicactl deactivate` first"));
+    }
+    volume->release(true, [done] { done({}); });
+  }));
+  const VolumeState state = run_on_reactor(context_.reactor, [volume] { return volume->state(); });
+  RD_TRY(remove_volume_files(
+      state, context_.environment.volume_dir(name), context_.options.image_dir));
+  run_on_reactor(context_.reactor, [this, name] { context_.registry.remove(name); });
+  log(LogLevel::info, "deleted", "volume={}", name);
+  return json{{"schema", 1}, {"name", name}};
+}
+
+ControlApi::Answer ControlApi::set(const std::string& name, const std::string& body) {
+  const auto document = parse_json_object(body, Errc::invalid_argument);
+  if (!document) return tl::unexpected(document.error());
+  const auto operation = OperationGuard::begin(context_, name, "set");
+  if (!operation) return tl::unexpected(operation.error());
+  const auto& volume = operation->volume();
+  VolumeSettings settings =
+      run_on_reactor(context_.reactor, [volume] { return volume->state().settings; });
+  FieldReader fields(*document);
+  read_settings(fields.object("settings"), fields, settings);
+  RD_TRY(fields.finish());
+  RD_TRY(update_volume(context_, volume, [settings](VolumeState& state) -> Status {
+    state.settings = settings;
+    return {};
+  }));
+  if (run_on_reactor(context_.reactor, [volume] { return volume->is_serving(); })) {
+    const auto told =
+        ask_plugin(context_, volume, "set", {{"settings", to_json(settings)}}, plugin_timeout);
+    if (!told) return tl::unexpected(told.error());
+  }
+  return json{{"schema", 1}, {"settings", to_json(settings)}};
+}
+
+ControlApi::Answer ControlApi::members(const std::string& name, const std::string& body) {
+  const auto document = parse_json_object(body, Errc::invalid_argument);
+  if (!document) return tl::unexpected(document.error());
+  FieldReader fields(*document);
+  const std::vector<MemberState> members = read_members(fields, "members");
+  RD_TRY(fields.finish());
+  RD_TRY(check_member_addresses(context_.options, members));
+  const auto operation = OperationGuard::begin(context_, name, "members");
+  if (!operation) return tl::unexpected(operation.error());
+  const auto& volume = operation->volume();
+  RD_TRY(update_volume(
+      context_, volume, [members, host = context_.options.host](VolumeState& state) -> Status {
+        for (const std::string& needed : {host, state.primary}) {
+          if (!has_member(members, needed)) {
+            return fail(
+                Errc::refused, "the new list lacks {}, which cannot be left out here", needed);
+          }
+        }
+        state.members = members;
+        std::erase_if(state.in_sync,
+                      [&](const std::string& member) { return !has_member(members, member); });
+        return {};
+      }));
+  if (run_on_reactor(context_.reactor, [volume] { return volume->is_serving(); })) {
+    const auto told =
+        ask_plugin(context_, volume, "members", {{"members", to_json(members)}}, plugin_timeout);
+    if (!told) return tl::unexpected(told.error());
+  }
+  return describe_volume(context_, volume);
+}
+
+ControlApi::Answer ControlApi::resync(const std::string& name, const std::string& body) {
+  const auto document = parse_json_object(body, Errc::invalid_argument);
+  if (!document) return tl::unexpected(document.error());
+  FieldReader fields(*document);
+  const std::string host = fields.text("host", host_name_bytes_max);
+  RD_TRY(fields.finish());
+  const auto operation = OperationGuard::begin(context_, name, "resync");
+  if (!operation) return tl::unexpected(operation.error());
+  const auto& volume = operation->volume();
+  RD_TRY(require_primary(context_, volume));
+  const bool known = run_on_reactor(context_.reactor, [this, volume, host] {
+    return host != context_.options.host && has_member(volume->state().members, host);
+  });
+  if (!known) return fail(Errc::not_found, "{} is no replica of volume {}", host, name);
+  const auto started = ask_plugin(context_, volume, "copy", {{"host", host}}, plugin_timeout);
+  if (!started) return tl::unexpected(started.error());
+  return json{{"schema", 1}, {"host", host}};
+}
+
+}  // namespace replicad

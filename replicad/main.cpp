@@ -1,0 +1,96 @@
+// replicad(8): options, signals, exit codes.
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "core/base/log.h"
+#include "io/fd.h"
+#include "replicad/daemon.h"
+
+namespace replicad {
+namespace {
+
+constexpr int exit_failed = 1;
+constexpr int exit_usage = 2;
+
+int report(const Error& error, int exit_code) {
+  std::fprintf(stderr, "replicad: %s\n", error.message.c_str());
+  if (!error.hint.empty()) std::fprintf(stderr, "replicad: hint: %s\n", error.hint.c_str());
+  return exit_code;
+}
+
+/// Tells systemd, if it started us and wants to know (sd_notify(3)).
+void notify_service_manager(std::string_view message) {
+  const char* path =
+      std::getenv("NOTIFY_SOCKET");  // NOLINT(concurrency-mt-unsafe): nothing sets it
+  if (path == nullptr || (path[0] != '/' && path[0] != '@')) return;
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::size_t length = std::strlen(path);
+  if (length >= sizeof address.sun_path) return;
+  std::memcpy(address.sun_path, path, length);
+  if (path[0] == '@') address.sun_path[0] = '\0';
+  const Fd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (!socket.valid()) return;
+  const auto address_length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
+  ::sendto(socket.get(),
+           message.data(),
+           message.size(),
+           MSG_NOSIGNAL,
+           reinterpret_cast<const sockaddr*>(&address),
+           address_length);
+}
+
+/// Blocked in every thread, taken by main() alone.
+sigset_t end_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  return signals;
+}
+
+int run(const std::vector<std::string>& arguments) {
+  auto parsed = parse_options(arguments);
+  if (!parsed) {
+    const bool usage = parsed.error().code == Errc::invalid_argument;
+    return report(parsed.error(), usage ? exit_usage : exit_failed);
+  }
+  if (parsed->action != ParsedOptions::Action::run) {
+    std::fputs(parsed->text.c_str(), stdout);
+    return EXIT_SUCCESS;
+  }
+  if (const Status valid = check_options(parsed->options); !valid)
+    return report(valid.error(), exit_failed);
+  set_log_level(parsed->options.log_level);
+  const sigset_t signals = end_signals();
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  auto daemon = Daemon::start(parsed->options);
+  if (!daemon) return report(daemon.error(), exit_failed);
+  notify_service_manager("READY=1");
+  int signal = 0;
+  while (::sigwait(&signals, &signal) != 0) {
+  }
+  log(LogLevel::info, "stopping", "signal={}", signal);
+  notify_service_manager("STOPPING=1");
+  (*daemon)->stop();
+  return EXIT_SUCCESS;
+}
+
+}  // namespace
+}  // namespace replicad
+
+int main(int argc, char** argv) {
+  try {
+    return replicad::run(std::vector<std::string>(argv + 1, argv + argc));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "replicad: %s\n", error.what());
+    return replicad::exit_failed;
+  }
+}

@@ -1,0 +1,63 @@
+#include "replicad/state_store.h"
+
+#include "io/file.h"
+
+namespace replicad {
+
+StateStore::StateStore(Reactor& reactor, Worker& worker, std::string path, VolumeState state)
+    : reactor_(reactor), worker_(worker), path_(std::move(path)), state_(std::move(state)) {}
+
+StateStore::~StateStore() {
+  *alive_ = false;
+}
+
+Result<VolumeState> StateStore::load(const std::string& path) {
+  const auto content = read_file(path, volume_state_bytes_max);
+  if (!content) return tl::unexpected(content.error());
+  auto state = decode_volume_state(*content);
+  if (!state) {
+    return with_hint(fail(state.error().code, "{}: {}", path, state.error().message),
+                     "nothing was changed; restore the file from a backup, or move the volume's "
+                     "directory away and add this host to the volume again");
+  }
+  return state;
+}
+
+void StateStore::update(Change change, Done done) {
+  queue_.push_back({std::move(change), std::move(done)});
+  if (!writing_) schedule();
+}
+
+// Never inside update(): `done` runs later even for a refused change.
+void StateStore::schedule() {
+  writing_ = true;
+  reactor_.post([this, alive = alive_] {
+    if (*alive) run_next();
+  });
+}
+
+void StateStore::run_next() {
+  next_ = state_;
+  if (const Status allowed = queue_.front().change(next_); !allowed) return finish(allowed);
+  if (next_ == state_) return finish({});
+  if (const Status valid = check_volume_state(next_); !valid) return finish(valid);
+  ++next_.generation;
+  worker_.post([this, alive = alive_, path = path_, content = encode_volume_state(next_)] {
+    Status written = write_file_durably(path, content);
+    // `alive` is read on the reactor thread only, where the store is destroyed.
+    reactor_.post([this, alive, written = std::move(written)] {
+      if (*alive) finish(written);
+    });
+  });
+}
+
+void StateStore::finish(Status status) {
+  if (status) state_ = next_;
+  const Done done = std::move(queue_.front().done);
+  queue_.pop_front();
+  writing_ = false;
+  if (!queue_.empty()) schedule();
+  if (done) done(std::move(status));
+}
+
+}  // namespace replicad

@@ -1,0 +1,436 @@
+#include "replicad/volume.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "core/base/log.h"
+#include "io/file.h"
+
+namespace replicad {
+
+namespace {
+
+constexpr Duration open_retry_delay = std::chrono::milliseconds(300);
+/// How long images that another process holds are no error yet: a plugin may be leaving or coming back.
+constexpr Duration open_grace = std::chrono::seconds(5);
+
+Error unclean_end() {
+  return Error{Errc::inconsistent,
+               0,
+               "the export ended uncleanly",
+               "activate starts a new epoch and replicas will need `replicactl resync`"};
+}
+
+}  // namespace
+
+Volume::Volume(VolumeEnvironment& environment, std::string name)
+    : environment_(environment), name_(std::move(name)) {}
+
+Volume::~Volume() = default;
+
+std::shared_ptr<Volume> Volume::make(VolumeEnvironment& environment, const std::string& name) {
+  return {new Volume(environment, name), [&reactor = environment.reactor](Volume* volume) {
+            reactor.post([volume] { delete volume; });
+          }};
+}
+
+std::shared_ptr<Volume> Volume::create(VolumeEnvironment& environment, const std::string& name) {
+  auto volume = make(environment, name);
+  volume->store_ = std::make_unique<StateStore>(environment.reactor,
+                                                environment.worker,
+                                                environment.volume_dir(name) + "/state",
+                                                VolumeState{});
+  return volume;
+}
+
+std::shared_ptr<Volume> Volume::load(VolumeEnvironment& environment, const std::string& name) {
+  const std::string path = environment.volume_dir(name) + "/state";
+  auto state = StateStore::load(path);
+  if (state && state->name != name) {
+    state = fail(Errc::corrupt, "{} is the state of volume {}, not of {}", path, state->name, name);
+  }
+  auto volume = make(environment, name);
+  if (!state) {
+    volume->load_error_ = state.error();
+    log(LogLevel::error,
+        "volume_broken",
+        "volume={} error={}",
+        name,
+        log_value(state.error().message));
+    // Something to show; never written, because every operation on a broken volume is refused.
+    VolumeState unknown;
+    unknown.name = name;
+    unknown.uuid = "00000000-0000-0000-0000-000000000000";
+    state = std::move(unknown);
+  }
+  volume->store_ = std::make_unique<StateStore>(
+      environment.reactor, environment.worker, path, std::move(*state));
+  if (!volume->load_error_ && volume->is_primary()) volume->discard_leftover_log();
+  return volume;
+}
+
+/// A promotion is recorded before the log, applied in full by then, is removed.
+void Volume::discard_leftover_log() const {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(log_dir(), ignored)) {
+    std::filesystem::remove(entry.path(), ignored);
+  }
+}
+
+ExportCommand Volume::export_command() const {
+  const Options& options = environment_.options;
+  return {options.nbdkit, options.plugin, name_, options.agent_socket(), options.run_dir};
+}
+
+Status Volume::begin_operation(const std::string& what) {
+  if (load_error_) return tl::unexpected(*load_error_);
+  if (released_) return fail(Errc::not_found, "volume {} is being deleted", name_);
+  if (!operation_.empty()) {
+    return with_hint(fail(Errc::busy, "volume {}: {} is under way", name_, operation_),
+                     "try again when it has ended");
+  }
+  operation_ = what;
+  return {};
+}
+
+// --- what is shown
+
+VolumeSnapshot Volume::snapshot() const {
+  VolumeSnapshot snapshot;
+  snapshot.host = environment_.options.host;
+  snapshot.state = state();
+  snapshot.shown_state = shown_state();
+  snapshot.error = shown_error();
+  snapshot.nbd_export = export_info();
+  snapshot.plugin = plugin_status_;
+  snapshot.plugin_running = phase_ == Phase::serving;
+  if (replica_) snapshot.replica = replica_->status();
+  return snapshot;
+}
+
+std::string Volume::shown_state() const {
+  if (load_error_) return "failed";
+  const bool open_failed = open_error_ && environment_.reactor.now() - open_since_ > open_grace;
+  if (!is_primary()) {
+    if (replica_) return replica_->status().state;
+    return open_failed ? "failed" : "disconnected";
+  }
+  if (state().transfer) return "transferring";
+  switch (phase_) {
+    case Phase::claiming:
+    case Phase::claimed:
+      return "starting";
+    case Phase::serving:
+      if (!plugin_status_ || plugin_status_->state == "serving") return "serving";
+      return plugin_status_->state == "failed" ? "failed" : "held";
+    case Phase::stopped:
+      return "stopped";
+    case Phase::none:
+      break;
+  }
+  if (starting_) return "starting";
+  if (open_error_ && open_error_->code != Errc::busy) return "failed";
+  // A plugin that lives may still come back.
+  if (open_error_ && !open_failed && !state().clean) return "starting";
+  return "stopped";
+}
+
+std::optional<Error> Volume::shown_error() const {
+  if (load_error_) return load_error_;
+  if (!is_primary()) {
+    if (replica_) return replica_->status().error;
+    return shown_state() == "failed" ? open_error_ : std::nullopt;
+  }
+  if (phase_ == Phase::serving && plugin_status_) return plugin_status_->error;
+  if (phase_ != Phase::none) return std::nullopt;
+  if (open_error_ && environment_.reactor.now() - open_since_ > open_grace) return open_error_;
+  if (open_error_ && open_error_->code != Errc::busy) return open_error_;
+  if (!state().clean && shown_state() == "stopped") return last_end_ ? last_end_ : unclean_end();
+  return std::nullopt;
+}
+
+// --- role and images
+
+bool Volume::has_images() const {
+  return replica_ != nullptr || !images_.empty() || has_plugin();
+}
+
+void Volume::take_role() {
+  if (load_error_ || released_ || environment_.stopping || replica_busy_ || has_images()) return;
+  if (!open_error_) open_since_ = environment_.reactor.now();
+  if (is_primary()) {
+    lock_images();
+  } else {
+    open_replica();
+  }
+}
+
+void Volume::lock_images() {
+  std::vector<Fd> images;
+  for (const DiskState& disk : state().disks) {
+    auto image = open_image_locked(disk.path, disk.bytes);
+    if (!image) return note_open(tl::unexpected(image.error()));
+    images.push_back(std::move(*image));
+  }
+  images_ = std::move(images);
+  note_open({});
+}
+
+void Volume::open_replica() {
+  auto replica = ReplicaVolume::open(
+      environment_.reactor, environment_.options.host, log_dir(), replica_hooks());
+  if (!replica) return note_open(tl::unexpected(replica.error()));
+  replica_ = std::move(*replica);
+  note_open({});
+}
+
+void Volume::note_open(Status status) {
+  if (status) {
+    if (open_error_) log(LogLevel::info, "volume_opened", "volume={}", name_);
+    open_error_.reset();
+    return;
+  }
+  const Error& error = status.error();
+  if (!open_error_ || open_error_->message != error.message) {
+    log(LogLevel::error, "volume_not_open", "volume={} error={}", name_, log_value(error.message));
+  }
+  open_error_ = error;
+  // Others do not heal by waiting, and reading a large log again and again would disturb the other volumes.
+  if (error.code == Errc::busy || error.code == Errc::not_found) retry_role();
+}
+
+void Volume::retry_role() {
+  if (opening_) return;
+  opening_ = true;
+  environment_.reactor.add_timer(open_retry_delay, [self = weak_from_this()] {
+    const auto volume = self.lock();
+    if (!volume) return;
+    volume->opening_ = false;
+    volume->take_role();
+  });
+}
+
+ReplicaVolume::Hooks Volume::replica_hooks() {
+  ReplicaVolume::Hooks hooks;
+  hooks.update_state = [this](std::function<void(VolumeState&)> change, Done done) {
+    update(
+        [change = std::move(change)](VolumeState& state) -> Status {
+          change(state);
+          return {};
+        },
+        std::move(done));
+  };
+  hooks.state = [this]() -> const VolumeState& { return state(); };
+  hooks.on_link_lost = [this] { environment_.count_trouble(HostTrouble::link_loss); };
+  hooks.on_disk_error = [this] { environment_.count_trouble(HostTrouble::disk_error); };
+  return hooks;
+}
+
+void Volume::release(bool discard_log, std::function<void()> done) {
+  released_ = true;
+  images_.clear();
+  if (replica_busy_) {
+    environment_.reactor.add_timer(
+        open_retry_delay, [self = weak_from_this(), discard_log, done = std::move(done)]() mutable {
+          if (const auto volume = self.lock()) volume->release(discard_log, std::move(done));
+        });
+    return;
+  }
+  if (!replica_) {
+    done();
+    return;
+  }
+  replica_busy_ = true;
+  replica_->shutdown(discard_log, [self = shared_from_this(), done = std::move(done)] {
+    self->replica_.reset();
+    self->replica_busy_ = false;
+    done();
+  });
+}
+
+void Volume::tend() {
+  if (process_ && process_->wait_exit(std::chrono::milliseconds(0)) && phase_ == Phase::none) {
+    process_.reset();
+  }
+}
+
+// --- the replica's side
+
+Status Volume::attach(const std::shared_ptr<FrameConnection>& connection,
+                      const AttachMessage& message) {
+  if (load_error_) return tl::unexpected(*load_error_);
+  if (message.volume_uuid != state().uuid) {
+    return fail(Errc::refused,
+                "volume {} on {} is another volume: its uuid is {}, not {}",
+                name_,
+                environment_.options.host,
+                state().uuid,
+                message.volume_uuid);
+  }
+  if (is_primary()) {
+    return fail(
+        Errc::refused, "{} is itself the primary of volume {}", environment_.options.host, name_);
+  }
+  if (!replica_ || replica_busy_) {
+    if (open_error_) return tl::unexpected(*open_error_);
+    return fail(Errc::busy, "volume {} on {} changes its role", name_, environment_.options.host);
+  }
+  replica_->attach(connection, message);
+  return {};
+}
+
+void Volume::fence(const Epoch& epoch, Done done) {
+  if (load_error_) return done(tl::unexpected(*load_error_));
+  update(
+      [host = environment_.options.host, epoch](VolumeState& state) -> Status {
+        if (state.epoch == epoch) return {};
+        if (state.primary == host) {
+          return with_hint(fail(Errc::refused, "{} is the primary of volume {}", host, state.name),
+                           "a primary is not fenced by a lower member; use switchover");
+        }
+        if (epoch.number <= state.epoch.number) {
+          return fail(Errc::stale_epoch,
+                      "epoch {} is not above epoch {}, which {} has promised",
+                      epoch.number,
+                      state.epoch.number,
+                      host);
+        }
+        state.epoch = epoch;
+        return {};
+      },
+      std::move(done));
+}
+
+Status Volume::check_promotion(const PromotionRequest& request) const {
+  if (load_error_) return tl::unexpected(*load_error_);
+  const std::string& host = environment_.options.host;
+  if (is_primary())
+    return fail(Errc::refused, "{} is the primary of volume {} already", host, name_);
+  if (state().primary != request.from) {
+    return fail(Errc::refused,
+                "{} takes {} for the primary of volume {}, not {}",
+                host,
+                state().primary,
+                name_,
+                request.from);
+  }
+  if (std::find(request.in_sync.begin(), request.in_sync.end(), host) == request.in_sync.end()) {
+    return fail(Errc::refused, "{} is not in the in-sync set of the request", host);
+  }
+  if (!state().consistent) {
+    return fail(Errc::inconsistent, "the images of volume {} on {} are incomplete", name_, host);
+  }
+  if (!replica_ || replica_busy_) {
+    if (open_error_) return tl::unexpected(*open_error_);
+    return fail(Errc::busy, "volume {} on {} changes its role", name_, host);
+  }
+  return {};
+}
+
+void Volume::promote(const PromotionRequest& request, Duration timeout, Done done) {
+  if (const Status allowed = check_promotion(request); !allowed) return done(allowed);
+  replica_busy_ = true;
+  // Whoever comes first decides: the replica being ready, or the deadline.
+  const auto decided = std::make_shared<bool>(false);
+  const auto self = shared_from_this();
+  const auto timer = environment_.reactor.add_timer(timeout, [self, decided, done] {
+    if (std::exchange(*decided, true)) return;
+    done(fail(
+        Errc::timeout, "volume {} could not be made ready for its promotion in time", self->name_));
+  });
+  replica_->prepare_promotion(
+      request.epoch, request.history, [self, decided, timer, request, done](const Status& ready) {
+        if (std::exchange(*decided, true)) {
+          self->replica_busy_ = false;
+          if (ready) self->reopen_replica();
+          return;
+        }
+        self->environment_.reactor.cancel_timer(timer);
+        if (!ready) {
+          self->replica_busy_ = false;
+          return done(ready);
+        }
+        self->record_promotion(request, done);
+      });
+}
+
+void Volume::record_promotion(const PromotionRequest& request, Done done) {
+  const auto self = shared_from_this();
+  const std::string host = environment_.options.host;
+  auto change = [request, host](VolumeState& state) -> Status {
+    if (state.epoch != request.epoch) {
+      return fail(Errc::stale_epoch,
+                  "a fence came first: {} has promised epoch {} meanwhile",
+                  host,
+                  state.epoch.number);
+    }
+    state.primary = host;
+    state.in_sync = request.in_sync;
+    state.history = request.history;
+    state.checkpoint = request.history;
+    state.sequence_reserved = std::max(state.sequence_reserved, request.history.sequence);
+    state.clean = true;
+    state.active = request.activate;
+    state.consistent = true;
+    state.transfer.reset();
+    return {};
+  };
+  update(std::move(change), [self, done = std::move(done)](const Status& written) {
+    if (!written) {
+      self->replica_busy_ = false;
+      self->reopen_replica();
+      return done(written);
+    }
+    self->replica_->shutdown(true, [self, done] {
+      self->replica_.reset();
+      self->replica_busy_ = false;
+      log(LogLevel::info,
+          "promoted",
+          "volume={} epoch={} sequence={}",
+          self->name_,
+          self->state().epoch.number,
+          self->state().history.sequence);
+      self->take_role();
+      done({});
+    });
+  });
+}
+
+/// After a promotion that did not happen: the session ended, so the replica starts anew from its checkpoint.
+void Volume::reopen_replica() {
+  if (!replica_) return take_role();
+  replica_busy_ = true;
+  replica_->shutdown(false, [self = shared_from_this()] {
+    self->replica_.reset();
+    self->replica_busy_ = false;
+    self->take_role();
+  });
+}
+
+void Volume::become_replica(const std::string& primary,
+                            const Epoch& epoch,
+                            const HistoryPoint& point,
+                            Done done) {
+  const auto self = shared_from_this();
+  auto change = [primary, epoch, point](VolumeState& state) -> Status {
+    state.primary = primary;
+    if (state.epoch.number < epoch.number) state.epoch = epoch;
+    state.history = point;
+    state.checkpoint = point;
+    state.consistent = true;
+    state.clean = true;
+    state.active = false;
+    state.transfer.reset();
+    return {};
+  };
+  update(std::move(change), [self, primary, done = std::move(done)](const Status& written) {
+    if (written) {
+      self->images_.clear();
+      self->last_end_.reset();
+      log(LogLevel::info, "now_replica", "volume={} primary={}", self->name_, primary);
+    }
+    done(written);
+  });
+}
+
+}  // namespace replicad

@@ -1,0 +1,218 @@
+#pragma once
+// One volume on this host: its durable state, the role that follows from it, and whoever holds its images: the
+// ReplicaVolume, this class itself (a primary that is not served keeps them locked), or the plugin, which claims
+// them over the agent socket. Reactor thread only, unless a member says otherwise.
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "replicad/agent_session.h"
+#include "replicad/export.h"
+#include "replicad/options.h"
+#include "replicad/replica_volume.h"
+#include "replicad/state_store.h"
+#include "replicad/volume_json.h"
+
+namespace replicad {
+
+enum class HostTrouble { link_loss, disk_error };
+
+/// What all volumes of a host share.
+struct VolumeEnvironment {
+  Reactor& reactor;
+  Worker& worker;
+  const Options& options;
+  std::function<void(HostTrouble)> count_trouble;
+  bool stopping = false;  ///< the daemon ends: plugins that hang up are not taken for dead
+
+  [[nodiscard]] std::string volumes_dir() const { return options.state_dir + "/volumes"; }
+  [[nodiscard]] std::string volume_dir(const std::string& name) const {
+    return volumes_dir() + "/" + name;
+  }
+};
+
+/// What POST promote asks for, checked for form.
+struct PromotionRequest {
+  std::string from;
+  Epoch epoch;
+  HistoryPoint history;
+  std::vector<std::string> in_sync;
+  bool activate = true;
+};
+
+class Volume : public std::enable_shared_from_this<Volume> {
+ public:
+  using Done = std::function<void(Status)>;
+
+  /// Reads the state file. A volume whose file is damaged exists too: is_broken().
+  static std::shared_ptr<Volume> load(VolumeEnvironment& environment, const std::string& name);
+  /// For a volume of which nothing is on disk yet; the first update() makes it durable.
+  static std::shared_ptr<Volume> create(VolumeEnvironment& environment, const std::string& name);
+  Volume(const Volume&) = delete;
+  Volume& operator=(const Volume&) = delete;
+
+  [[nodiscard]] const std::string& name() const { return name_; }
+  /// Its state file cannot be read: it is listed, nothing else.
+  [[nodiscard]] bool is_broken() const { return load_error_.has_value(); }
+  [[nodiscard]] const VolumeState& state() const { return store_->state(); }
+  [[nodiscard]] bool is_primary() const { return state().primary == environment_.options.host; }
+  [[nodiscard]] VolumeSnapshot snapshot() const;
+  void update(StateStore::Change change, Done done) {
+    store_->update(std::move(change), std::move(done));
+  }
+  /// No change of the state is on its way to the disk.
+  [[nodiscard]] bool is_settled() const { return store_->is_idle(); }
+  [[nodiscard]] ExportCommand export_command() const;
+
+  // One operation of an operator or a peer at a time.
+
+  /// Errors: Errc::busy with the name of the operation under way; the load error of a broken volume.
+  [[nodiscard]] Status begin_operation(const std::string& what);
+  void end_operation() { operation_.clear(); }
+  [[nodiscard]] bool has_operation() const { return !operation_.empty(); }
+  [[nodiscard]] const std::string& operation() const { return operation_; }
+
+  // Role and images (volume.cpp).
+
+  /// Takes up what the role asks for: opens the replica, or locks the primary's images. What another process
+  /// still holds is tried again until it works; open_error() says why not. Harmless if it is done already.
+  void take_role();
+  [[nodiscard]] const std::optional<Error>& open_error() const { return open_error_; }
+  /// The images are locked, the replica is open, or a plugin has them.
+  [[nodiscard]] bool has_images() const;
+  /// Lets go of images and log. `discard_log`: also removes the log. Not with a plugin.
+  void release(bool discard_log, std::function<void()> done);
+  /// Before the daemon ends: undoes a claim of a plugin that does not serve yet. Others are left alone.
+  void abandon_claim(std::function<void()> done);
+  /// Looks after the export's process (collects it when it has ended). Called every second.
+  void tend();
+
+  // The replica's side (volume.cpp).
+
+  /// A connection whose first frame was `message`. An error is for the caller to answer.
+  [[nodiscard]] Status attach(const std::shared_ptr<FrameConnection>& connection,
+                              const AttachMessage& message);
+  /// Waits until everything up to the point is applied, compares, and durably becomes the primary, with the
+  /// images locked. On error (also Errc::timeout after `timeout`) it has stayed a replica for good.
+  void promote(const PromotionRequest& request, Duration timeout, Done done);
+  /// Durably promises `epoch`. Errors: Errc::stale_epoch, Errc::refused on the primary.
+  void fence(const Epoch& epoch, Done done);
+  /// Durably becomes a replica of `primary` at `point`, which its images hold; take_role() comes later, when
+  /// no plugin has them any more.
+  void become_replica(const std::string& primary,
+                      const Epoch& epoch,
+                      const HistoryPoint& point,
+                      Done done);
+
+  // The plugin's side (volume_agent.cpp).
+
+  /// First request of a connection: `claim` or `rejoin`.
+  void on_first_request(const std::shared_ptr<AgentSession>& session,
+                        const std::string& op,
+                        std::uint64_t id,
+                        const nlohmann::json& request);
+  /// A plugin holds the images or is about to.
+  [[nodiscard]] bool has_plugin() const { return phase_ != Phase::none; }
+  [[nodiscard]] bool is_serving() const { return phase_ == Phase::serving; }
+  /// Errors as AgentSession::request, and Errc::refused when no plugin serves.
+  void plugin_request(const std::string& op,
+                      nlohmann::json fields,
+                      Duration timeout,
+                      AgentSession::Answer answer);
+  void plugin_release();
+  [[nodiscard]] std::optional<ExportInfo> export_info() const;
+  [[nodiscard]] std::shared_ptr<ExportProcess> export_process() const { return process_; }
+
+  /// Before nbdkit is started here: checks that it may be. Errors: Errc::refused, Errc::busy.
+  [[nodiscard]] Status prepare_export();
+  void set_export_process(std::shared_ptr<ExportProcess> process) { process_ = std::move(process); }
+  /// The start is given up: `serving` is refused from now on. The process must be killed, not stopped.
+  void abandon_export() { abandoned_ = true; }
+  /// The plugin has said `serving` since prepare_export(), abandoned or not: guests may have been answered.
+  [[nodiscard]] bool has_served() const { return has_served_; }
+  void end_export_start() { starting_ = false; }
+
+ private:
+  enum class Phase {
+    none,
+    claiming,  ///< the claim is being made durable
+    claimed,   ///< the plugin has the images and has not said `serving`
+    serving,
+    stopped,  ///< it has stopped cleanly and will hang up
+  };
+
+  Volume(VolumeEnvironment& environment, std::string name);
+  ~Volume();
+  /// Whoever drops the last reference, on any thread: the volume ends on the reactor thread.
+  static std::shared_ptr<Volume> make(VolumeEnvironment& environment, const std::string& name);
+
+  // volume.cpp
+  void open_replica();
+  void lock_images();
+  void retry_role();
+  void note_open(Status status);
+  [[nodiscard]] ReplicaVolume::Hooks replica_hooks();
+  [[nodiscard]] std::string shown_state() const;
+  [[nodiscard]] std::optional<Error> shown_error() const;
+  [[nodiscard]] std::string log_dir() const { return environment_.volume_dir(name_) + "/log"; }
+  void record_promotion(const PromotionRequest& request, Done done);
+  void reopen_replica();
+  void discard_leftover_log() const;
+  [[nodiscard]] Status check_promotion(const PromotionRequest& request) const;
+
+  // volume_agent.cpp
+  using Reply = std::function<void(Result<nlohmann::json>)>;
+  void on_request(const std::shared_ptr<AgentSession>& session,
+                  const std::string& op,
+                  std::uint64_t id,
+                  const nlohmann::json& request);
+  [[nodiscard]] Status check_claim() const;
+  void claim(const std::shared_ptr<AgentSession>& session,
+             const nlohmann::json& request,
+             Reply reply);
+  void on_claimed(Status written, bool was_clean, bool unclean, const Reply& reply);
+  void undo_claim();
+  void rejoin(const std::shared_ptr<AgentSession>& session,
+              const nlohmann::json& request,
+              Reply reply);
+  void serving(const nlohmann::json& request, const Reply& reply);
+  void record_in_sync(const nlohmann::json& request, Reply reply);
+  void reserve(const nlohmann::json& request, Reply reply);
+  void stopped(const nlohmann::json& request, Reply reply);
+  void on_event(const nlohmann::json& event);
+  void on_plugin_closed(const std::shared_ptr<AgentSession>& session, const Error& error);
+  void note_unclean_end(const Error& error);
+  void bind_session(const std::shared_ptr<AgentSession>& session);
+  void drop_session();
+  [[nodiscard]] nlohmann::json claim_result(bool unclean) const;
+
+  VolumeEnvironment& environment_;
+  std::string name_;
+  std::unique_ptr<StateStore> store_;
+  std::optional<Error> load_error_;
+  std::string operation_;
+  bool released_ = false;  ///< release() was called: the role is not taken up again
+
+  std::unique_ptr<ReplicaVolume> replica_;
+  bool replica_busy_ = false;  ///< a promotion or shutdown of it is under way
+  std::vector<Fd> images_;     ///< primary without a plugin
+  std::optional<Error> open_error_;
+  Instant open_since_{};  ///< when the images were first wanted
+  bool opening_ = false;  ///< a retry is scheduled
+
+  Phase phase_ = Phase::none;
+  std::shared_ptr<AgentSession> session_;
+  bool claim_was_clean_ = true;
+  bool starting_ = false;   ///< this host is starting an export
+  bool abandoned_ = false;  ///< ... and has given it up
+  bool has_served_ = false;
+  std::shared_ptr<ExportProcess> process_;
+  std::int64_t plugin_pid_ = 0;
+  std::optional<PluginStatus> plugin_status_;
+  std::optional<Error> last_end_;  ///< why the last export ended, if uncleanly
+};
+
+}  // namespace replicad

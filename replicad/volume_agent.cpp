@@ -1,0 +1,517 @@
+// The plugin's side of a volume: claim, rejoin, serving, records, stop (docs/protocol.md, "The agent socket").
+
+#include <algorithm>
+
+#include <unistd.h>
+
+#include "core/base/log.h"
+#include "io/file.h"
+#include "replicad/volume.h"
+
+namespace replicad {
+
+using nlohmann::json;
+
+namespace {
+
+/// Numbers that one claim may give out before it has to reserve more.
+constexpr Sequence reserve_step = Sequence{1} << 24;
+constexpr std::uint64_t sequence_max = std::uint64_t{1} << 62;
+constexpr std::uint64_t pid_max = std::uint64_t{1} << 31;
+
+bool contains(const std::vector<std::string>& hosts, const std::string& host) {
+  return std::find(hosts.begin(), hosts.end(), host) != hosts.end();
+}
+
+/// Rules of an in-sync set that a plugin reports: members only, this host among them.
+Status check_in_sync(const VolumeState& state,
+                     const std::string& self,
+                     const std::vector<std::string>& in_sync) {
+  if (!contains(in_sync, self)) {
+    return fail(Errc::invalid_argument, "the in-sync set lacks the primary {}", self);
+  }
+  for (const std::string& host : in_sync) {
+    const bool known = std::any_of(state.members.begin(),
+                                   state.members.end(),
+                                   [&](const auto& member) { return member.host == host; });
+    if (!known)
+      return fail(Errc::invalid_argument, "{} is no member of volume {}", host, state.name);
+  }
+  return {};
+}
+
+/// A claim's change of the state. After an unclean end the images may hold writes that no replica has, or lack
+/// writes that one has: the history is given a new point that no replica can have reached, so that none of them
+/// is taken for equal before a full copy.
+void change_for_claim(VolumeState& state, const std::string& self) {
+  state.epoch = Epoch{state.epoch.number + 1, random_tag()};
+  if (!state.clean) {
+    const Sequence at = std::max(state.sequence_reserved, state.history.sequence);
+    DigestItem item;
+    item.epoch = state.epoch;
+    item.sequence = at;
+    state.history = HistoryPoint{state.epoch, at, extend_digest({}, item)};
+    state.in_sync = {self};
+  }
+  state.sequence_reserved =
+      std::max(state.sequence_reserved, state.history.sequence + reserve_step);
+  state.clean = false;
+}
+
+}  // namespace
+
+void Volume::on_first_request(const std::shared_ptr<AgentSession>& session,
+                              const std::string& op,
+                              std::uint64_t id,
+                              const json& request) {
+  Reply reply = [session, id](const Result<json>& result) { session->reply(id, result); };
+  if (op == "claim") {
+    claim(session, request, std::move(reply));
+  } else if (op == "rejoin") {
+    rejoin(session, request, std::move(reply));
+  } else {
+    reply(fail(Errc::protocol, "the first request must be claim or rejoin, not {}", op));
+  }
+}
+
+void Volume::bind_session(const std::shared_ptr<AgentSession>& session) {
+  session_ = session;
+  AgentSession::Handlers handlers;
+  handlers.on_request = [self = weak_from_this(), weak = std::weak_ptr<AgentSession>(session)](
+                            const std::string& op, std::uint64_t id, const json& request) {
+    const auto volume = self.lock();
+    const auto from = weak.lock();
+    if (volume && from) volume->on_request(from, op, id, request);
+  };
+  handlers.on_event = [self = weak_from_this()](const json& event) {
+    if (const auto volume = self.lock()) volume->on_event(event);
+  };
+  handlers.on_closed = [self = weak_from_this(),
+                        weak = std::weak_ptr<AgentSession>(session)](const Error& error) {
+    const auto volume = self.lock();
+    const auto from = weak.lock();
+    if (volume && from) volume->on_plugin_closed(from, error);
+  };
+  session->set_handlers(std::move(handlers));
+  if (process_ && process_->pid() == session->peer_pid()) return;
+  auto process = ExportProcess::adopt(session->peer_pid());
+  if (process) process_ = std::move(*process);
+  if (!process) process_.reset();
+}
+
+void Volume::on_request(const std::shared_ptr<AgentSession>& session,
+                        const std::string& op,
+                        std::uint64_t id,
+                        const json& request) {
+  Reply reply = [session, id](const Result<json>& result) { session->reply(id, result); };
+  if (op == "serving") return serving(request, reply);
+  if (op == "record_in_sync") return record_in_sync(request, std::move(reply));
+  if (op == "reserve") return reserve(request, std::move(reply));
+  if (op == "stopped") return stopped(request, std::move(reply));
+  reply(fail(Errc::protocol, "unknown request \"{}\", or not in this place", op));
+}
+
+// --- claim
+
+Status Volume::check_claim() const {
+  if (load_error_) return tl::unexpected(*load_error_);
+  const std::string& host = environment_.options.host;
+  if (!is_primary()) {
+    return with_hint(fail(Errc::refused,
+                          "{} is not the primary of volume {}: {} is",
+                          host,
+                          name_,
+                          state().primary),
+                     "start the export there, or move the volume with `replicactl switchover`");
+  }
+  if (starting_ && abandoned_) {
+    return fail(Errc::refused, "the start of this export has been given up");
+  }
+  if (has_plugin()) {
+    return fail(Errc::busy, "volume {} is served by process {} already", name_, plugin_pid_);
+  }
+  if (state().transfer) {
+    return with_hint(fail(Errc::busy,
+                          "a switchover of volume {} to {} is not settled",
+                          name_,
+                          state().transfer->to),
+                     "it settles by itself as soon as that host answers");
+  }
+  if (released_ || (has_operation() && !starting_)) {
+    return fail(Errc::busy, "volume {}: {} is under way", name_, released_ ? "delete" : operation_);
+  }
+  return {};
+}
+
+void Volume::claim(const std::shared_ptr<AgentSession>& session, const json& request, Reply reply) {
+  FieldReader fields(request);
+  const auto pid = fields.number("pid", 1, pid_max);
+  const std::string version = fields.text("version", 64);
+  if (const Status valid = fields.finish_allow_unknown(); !valid)
+    return reply(tl::unexpected(valid.error()));
+  if (const Status allowed = check_claim(); !allowed) return reply(tl::unexpected(allowed.error()));
+  take_role();
+  if (images_.empty()) {
+    // An export that has not come back yet would lose its term to this claim.
+    return reply(open_error_ ? Result<json>(tl::unexpected(*open_error_))
+                             : fail(Errc::busy, "the images of volume {} are not free", name_));
+  }
+  bind_session(session);
+  phase_ = Phase::claiming;
+  abandoned_ = false;
+  plugin_pid_ = static_cast<std::int64_t>(pid);
+  plugin_status_.reset();
+  const bool was_clean = state().clean;
+  log(LogLevel::info,
+      "claim",
+      "volume={} pid={} version={} unclean={}",
+      name_,
+      pid,
+      log_value(version),
+      !was_clean);
+  const auto self = shared_from_this();
+  update(
+      [host = environment_.options.host](VolumeState& state) -> Status {
+        if (state.primary != host) return fail(Errc::refused, "{} is no longer the primary", host);
+        change_for_claim(state, host);
+        return {};
+      },
+      [self, was_clean, reply = std::move(reply)](const Status& written) {
+        self->on_claimed(written, was_clean, !was_clean, reply);
+      });
+}
+
+void Volume::on_claimed(Status written, bool was_clean, bool unclean, const Reply& reply) {
+  if (!written) {
+    drop_session();
+    return reply(tl::unexpected(written.error()));
+  }
+  claim_was_clean_ = was_clean;
+  last_end_.reset();
+  phase_ = Phase::claimed;
+  images_.clear();
+  reply(claim_result(unclean));
+  if (!session_->is_open()) undo_claim();
+}
+
+json Volume::claim_result(bool unclean) const {
+  const VolumeState& now = state();
+  json disks = json::array();
+  for (const DiskState& disk : now.disks) {
+    disks.push_back({{"name", disk.name}, {"bytes", disk.bytes}, {"path", disk.path}});
+  }
+  return {{"host", environment_.options.host},
+          {"uuid", now.uuid},
+          {"epoch", to_json(now.epoch)},
+          {"disks", disks},
+          {"members", to_json(now.members)},
+          {"settings", to_json(now.settings)},
+          {"history", to_json(now.history)},
+          {"reserved", now.sequence_reserved},
+          {"in_sync", now.in_sync},
+          {"unclean", unclean}};
+}
+
+/// The plugin went away before it served anything: the images are as they were.
+void Volume::undo_claim() {
+  log(LogLevel::info, "claim_undone", "volume={}", name_);
+  const auto self = shared_from_this();
+  update(
+      [clean = claim_was_clean_](VolumeState& state) -> Status {
+        state.clean = clean;
+        return {};
+      },
+      [self](const Status& written) {
+        if (!written) {
+          log(LogLevel::error,
+              "undo_failed",
+              "volume={} error={}",
+              self->name_,
+              log_value(written.error().message));
+        }
+        self->drop_session();
+        self->take_role();
+      });
+}
+
+void Volume::abandon_claim(std::function<void()> done) {
+  if (phase_ == Phase::claimed) {
+    abandoned_ = true;
+    session_->close(Error{Errc::unreachable, 0, "replicad is stopping", {}});
+  }
+  if (phase_ != Phase::claimed && phase_ != Phase::claiming) return done();
+  environment_.reactor.add_timer(std::chrono::milliseconds(20),
+                                 [self = weak_from_this(), done = std::move(done)]() mutable {
+                                   if (const auto volume = self.lock())
+                                     volume->abandon_claim(std::move(done));
+                                 });
+}
+
+void Volume::drop_session() {
+  phase_ = Phase::none;
+  session_.reset();
+  plugin_pid_ = 0;
+}
+
+// --- rejoin
+
+void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
+                    const json& request,
+                    Reply reply) {
+  FieldReader fields(request);
+  const auto pid = fields.number("pid", 1, pid_max);
+  const Epoch epoch = fields.epoch("epoch");
+  const Sequence reserved = fields.number("reserved", 0, sequence_max);
+  if (const Status valid = fields.finish_allow_unknown(); !valid)
+    return reply(tl::unexpected(valid.error()));
+  if (load_error_) return reply(tl::unexpected(*load_error_));
+  const std::string& host = environment_.options.host;
+  if (!is_primary() || state().epoch != epoch || state().clean) {
+    return reply(fail(Errc::stale_epoch,
+                      "the term {} of this export of volume {} is over on {}",
+                      epoch.number,
+                      name_,
+                      host));
+  }
+  if (has_plugin())
+    return reply(fail(Errc::busy, "volume {} is served by process {}", name_, plugin_pid_));
+  if (!images_.empty() || released_) {
+    return reply(fail(Errc::refused, "{} has taken the images of volume {} back", host, name_));
+  }
+  bind_session(session);
+  phase_ = Phase::serving;
+  plugin_pid_ = static_cast<std::int64_t>(pid);
+  plugin_status_.reset();
+  open_error_.reset();
+  log(LogLevel::info, "rejoined", "volume={} pid={} epoch={}", name_, pid, epoch.number);
+  const auto self = shared_from_this();
+  update(
+      [reserved](VolumeState& state) -> Status {
+        state.sequence_reserved = std::max(state.sequence_reserved, reserved);
+        state.active = true;
+        return {};
+      },
+      [self, reply = std::move(reply)](const Status& written) {
+        if (!written) return reply(tl::unexpected(written.error()));
+        reply(self->claim_result(false));
+      });
+}
+
+// --- requests of a plugin that has claimed
+
+void Volume::serving(const json& request, const Reply& reply) {
+  FieldReader fields(request);
+  const auto pid = fields.number("pid", 1, pid_max);
+  if (const Status valid = fields.finish_allow_unknown(); !valid)
+    return reply(tl::unexpected(valid.error()));
+  if (phase_ != Phase::claimed && phase_ != Phase::serving) {
+    return reply(fail(Errc::refused, "volume {} is not claimed by this process", name_));
+  }
+  has_served_ = true;
+  phase_ = Phase::serving;
+  if (abandoned_) {
+    return reply(fail(Errc::refused, "the start of this export has been given up"));
+  }
+  plugin_pid_ = static_cast<std::int64_t>(pid);
+  log(LogLevel::info, "serving", "volume={} pid={} epoch={}", name_, pid, state().epoch.number);
+  reply(json::object());
+}
+
+void Volume::record_in_sync(const json& request, Reply reply) {
+  FieldReader fields(request);
+  const auto in_sync = fields.texts("in_sync", members_max, host_name_bytes_max);
+  const std::string reason = fields.optional_text("reason", 4096).value_or("");
+  if (const Status valid = fields.finish_allow_unknown(); !valid)
+    return reply(tl::unexpected(valid.error()));
+  const auto self = shared_from_this();
+  update(
+      [host = environment_.options.host, in_sync](VolumeState& state) -> Status {
+        if (state.primary != host) return fail(Errc::refused, "{} is no longer the primary", host);
+        RD_TRY(check_in_sync(state, host, in_sync));
+        state.in_sync = in_sync;
+        return {};
+      },
+      [self, in_sync, reason, reply = std::move(reply)](const Status& written) {
+        log(written ? LogLevel::warn : LogLevel::error,
+            written ? "in_sync_changed" : "in_sync_not_recorded",
+            "volume={} in_sync={} reason={}",
+            self->name_,
+            fmt::join(in_sync, ","),
+            log_value(written ? reason : written.error().message));
+        reply(written ? Result<json>(json::object()) : tl::unexpected(written.error()));
+      });
+}
+
+void Volume::reserve(const json& request, Reply reply) {
+  FieldReader fields(request);
+  const Sequence until = fields.number("until", 0, sequence_max);
+  if (const Status valid = fields.finish_allow_unknown(); !valid)
+    return reply(tl::unexpected(valid.error()));
+  const auto self = shared_from_this();
+  update(
+      [until](VolumeState& state) -> Status {
+        state.sequence_reserved = std::max(state.sequence_reserved, until);
+        return {};
+      },
+      [self, reply = std::move(reply)](const Status& written) {
+        if (!written) return reply(tl::unexpected(written.error()));
+        reply(json{{"reserved", self->state().sequence_reserved}});
+      });
+}
+
+void Volume::stopped(const json& request, Reply reply) {
+  FieldReader fields(request);
+  const HistoryPoint history = fields.point("history");
+  const auto in_sync = fields.texts("in_sync", members_max, host_name_bytes_max);
+  if (const Status valid = fields.finish_allow_unknown(); !valid)
+    return reply(tl::unexpected(valid.error()));
+  if ((phase_ != Phase::claimed && phase_ != Phase::serving) || abandoned_) {
+    return reply(fail(Errc::refused, "volume {} is not served by this process", name_));
+  }
+  const auto self = shared_from_this();
+  update(
+      [host = environment_.options.host, history, in_sync](VolumeState& state) -> Status {
+        // During a switchover the point that counts is on record already.
+        if (state.primary != host || state.transfer) {
+          return fail(Errc::refused, "a switchover of volume {} is under way", state.name);
+        }
+        RD_TRY(check_in_sync(state, host, in_sync));
+        if (history.sequence < state.history.sequence) {
+          return fail(Errc::invalid_argument,
+                      "the history cannot end at {}, before {}",
+                      history.sequence,
+                      state.history.sequence);
+        }
+        state.history = history;
+        state.sequence_reserved = std::max(state.sequence_reserved, history.sequence);
+        state.in_sync = in_sync;
+        state.clean = true;
+        return {};
+      },
+      [self, reply = std::move(reply)](const Status& written) {
+        if (!written) return reply(tl::unexpected(written.error()));
+        log(LogLevel::info,
+            "stopped",
+            "volume={} sequence={}",
+            self->name_,
+            self->state().history.sequence);
+        const bool gone = !self->session_ || !self->session_->is_open();
+        if (gone) self->drop_session();
+        if (!gone) self->phase_ = Phase::stopped;
+        reply(json::object());
+        if (gone) self->take_role();
+      });
+}
+
+void Volume::on_event(const json& event) {
+  FieldReader fields(event);
+  if (fields.text("op", 64) != "status") return;
+  auto status = plugin_status_from(event);
+  if (!status) {
+    log(LogLevel::warn,
+        "bad_status",
+        "volume={} error={}",
+        name_,
+        log_value(status.error().message));
+    return;
+  }
+  plugin_status_ = std::move(*status);
+}
+
+// --- the end of a connection
+
+void Volume::on_plugin_closed(const std::shared_ptr<AgentSession>& session, const Error& error) {
+  if (session != session_ || environment_.stopping) return;
+  switch (phase_) {
+    case Phase::none:
+    case Phase::claiming:  // on_claimed sees that the session is closed
+      return;
+    case Phase::claimed:
+      return undo_claim();
+    case Phase::serving:
+      // After a switchover this is how the old primary's export ends; with one unsettled, its point is on record.
+      if (is_primary() && !state().transfer) note_unclean_end(error);
+      break;
+    case Phase::stopped:
+      break;
+  }
+  drop_session();
+  take_role();
+}
+
+void Volume::note_unclean_end(const Error& error) {
+  log(LogLevel::error,
+      "export_lost",
+      "volume={} pid={} error={}",
+      name_,
+      plugin_pid_,
+      log_value(error.message));
+  last_end_ =
+      Error{Errc::inconsistent,
+            0,
+            fmt::format("the export (process {}) ended uncleanly", plugin_pid_),
+            "activate starts a new epoch and replicas will need `replicactl resync`; its last "
+            "words are in " +
+                export_command().log_file()};
+  update(
+      [](VolumeState& state) -> Status {
+        state.active = false;
+        return {};
+      },
+      [self = shared_from_this()](const Status& written) {
+        if (!written) {
+          log(LogLevel::error,
+              "state_not_written",
+              "volume={} error={}",
+              self->name_,
+              log_value(written.error().message));
+        }
+      });
+}
+
+// --- requests to the plugin
+
+void Volume::plugin_request(const std::string& op,
+                            json fields,
+                            Duration timeout,
+                            AgentSession::Answer answer) {
+  if (phase_ != Phase::serving) {
+    answer(with_hint(fail(Errc::refused, "volume {} is not being served", name_),
+                     "start the export with `replicactl activate`"));
+    return;
+  }
+  session_->request(op, std::move(fields), timeout, std::move(answer));
+}
+
+void Volume::plugin_release() {
+  if (session_) session_->notify("release");
+}
+
+std::optional<ExportInfo> Volume::export_info() const {
+  if (phase_ != Phase::serving || !is_primary()) return std::nullopt;
+  ExportInfo info{plugin_pid_, {}};
+  const ExportCommand command = export_command();
+  // An export that was started by hand may listen elsewhere: the pid file tells.
+  const auto pid = read_file(command.pid_file(), 64);
+  const bool ours = pid && pid->substr(0, pid->find('\n')) == std::to_string(plugin_pid_);
+  if (ours) info.socket = command.socket();
+  return info;
+}
+
+Status Volume::prepare_export() {
+  starting_ = true;
+  abandoned_ = false;
+  has_served_ = false;
+  if (const Status allowed = check_claim(); !allowed) {
+    starting_ = false;
+    return allowed;
+  }
+  take_role();
+  if (images_.empty() && open_error_) {
+    starting_ = false;
+    return tl::unexpected(*open_error_);
+  }
+  return {};
+}
+
+}  // namespace replicad

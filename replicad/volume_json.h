@@ -1,0 +1,84 @@
+#pragma once
+// JSON of volumes: what the control API and the agent socket say (docs/control-api.md, docs/protocol.md).
+// Pure functions, any thread.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "core/store/volume_state.h"
+#include "replicad/json_fields.h"
+#include "replicad/replica_volume.h"
+
+namespace replicad {
+
+[[nodiscard]] nlohmann::json to_json(const Epoch& epoch);
+[[nodiscard]] nlohmann::json to_json(const HistoryPoint& point);
+[[nodiscard]] nlohmann::json to_json(const VolumeSettings& settings);
+[[nodiscard]] nlohmann::json to_json(const std::vector<MemberState>& members);
+[[nodiscard]] nlohmann::json to_json(const Error& error);
+/// null or the error.
+[[nodiscard]] nlohmann::json to_json(const std::optional<Error>& error);
+
+/// Reads "settings"-like fields into `settings`; those that are absent stay. Ranges are checked later, by
+/// check_volume_state.
+void read_settings(const nlohmann::json& object, FieldReader& outer, VolumeSettings& settings);
+/// Reads the list `name` of {"host","stream","control"}.
+[[nodiscard]] std::vector<MemberState> read_members(FieldReader& fields, const char* name);
+
+/// What the plugin last said of itself, checked (`status` event, `hold` reply).
+struct PeerStatus {
+  std::string host;
+  std::string state;
+  bool in_sync = false;
+  Sequence sent = 0;
+  Sequence received = 0;
+  Sequence logged = 0;
+  Sequence durable = 0;
+  Sequence applied = 0;
+  std::string digest;
+  std::uint64_t lag_bytes = 0;
+  std::optional<double> lag_seconds;
+  std::optional<std::pair<std::uint64_t, std::uint64_t>> copy_bytes;  ///< done, total
+  std::optional<Error> error;
+};
+
+struct PluginStatus {
+  std::string state;  ///< serving, held, sealed, failed
+  HistoryPoint history;
+  std::vector<PeerStatus> replicas;
+  nlohmann::json counters = nlohmann::json::object();
+  std::optional<Error> error;
+};
+
+[[nodiscard]] nlohmann::json to_json(const PeerStatus& peer);
+/// Errors: Errc::invalid_argument with the field's name. Any JSON is safe; unknown fields are ignored.
+[[nodiscard]] Result<PluginStatus> plugin_status_from(const nlohmann::json& event);
+[[nodiscard]] std::vector<PeerStatus> read_peers(FieldReader& fields, const char* name);
+
+/// Where an export can be opened.
+struct ExportInfo {
+  std::int64_t pid = 0;
+  std::string socket;  ///< path; empty if the export was started by hand on a socket unknown here
+};
+/// "nbd+unix:///DISK?socket=PATH"
+[[nodiscard]] std::string export_uri(const std::string& socket, const std::string& disk);
+[[nodiscard]] nlohmann::json export_json(const ExportInfo& info, const VolumeState& state);
+
+/// Everything a volume's status is made of.
+struct VolumeSnapshot {
+  std::string host;
+  VolumeState state;
+  std::string shown_state;  ///< docs/control-api.md, "state"
+  std::optional<Error> error;
+  std::optional<ExportInfo> nbd_export;
+  std::optional<PluginStatus> plugin;    ///< last known, primary
+  bool plugin_running = false;           ///< `plugin` is current
+  std::optional<ReplicaStatus> replica;  ///< replica, while its log and images are open
+};
+[[nodiscard]] nlohmann::json volume_json(const VolumeSnapshot& snapshot);
+
+}  // namespace replicad
