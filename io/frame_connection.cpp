@@ -1,9 +1,6 @@
 #include "io/frame_connection.h"
 
-#include <algorithm>
-#include <array>
 #include <cerrno>
-#include <climits>
 #include <optional>
 #include <utility>
 
@@ -11,7 +8,9 @@
 #include <sys/socket.h>
 
 #include "core/base/check.h"
+#include "core/base/limits.h"
 #include "core/wire/messages.h"
+#include "io/send_batch.h"
 
 namespace replicad {
 
@@ -19,73 +18,18 @@ namespace {
 
 constexpr Duration close_after_send_limit = std::chrono::seconds(5);
 constexpr Duration last_words_limit = std::chrono::seconds(1);
-constexpr std::size_t vectors_max = IOV_MAX;
-// Leaves room for bulk in the same message.
-constexpr std::size_t frames_per_message_max = vectors_max / 2;
-constexpr std::size_t discard_bytes = 16 * 1024;
+constexpr std::size_t discard_bytes = 16 * kib;
 
 bool is_transient(int result) {
   return result == -EINTR || result == -EAGAIN;
 }
 
-/// What one sendmsg after the other hands over: whole control frames, then bulk.
-class SendBatch {
- public:
-  [[nodiscard]] bool empty() const { return next_ == count_; }
-  [[nodiscard]] bool has_bulk() const { return count_ > frames_.size(); }
-  [[nodiscard]] msghdr* message() {
-    message_ = {};
-    message_.msg_iov = &vectors_[next_];
-    message_.msg_iovlen = count_ - next_;
-    return &message_;
-  }
-
-  void clear() {
-    frames_.clear();
-    frame_bytes_ = 0;
-    next_ = count_ = 0;
-  }
-  void add_frame(std::vector<std::byte> frame) {
-    frames_.push_back(std::move(frame));
-    auto& bytes = frames_.back();
-    vectors_[count_++] = {bytes.data(), bytes.size()};
-    frame_bytes_ += bytes.size();
-  }
-  void add_bulk(const FrameConnection::BulkSource& source) {
-    const std::size_t room = vectors_max - count_;
-    const std::size_t added = source.fill(&vectors_[count_], room);
-    RD_CHECK(added <= room);
-    const auto first = vectors_.begin() + static_cast<std::ptrdiff_t>(count_);
-    const auto end = std::remove_if(first,
-                                    first + static_cast<std::ptrdiff_t>(added),
-                                    [](const iovec& vector) { return vector.iov_len == 0; });
-    count_ += static_cast<std::size_t>(end - first);
-  }
-  /// `bytes` were sent. Returns how many of them were bulk.
-  std::size_t consume(std::size_t bytes) {
-    const std::size_t of_frames = std::min(bytes, frame_bytes_);
-    frame_bytes_ -= of_frames;
-    std::size_t rest = bytes;
-    while (rest > 0) {
-      RD_CHECK(next_ < count_);
-      iovec& vector = vectors_[next_];
-      const std::size_t step = std::min(rest, vector.iov_len);
-      vector.iov_base = static_cast<std::byte*>(vector.iov_base) + step;
-      vector.iov_len -= step;
-      rest -= step;
-      if (vector.iov_len == 0) ++next_;
-    }
-    return bytes - of_frames;
-  }
-
- private:
-  std::array<iovec, vectors_max> vectors_{};
-  std::vector<std::vector<std::byte>> frames_;
-  std::size_t frame_bytes_ = 0;  // unsent
-  std::size_t next_ = 0;
-  std::size_t count_ = 0;
-  msghdr message_{};
-};
+/// Why nothing more comes, from the result of a receive.
+Error end_of_stream(int result) {
+  if (result == 0) return {Errc::unreachable, 0, "the peer closed the connection", {}};
+  if (result == -ECANCELED) return {Errc::unreachable, ECANCELED, "this process stops", {}};
+  return errno_to_error(-result, "receive");
+}
 
 /// The connection proper. Operations in flight hold it; the user holds it through a Handle, whose end silences it.
 class Connection : public std::enable_shared_from_this<Connection> {
@@ -302,8 +246,7 @@ void Connection::on_recv(int result) {
     return;
   }
   if (result <= 0) {
-    received_end_ = result == 0 ? Error{Errc::unreachable, 0, "the peer closed the connection", {}}
-                                : errno_to_error(-result, "receive");
+    received_end_ = end_of_stream(result);
   }
   if (is_lingering()) {
     if (!received_end_) arm_recv();
@@ -342,12 +285,12 @@ void Connection::start_send() {
 
 void Connection::fill_batch() {
   batch_.clear();
-  for (std::size_t i = 0; i < frames_per_message_max && !queue_.empty(); ++i) {
+  for (std::size_t i = 0; i < SendBatch::frames_max && !queue_.empty(); ++i) {
     queued_bytes_ -= queue_.front().size();
     batch_.add_frame(std::move(queue_.front()));
     queue_.pop_front();
   }
-  if (state_ == State::open && queue_.empty() && bulk_.fill) batch_.add_bulk(bulk_);
+  if (state_ == State::open && queue_.empty() && bulk_.fill) batch_.add_bulk(bulk_.fill);
 }
 
 void Connection::on_send(int result) {

@@ -6,13 +6,13 @@
 // reference, also inside a callback, closes the connection without any further callback; what
 // close_after_send() queued before still goes out. The reactor outlives the connection.
 
-#include <sys/uio.h>
-
 #include <cstddef>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
+
+#include <sys/uio.h>
 
 #include "core/wire/frame_reader.h"
 #include "io/fd.h"
@@ -40,7 +40,9 @@ class FrameConnection : public std::enable_shared_from_this<FrameConnection> {
   };
 
   /// `socket`: connected. `reader_bytes`: capacity of the receive buffer.
-  static std::shared_ptr<FrameConnection> create(Reactor& reactor, Fd socket, std::size_t reader_bytes);
+  static std::shared_ptr<FrameConnection> create(Reactor& reactor,
+                                                 Fd socket,
+                                                 std::size_t reader_bytes);
   virtual ~FrameConnection() = default;
 
   /// More bytes queued by send() than this: the peer does not read, the connection closes.

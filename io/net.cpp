@@ -123,7 +123,7 @@ void set_option(int fd, int level, int name, int value) {
 void set_send_timeout(int fd, int timeout_ms) {
   timeval time{};
   time.tv_sec = timeout_ms / 1000;
-  time.tv_usec = timeout_ms % 1000 * 1000;
+  time.tv_usec = suseconds_t{timeout_ms % 1000} * 1000;
   (void)::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time);
 }
 

@@ -1,9 +1,9 @@
 #pragma once
 // Addresses and sockets. An address is "host:port", "[v6]:port" or "unix:/path".
 
-#include <sys/socket.h>
-
 #include <string>
+
+#include <sys/socket.h>
 
 #include "core/base/result.h"
 #include "io/fd.h"

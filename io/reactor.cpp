@@ -6,10 +6,8 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
-#include <map>
 #include <mutex>
 #include <thread>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -20,6 +18,7 @@
 #include "io/clock.h"
 #include "io/fd.h"
 #include "io/ring.h"
+#include "io/timer_queue.h"
 
 namespace replicad {
 
@@ -69,8 +68,14 @@ class RingReactor final : public Reactor {
   }
   [[nodiscard]] Instant now() const override { return now_; }
 
-  TimerId add_timer(Duration delay, std::function<void()> function) override;
-  void cancel_timer(TimerId id) override;
+  TimerId add_timer(Duration delay, std::function<void()> function) override {
+    check_thread();
+    return timers_.add(boot_time_now() + delay, std::move(function));
+  }
+  void cancel_timer(TimerId id) override {
+    check_thread();
+    timers_.cancel(id);
+  }
 
   void accept(int fd, Done done) override {
     start({.opcode = RingOpcode::accept, .fd = fd}, std::move(done));
@@ -139,12 +144,6 @@ class RingReactor final : public Reactor {
     bool cancelled = false;
   };
 
-  struct Timer {
-    TimerId id;
-    std::function<void()> function;
-  };
-  using Timers = std::multimap<Instant, Timer>;
-
   void check_thread() const {
     const std::thread::id owner = owner_.load(std::memory_order_relaxed);
     RD_CHECK(owner == std::thread::id() || owner == std::this_thread::get_id());
@@ -168,7 +167,6 @@ class RingReactor final : public Reactor {
   void reap();
   void finish(SlotIndex index, int result);
   void run_ended();
-  void run_timers();
   void run_posts();
   void run_turn_end();
   void submit_and_sleep();
@@ -188,9 +186,7 @@ class RingReactor final : public Reactor {
   bool ending_ = false;
   std::function<void()> hook_;
   std::vector<std::function<void()>> turn_end_;
-  Timers timers_;
-  std::unordered_map<TimerId, Timers::iterator> timer_by_id_;
-  TimerId last_timer_ = 0;
+  TimerQueue timers_;
 
   std::deque<Slot> slots_;
   std::vector<SlotIndex> free_slots_;
@@ -217,7 +213,6 @@ void RingReactor::run() {
     turn();
   ending_ = true;
   timers_.clear();
-  timer_by_id_.clear();
   cancel_all();
   while (in_flight_ > (wake_armed_ ? 1U : 0U) || has_work())
     turn();
@@ -225,23 +220,6 @@ void RingReactor::run() {
   while (in_flight_ > 0)
     turn();
   owner_ = std::thread::id();
-}
-
-RingReactor::TimerId RingReactor::add_timer(Duration delay, std::function<void()> function) {
-  check_thread();
-  const TimerId id = ++last_timer_;
-  if (ending_) return id;
-  const auto place = timers_.emplace(boot_time_now() + delay, Timer{id, std::move(function)});
-  timer_by_id_.emplace(id, place);
-  return id;
-}
-
-void RingReactor::cancel_timer(TimerId id) {
-  check_thread();
-  const auto found = timer_by_id_.find(id);
-  if (found == timer_by_id_.end()) return;
-  timers_.erase(found->second);
-  timer_by_id_.erase(found);
 }
 
 void RingReactor::connect(int fd, const sockaddr* address, socklen_t length, Done done) {
@@ -360,7 +338,7 @@ void RingReactor::turn() {
   work_pending_.exchange(false);
   reap();
   run_ended();
-  if (!ending_) run_timers();
+  if (!ending_) timers_.run_due(now_);
   run_posts();
   if (!ending_ && hook_) hook_();
   run_turn_end();
@@ -402,16 +380,6 @@ void RingReactor::run_ended() {
     finish(index, -ECANCELED);
 }
 
-void RingReactor::run_timers() {
-  while (!timers_.empty() && timers_.begin()->first <= now_) {
-    const auto first = timers_.begin();
-    const Timer timer = std::move(first->second);
-    timer_by_id_.erase(timer.id);
-    timers_.erase(first);
-    timer.function();
-  }
-}
-
 void RingReactor::run_posts() {
   std::vector<std::function<void()>> posts;
   {
@@ -447,8 +415,9 @@ std::optional<Duration> RingReactor::sleep_limit() const {
   if (!ended_.empty() || !turn_end_.empty() || !waiting_.empty() || !waiting_cancels_.empty()) {
     return Duration::zero();
   }
-  if (timers_.empty()) return std::nullopt;
-  return std::max(timers_.begin()->first - boot_time_now(), Duration::zero());
+  const auto first = timers_.first();
+  if (!first || ending_) return std::nullopt;
+  return std::max(*first - boot_time_now(), Duration::zero());
 }
 
 void RingReactor::submit_and_sleep() {

@@ -3,13 +3,13 @@
 // reactor's own thread unless it says "any thread". A buffer handed to an operation must stay valid until its
 // `done` ran, also after cancel_fd().
 
-#include <sys/socket.h>
-#include <sys/uio.h>
-
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
+
+#include <sys/socket.h>
+#include <sys/uio.h>
 
 #include "core/base/result.h"
 #include "core/base/time.h"
@@ -32,8 +32,9 @@ class Reactor {
   /// and timers. After stop() it cancels what is in flight and waits for it (their `done` runs, new operations
   /// end with -ECANCELED, posted functions still run, timers and the turn hook do not), then returns.
   virtual void run() = 0;
-  virtual void stop() = 0;                              ///< any thread
-  virtual void post(std::function<void()> function) = 0;  ///< any thread; runs on the reactor thread, in order
+  virtual void stop() = 0;  ///< any thread
+  virtual void post(
+      std::function<void()> function) = 0;  ///< any thread; runs on the reactor thread, in order
   /// Any thread. Makes the loop take another turn if it sleeps; almost free if it is awake.
   virtual void wake() = 0;
   /// `hook` runs in every turn, after completions and before sleeping. One per reactor.
@@ -50,12 +51,19 @@ class Reactor {
   virtual void accept(int fd, Done done) = 0;  ///< result: new fd, CLOEXEC
   virtual void connect(int fd, const sockaddr* address, socklen_t length, Done done) = 0;
   virtual void recv(int fd, std::span<std::byte> buffer, Done done) = 0;
-  virtual void sendmsg(int fd, const msghdr* message, Done done) = 0;  ///< with MSG_NOSIGNAL; may be short
+  virtual void sendmsg(int fd,
+                       const msghdr* message,
+                       Done done) = 0;  ///< with MSG_NOSIGNAL; may be short
   virtual void read(int fd, std::span<std::byte> buffer, std::uint64_t offset, Done done) = 0;
-  virtual void write(int fd, std::span<const std::byte> buffer, std::uint64_t offset, Done done) = 0;
-  virtual void writev(int fd, const iovec* vectors, unsigned count, std::uint64_t offset, Done done) = 0;
+  virtual void write(int fd,
+                     std::span<const std::byte> buffer,
+                     std::uint64_t offset,
+                     Done done) = 0;
+  virtual void writev(
+      int fd, const iovec* vectors, unsigned count, std::uint64_t offset, Done done) = 0;
   virtual void fdatasync(int fd, Done done) = 0;
-  virtual void fallocate(int fd, int mode, std::uint64_t offset, std::uint64_t length, Done done) = 0;
+  virtual void fallocate(
+      int fd, int mode, std::uint64_t offset, std::uint64_t length, Done done) = 0;
   /// Every operation in flight on `fd` ends with -ECANCELED or its result. `fd` may be closed at once after it.
   virtual void cancel_fd(int fd) = 0;
 };

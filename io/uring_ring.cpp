@@ -61,6 +61,12 @@ int set_up(unsigned entries, io_uring& ring, io_uring_params& params) {
   return result;
 }
 
+tl::unexpected<Error> forbidden(const char* call) {
+  return with_hint(fail(Errc::not_supported, "io_uring is not available: {} fails", call),
+                   "a seccomp filter or security module forbids it: allow io_uring_setup,"
+                   " io_uring_enter and io_uring_register there");
+}
+
 Status check_features(const io_uring_params& params) {
   if ((params.features & features_needed) == features_needed) return {};
   return with_hint(fail(Errc::not_supported,
@@ -231,20 +237,21 @@ Result<std::unique_ptr<Ring>> create_uring_ring(unsigned entries) {
 }
 
 Status probe_io_uring() {
-  io_uring ring{};
-  io_uring_params params{};
-  const int result = set_up(4, ring, params);
-  if (result < 0) return tl::unexpected(io_uring_refused(-result, disabled_sysctl()));
-  const UringRing owned(ring);
-  RD_TRY(check_features(params));
+  auto ring = create_uring_ring(4);
+  if (!ring) return tl::unexpected(std::move(ring).error());
   const std::unique_ptr<io_uring_probe, decltype(&io_uring_free_probe)> probe(io_uring_get_probe(),
                                                                               &io_uring_free_probe);
-  if (!probe) return fail(Errc::not_supported, "io_uring does not tell which operations it knows");
+  if (!probe) return forbidden("io_uring_register");
   for (const NamedOpcode& needed : opcodes_needed) {
     if (io_uring_opcode_supported(probe.get(), needed.opcode) != 0) continue;
     return with_hint(
         fail(Errc::not_supported, "io_uring of this kernel lacks IORING_OP_{}", needed.name),
         "use Linux 5.11 or later");
+  }
+  RD_TRY((*ring)->enable());
+  // A harmless operation, to see that io_uring_enter is allowed too.
+  if (!(*ring)->prepare({.opcode = RingOpcode::fdatasync}) || (*ring)->submit() != 1) {
+    return forbidden("io_uring_enter");
   }
   return {};
 }
