@@ -25,7 +25,8 @@ struct Exchange {
   bool too_slow = false;
 };
 
-/// The daemon's answer is taken in pieces, so that it can neither grow without bound nor trickle for ever.
+/// The daemon's answer is taken in pieces, so that it can neither grow without bound nor trickle
+/// for ever.
 void receive_bounded(Exchange& exchange, Clock::time_point deadline) {
   exchange.request.content_receiver =
       [&exchange, deadline](const char* data, std::size_t bytes, std::uint64_t, std::uint64_t) {

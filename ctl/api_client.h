@@ -22,8 +22,9 @@ struct ApiAnswer {
   bool maybe_done = false;
 };
 
-/// Errors: what the daemon answered; Errc::unreachable (no connection, or lost), Errc::timeout, Errc::protocol (the
-/// answer is no JSON object, or longer than 8 MiB), Errc::invalid_argument (bad address).
+/// Errors: what the daemon answered; Errc::unreachable (no connection, or lost), Errc::timeout,
+/// Errc::protocol (the answer is no JSON object, or longer than 8 MiB), Errc::invalid_argument (bad
+/// address).
 [[nodiscard]] ApiAnswer call_api(const std::string& address,
                                  const ApiRequest& request,
                                  const Timeouts& timeouts);

@@ -8,7 +8,8 @@ namespace replicad::ctl {
 
 namespace {
 
-/// Long enough for a switchover and for a restart of the host's daemon; QEMU then pauses the guest (werror=stop).
+/// Long enough for a switchover and for a restart of the host's daemon; QEMU then pauses the guest
+/// (werror=stop).
 constexpr int reconnect_seconds = 300;
 constexpr int open_seconds = 30;
 constexpr std::size_t qemu_node_name_bytes_max = 31;
@@ -25,7 +26,8 @@ std::vector<std::string> qemu_arguments(const std::string& node, const AttachInf
   const auto quote = [](const std::string& text) { return dump_json(nlohmann::json(text)); };
   const std::string blockdev = fmt::format(
       R"({{"driver":"nbd","node-name":{},"server":{{"type":"unix","path":{}}},"export":{},)"
-      R"("reconnect-delay":{},"open-timeout":{},"discard":"unmap","detect-zeroes":"unmap","cache":{{"direct":true}}}})",
+      R"("reconnect-delay":{},"open-timeout":{},"discard":"unmap","detect-zeroes":"unmap",)"
+      R"("cache":{{"direct":true}}}})",
       quote(node),
       quote(info.socket),
       quote(info.disk),

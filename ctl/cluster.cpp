@@ -6,8 +6,8 @@
 #include <thread>
 
 #include "core/base/limits.h"
+#include "core/base/names.h"
 #include "core/control/text.h"
-#include "core/store/volume_state.h"
 
 namespace replicad::ctl {
 
@@ -133,7 +133,8 @@ std::vector<HostReport> Cluster::ask_hosts() {
 
 std::vector<MemberReport> Cluster::ask_volume(const std::string& name) {
   std::vector<MemberReport> reports;
-  // Members of members are members: the second round learns no more than a stale list at the first might hide.
+  // Members of members are members: the second round learns no more than a stale list at the first
+  // might hide.
   while (reports.size() < hosts_.size()) {
     const std::size_t from = reports.size();
     const auto answers = get_all(hosts_, from, "/v1/volumes/" + name, timeouts_);

@@ -1,5 +1,6 @@
 #pragma once
-// Asks many hosts at once, each within the same short time, so that a dead one does not hold up the others.
+// Asks many hosts at once, each within the same short time, so that a dead one does not hold up the
+// others.
 
 #include <map>
 #include <string>
@@ -23,17 +24,17 @@ class Cluster {
   Cluster(std::vector<HostAddress> hosts, Timeouts timeouts)
       : hosts_(std::move(hosts)), timeouts_(timeouts) {}
 
-  /// Finds the names of hosts given without one, and the members of their volumes. Errors: Errc::unreachable.
-  /// Call once, before the others.
+  /// Finds the names of hosts given without one, and the members of their volumes. Errors:
+  /// Errc::unreachable. Call once, before the others.
   [[nodiscard]] Status discover();
 
-  /// GET /v1/host of every host, in the order of the list. A daemon that calls itself otherwise than the list does
-  /// is an error of that host.
+  /// GET /v1/host of every host, in the order of the list. A daemon that calls itself otherwise
+  /// than the list does is an error of that host.
   [[nodiscard]] std::vector<HostReport> ask_hosts();
   /// GET /v1/volumes/NAME of every host, and of members that only the answers name.
   [[nodiscard]] std::vector<MemberReport> ask_volume(const std::string& name);
-  /// GET /v1/volumes of every host, and of members that only the answers name. Errors: Errc::unreachable when no
-  /// host answers.
+  /// GET /v1/volumes of every host, and of members that only the answers name. Errors:
+  /// Errc::unreachable when no host answers.
   [[nodiscard]] Result<VolumesAnswer> ask_volumes();
 
   [[nodiscard]] const std::vector<HostAddress>& hosts() const { return hosts_; }

@@ -6,10 +6,10 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "core/base/names.h"
 #include "core/control/members.h"
 #include "core/control/plan.h"
 #include "core/control/text.h"
-#include "core/store/volume_state.h"
 #include "ctl/commands.h"
 #include "ctl/executor.h"
 #include "ctl/placement_options.h"
@@ -149,6 +149,8 @@ void add_create_options(OptionSpecs& specs) {
       po::value<std::string>()->value_name("HOST"),
       "this host is the primary; default: the best score")(
       "on", po::value<std::string>()->value_name("HOST,.."), "choose among these hosts only")(
+      "overcommit",
+      "also take hosts with less free space than the disks may need (images are sparse)")(
       "adopt",
       po::value<std::string>()->value_name("PATH[,PATH..]"),
       "files or devices on the primary that become its images in place, one per disk")(

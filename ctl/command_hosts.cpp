@@ -202,6 +202,8 @@ void add_place_options(OptionSpecs& specs) {
       "hosts that get a copy, the primary included (default 3)")(
       "primary", po::value<std::string>()->value_name("HOST"), "this host is to be the primary")(
       "on", po::value<std::string>()->value_name("HOST,.."), "choose among these hosts only")(
+      "overcommit",
+      "also take hosts with less free space than the disks may need (images are sparse)")(
       "explain", "show every term of every host's score");
 }
 

@@ -102,7 +102,8 @@ Status activate(Context& context) {
   return {};
 }
 
-/// Opens the export as a client does: the socket may be there without a server, or be another volume's.
+/// Opens the export as a client does: the socket may be there without a server, or be another
+/// volume's.
 Status check_export(const Target& target, const std::string& uri) {
   const auto bytes = export_bytes(uri);
   if (!bytes) {

@@ -2,10 +2,10 @@
 
 #include <thread>
 
+#include "core/base/names.h"
 #include "core/control/members.h"
 #include "core/control/plan.h"
 #include "core/control/text.h"
-#include "core/store/volume_state.h"
 #include "ctl/attach_info.h"
 #include "ctl/commands.h"
 #include "ctl/executor.h"

@@ -2,9 +2,9 @@
 
 #include <thread>
 
+#include "core/base/names.h"
 #include "core/control/members.h"
 #include "core/control/text.h"
-#include "core/store/volume_state.h"
 #include "ctl/commands.h"
 #include "ctl/table.h"
 #include "ctl/units.h"

@@ -1,8 +1,8 @@
 // switchover
 
+#include "core/base/names.h"
 #include "core/control/plan.h"
 #include "core/control/text.h"
-#include "core/store/volume_state.h"
 #include "ctl/commands.h"
 #include "ctl/executor.h"
 #include "ctl/table.h"

@@ -1,5 +1,6 @@
 #pragma once
-// The commands of replicactl. Each is a function over the Context and its own options; commands.cpp is the table.
+// The commands of replicactl. Each is a function over the Context and its own options; commands.cpp
+// is the table.
 
 #include <string_view>
 #include <vector>

@@ -1,6 +1,6 @@
 #pragma once
-// What every command has at hand: the options that all commands share, the terminal, and how results and errors are
-// shown. One thread.
+// What every command has at hand: the options that all commands share, the terminal, and how
+// results and errors are shown. One thread.
 
 #include <cstdint>
 #include <istream>
@@ -69,7 +69,8 @@ class Context {
   /// A JSON answer on stdout, with "schema": 1.
   void print_json(nlohmann::json json);
   [[nodiscard]] std::string paint(const std::string& text, Tone tone) const;
-  /// Asks on a terminal; without one, or with --yes or --dry-run, the answer is yes. Errors: Errc::refused for a no.
+  /// Asks on a terminal; without one, or with --yes or --dry-run, the answer is yes. Errors:
+  /// Errc::refused for a no.
   [[nodiscard]] Status confirm(const std::string& question);
 
  private:

@@ -97,7 +97,8 @@ class Execution {
     }
   }
 
-  /// Takes back the steps done before `failed`, the last one first, and `failed` itself if it may have been done.
+  /// Takes back the steps done before `failed`, the last one first, and `failed` itself if it may
+  /// have been done.
   void undo_before(std::size_t failed) {
     const bool unknown = maybe_done_ && !plan_.steps[failed].undo;
     if (unknown) {

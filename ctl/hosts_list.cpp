@@ -8,8 +8,8 @@
 
 #include <sys/un.h>
 
+#include "core/base/names.h"
 #include "core/control/text.h"
-#include "core/store/volume_state.h"
 #include "ctl/units.h"
 
 namespace replicad::ctl {

@@ -17,12 +17,13 @@ struct HostAddress {
 /// "a=127.0.0.1:7401,b=unix:/run/b.sock"; an entry without a name is one to start from. Errors:
 /// Errc::invalid_argument for a bad address, a bad name, or a name given twice.
 [[nodiscard]] Result<std::vector<HostAddress>> parse_hosts(std::string_view text);
-/// Content of a hosts file: lines "name address", empty lines, and comments that begin with #. `path` for messages.
+/// Content of a hosts file: lines "name address", empty lines, and comments that begin with #.
+/// `path` for messages.
 [[nodiscard]] Result<std::vector<HostAddress>> parse_hosts_file(std::string_view content,
                                                                 const std::string& path);
 
-/// --hosts, else the file of --hosts-file, else that of $REPLICACTL_HOSTS, else /etc/replicad/hosts if it is there,
-/// else the local daemon's socket. Reads files and the environment.
+/// --hosts, else the file of --hosts-file, else that of $REPLICACTL_HOSTS, else /etc/replicad/hosts
+/// if it is there, else the local daemon's socket. Reads files and the environment.
 [[nodiscard]] Result<std::vector<HostAddress>> load_hosts(const std::string& hosts_option,
                                                           const std::string& hosts_file_option);
 

@@ -8,7 +8,8 @@
 #include "ctl/run.h"
 
 int main(int argc, char** argv) {
-  // A reader that goes away (`| head`) or a daemon that hangs up is an error of that write, not of the process.
+  // A reader that goes away (`| head`) or a daemon that hangs up is an error of that write, not of
+  // the process.
   std::signal(SIGPIPE, SIG_IGN);
   replicad::ctl::Terminal terminal{std::cin,
                                    std::cout,

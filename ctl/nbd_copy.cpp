@@ -177,8 +177,8 @@ Result<ImportSource> open_source(const std::string& text) {
 }
 
 std::size_t count_connections(std::string_view proc_net_unix, std::string_view path) {
-  // Num RefCount Protocol Flags Type St Inode Path; state 3 is a connected socket, and the ones that the server has
-  // accepted carry its path.
+  // Num RefCount Protocol Flags Type St Inode Path; state 3 is a connected socket, and the ones
+  // that the server has accepted carry its path.
   std::istringstream lines{std::string(proc_net_unix)};
   std::string line;
   std::size_t count = 0;

@@ -4,8 +4,8 @@
 #include <set>
 
 #include "core/base/limits.h"
+#include "core/base/names.h"
 #include "core/control/text.h"
-#include "core/store/volume_state.h"
 #include "ctl/units.h"
 
 namespace replicad::ctl {
@@ -47,6 +47,7 @@ Result<PlacementRequest> read_placement(const OptionValues& values) {
   if (std::set<std::string>(request.on.begin(), request.on.end()).size() != request.on.size()) {
     return fail(Errc::invalid_argument, "--on names a host twice");
   }
+  request.overcommit = values.count("overcommit") > 0;
   request.copies = request.on.empty() ? copies_default : request.on.size();
   if (const std::string text = text_option(values, "copies"); !text.empty()) {
     const auto copies = parse_copies(text);

@@ -1,5 +1,6 @@
 #pragma once
-// How far a long job is: a bar on a terminal, else a line every ten seconds, and N/100 on a descriptor for scripts.
+// How far a long job is: a bar on a terminal, else a line every ten seconds, and N/100 on a
+// descriptor for scripts.
 
 #include <chrono>
 #include <cstdint>
@@ -13,7 +14,8 @@ class Progress {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// `progress_fd`: where "N/100" lines go, -1 = nowhere. Otherwise everything goes to stderr; nothing with --quiet.
+  /// `progress_fd`: where "N/100" lines go, -1 = nowhere. Otherwise everything goes to stderr;
+  /// nothing with --quiet.
   Progress(Context& context, std::string label, int progress_fd);
 
   /// `total_bytes` 0 = not known yet.

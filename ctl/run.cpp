@@ -7,8 +7,8 @@
 
 #include <boost/program_options.hpp>
 
+#include "core/base/names.h"
 #include "core/control/text.h"
-#include "core/store/volume_state.h"
 #include "ctl/commands.h"
 #include "ctl/units.h"
 
@@ -138,7 +138,8 @@ Result<std::vector<std::string>> take_arguments(const OptionValues& values,
   return arguments;
 }
 
-/// Whether errors are to be JSON, as far as it can be told before the command line has been understood.
+/// Whether errors are to be JSON, as far as it can be told before the command line has been
+/// understood.
 bool wants_json(const std::vector<std::string>& words) {
   for (std::size_t i = 0; i < words.size(); ++i) {
     if (words[i] == "-ojson" || words[i] == "--output=json") return true;

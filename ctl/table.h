@@ -1,5 +1,6 @@
 #pragma once
-// Columns for people: headed, two spaces apart, no lines drawn, so that awk can take them apart. Pure.
+// Columns for people: headed, two spaces apart, no lines drawn, so that awk can take them apart.
+// Pure.
 
 #include <string>
 #include <vector>

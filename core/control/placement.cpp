@@ -55,8 +55,10 @@ void check_space(const HostFacts& facts, const PlacementRequest& request, HostSc
                                  format_bytes(facts.image_dir_free_bytes),
                                  format_bytes(request.bytes),
                                  format_bytes(reserve));
-  // Images are sparse: who names the hosts may overcommit them on purpose.
-  (contains(request.on, facts.host) ? host.warnings : host.rejected).push_back(std::move(text));
+  const bool fits = facts.image_dir_free_bytes >= request.bytes;
+  const bool is_named = contains(request.on, facts.host);
+  const bool only_warn = request.overcommit || (is_named && fits);
+  (only_warn ? host.warnings : host.rejected).push_back(std::move(text));
 }
 
 void check_facts(const HostFacts& facts, const PlacementRequest& request, HostScore& host) {

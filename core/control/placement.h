@@ -1,6 +1,7 @@
 #pragma once
-// Which hosts a volume should live on: filters hosts, scores them by load, capacity and stability, and keeps every
-// term of every score so that the choice can be shown. Pure and deterministic: the same facts give the same order.
+// Which hosts a volume should live on: filters hosts, scores them by load, capacity and stability,
+// and keeps every term of every score so that the choice can be shown. Pure and deterministic: the
+// same facts give the same order.
 
 #include <cstdint>
 #include <optional>
@@ -21,10 +22,11 @@ struct PlacementWeights {
 struct PlacementRequest {
   std::uint64_t bytes = 0;  ///< of all disks; what a host must have free, besides the reserve
   std::size_t copies = 3;
-  std::string primary;               ///< wanted primary; empty = the best
-  std::vector<std::string> on;       ///< only these; a lack of space is then a warning; empty = any
-  std::vector<std::string> without;  ///< never these (they are members already)
+  std::string primary;                 ///< wanted primary; empty = the best
+  std::vector<std::string> on;         ///< only these; the reserve is then not kept; empty = any
+  std::vector<std::string> without;    ///< never these (they are members already)
   bool primary_brings_images = false;  ///< adopted: `primary` needs no free space
+  bool overcommit = false;             ///< images are sparse: a lack of space is a warning
   std::string version;                 ///< of replicactl
   PlacementWeights weights;
 };
@@ -62,8 +64,8 @@ struct Placement {
 /// Bytes of an image file system that placement leaves free: 5 percent of it, at most 10 GiB.
 [[nodiscard]] std::uint64_t reserve_bytes(std::uint64_t image_dir_bytes);
 
-/// Chooses request.copies hosts. `refusal` is Errc::refused when there are too few, Errc::not_found for an unknown
-/// name in `primary` or `on`.
+/// Chooses request.copies hosts. `refusal` is Errc::refused when there are too few, Errc::not_found
+/// for an unknown name in `primary` or `on`.
 [[nodiscard]] Placement place(const std::vector<HostReport>& hosts,
                               const PlacementRequest& request);
 

@@ -1,6 +1,6 @@
 #pragma once
-// From what each host said of a volume to the steps of a command, or a refusal with its reason. Used by --dry-run and
-// by execution alike. Pure: sends nothing.
+// From what each host said of a volume to the steps of a command, or a refusal with its reason.
+// Used by --dry-run and by execution alike. Pure: sends nothing.
 
 #include <cstdint>
 #include <optional>
@@ -35,7 +35,8 @@ struct Step {
   std::uint32_t answer_ms = 60'000;  ///< how long the host may take
 };
 
-/// A host that should have had a step but cannot be reached: the command does the rest and then fails.
+/// A host that should have had a step but cannot be reached: the command does the rest and then
+/// fails.
 struct SkippedHost {
   std::string host;
   std::string reason;
@@ -61,9 +62,9 @@ struct CreateRequest {
   nlohmann::json settings = nlohmann::json::object();
 };
 
-/// Replicas first, the primary last, each with an undo. `chosen`: primary first, all of them answered in `hosts`.
-/// `existing`: what each host said of a volume of that name. Errors: Errc::exists, Errc::unreachable (a chosen host
-/// did not answer whether it has one).
+/// Replicas first, the primary last, each with an undo. `chosen`: primary first, all of them
+/// answered in `hosts`. `existing`: what each host said of a volume of that name. Errors:
+/// Errc::exists, Errc::unreachable (a chosen host did not answer whether it has one).
 [[nodiscard]] Result<Plan> plan_create(const CreateRequest& request,
                                        const std::vector<std::string>& chosen,
                                        const std::vector<HostReport>& hosts,
@@ -79,7 +80,8 @@ struct SwitchoverRequest {
   std::uint32_t deadline_ms = switchover_deadline_ms_default;
 };
 
-/// One step, at the primary; none if `to` is the primary already (a note says so). `hosts`: for the score.
+/// One step, at the primary; none if `to` is the primary already (a note says so). `hosts`: for the
+/// score.
 [[nodiscard]] Result<Plan> plan_switchover(const std::string& volume,
                                            const SwitchoverRequest& request,
                                            const std::vector<MemberReport>& reports,
@@ -96,7 +98,8 @@ struct SwitchoverRequest {
                                        bool force,
                                        const std::vector<MemberReport>& reports);
 
-/// The new host first (with an undo), then the members' lists, primary first. `host` answered in `hosts`.
+/// The new host first (with an undo), then the members' lists, primary first. `host` answered in
+/// `hosts`.
 [[nodiscard]] Result<Plan> plan_add_replica(const std::string& volume,
                                             const std::string& host,
                                             const std::vector<MemberReport>& reports,
@@ -107,8 +110,9 @@ struct SwitchoverRequest {
                                                const std::string& host,
                                                const std::vector<MemberReport>& reports);
 
-/// Replicas first, the primary last: whatever stops it half-way, the newest copy is still there and the command can
-/// be given again. Without `force`: Errc::refused with the list of what would be lost.
+/// Replicas first, the primary last: whatever stops it half-way, the newest copy is still there and
+/// the command can be given again. Without `force`: Errc::refused with the list of what would be
+/// lost.
 [[nodiscard]] Result<Plan> plan_delete(const std::string& volume,
                                        bool force,
                                        const std::vector<MemberReport>& reports);

@@ -25,7 +25,8 @@ Step make_step(const MemberReport& report, ApiRequest request, std::string text)
   return step;
 }
 
-/// Members besides the primary, by the primary's list: those that answered become `reachable`, others are skipped.
+/// Members besides the primary, by the primary's list: those that answered become `reachable`,
+/// others are skipped.
 std::vector<const MemberReport*> other_members(const MemberReport& primary,
                                                const std::vector<MemberReport>& reports,
                                                Plan& plan) {

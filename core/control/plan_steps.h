@@ -10,12 +10,13 @@
 namespace replicad::planning {
 
 [[nodiscard]] tl::unexpected<Error> refuse(std::string message, std::string hint);
-/// "/v1/volumes/NAME" plus `action` ("/set"). `volume` is a checked name, so nothing needs encoding.
+/// "/v1/volumes/NAME" plus `action` ("/set"). `volume` is a checked name, so nothing needs
+/// encoding.
 [[nodiscard]] std::string volume_path(const std::string& volume, const char* action = "");
 [[nodiscard]] ApiRequest delete_request(const std::string& volume, const std::string& uuid);
 [[nodiscard]] Step make_step(const MemberReport& report, ApiRequest request, std::string text);
-/// Members besides the primary, by the primary's list: those that answered are returned, the others are put on
-/// plan.skipped.
+/// Members besides the primary, by the primary's list: those that answered are returned, the others
+/// are put on plan.skipped.
 [[nodiscard]] std::vector<const MemberReport*> other_members(
     const MemberReport& primary, const std::vector<MemberReport>& reports, Plan& plan);
 /// Errc::busy while the volume is being handed over.

@@ -41,7 +41,8 @@ Status check_movable(const VolumeView& primary) {
       "try again in a moment"});
 }
 
-/// Why `host` cannot take over now; nullopt if it can. Only its membership and what the members said count.
+/// Why `host` cannot take over now; nullopt if it can. Only its membership and what the members
+/// said count.
 std::optional<Error> why_not(const VolumeView& primary,
                              const std::string& host,
                              const std::vector<MemberReport>& reports) {
@@ -52,7 +53,7 @@ std::optional<Error> why_not(const VolumeView& primary,
                  std::move(hint)};
   };
   if (primary.member(host) == nullptr) {
-    return because(Errc::not_found, "it is no member", fmt::format("members are {}", [&] {
+    return because(Errc::refused, "it is no member", fmt::format("members are {}", [&] {
                      std::vector<std::string> names;
                      for (const MemberView& member : primary.members)
                        names.push_back(printable(member.host));

@@ -1,5 +1,6 @@
 #pragma once
-// Text for people: sizes, times, lists, and strings of unknown origin made safe to print. Pure, any thread.
+// Text for people: sizes, times, lists, and strings of unknown origin made safe to print. Pure, any
+// thread.
 
 #include <cstdint>
 #include <string>
@@ -17,8 +18,8 @@ namespace replicad {
 /// "a", "a and b", "a, b and c"; "none" for an empty list.
 [[nodiscard]] std::string format_list(const std::vector<std::string>& items);
 
-/// `text` with control characters (C0, DEL, C1) as \xNN and bytes that are no UTF-8 too, so that nothing a daemon
-/// or a peer says can drive the terminal. Newlines count as control characters.
+/// `text` with control characters (C0, DEL, C1) as \xNN and bytes that are no UTF-8 too, so that
+/// nothing a daemon or a peer says can drive the terminal. Newlines count as control characters.
 [[nodiscard]] std::string printable(std::string_view text);
 
 }  // namespace replicad

@@ -11,8 +11,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-/// Reads fields of one JSON object and remembers the first that is missing or of the wrong type, so that a parser
-/// reads straight through and checks once.
+/// Reads fields of one JSON object and remembers the first that is missing or of the wrong type, so
+/// that a parser reads straight through and checks once.
 class Fields {
  public:
   Fields(const Json& json, std::string what) : json_(json), what_(std::move(what)) {

@@ -1,6 +1,7 @@
 #pragma once
-// What the hosts say of themselves and of a volume (docs/control-api.md), parsed and checked. Everything here comes
-// from another program: strings are data and are made printable() only where they are printed.
+// What the hosts say of themselves and of a volume (docs/control-api.md), parsed and checked.
+// Everything here comes from another program: strings are data and are made printable() only where
+// they are printed.
 
 #include <cstdint>
 #include <map>
@@ -140,7 +141,8 @@ struct VolumeView {
   [[nodiscard]] const ReplicaView* replica_on(const std::string& host_name) const;
 };
 
-/// Errors of all parsers: Errc::protocol with the name of the field. Any JSON is safe. Unknown fields are ignored.
+/// Errors of all parsers: Errc::protocol with the name of the field. Any JSON is safe. Unknown
+/// fields are ignored.
 [[nodiscard]] Result<HostFacts> parse_host(const nlohmann::json& json);
 [[nodiscard]] Result<VolumeView> parse_volume(const nlohmann::json& json);
 /// The body of an error answer, `{"error":{"code","message","hint"}}`; nullopt if it is none.

@@ -241,10 +241,6 @@ Result<std::string_view> body_of(std::string_view content) {
 
 // --- rules
 
-bool is_name_character(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
-}
-
 Status check_host(std::string_view host, std::string_view role) {
   if (!is_valid_name(host)) {
     return fail(Errc::invalid_argument, "{} \"{}\" is not a valid host name", role, host);
@@ -410,13 +406,6 @@ Result<VolumeState> decode_volume_state(std::string_view content) {
   } catch (const DocumentError& error) {
     return fail(Errc::corrupt, "state file: {}", error.what);
   }
-}
-
-bool is_valid_name(std::string_view name) {
-  if (name.empty() || name.size() > volume_name_bytes_max) return false;
-  const char first = name.front();
-  const bool starts_well = (first >= 'a' && first <= 'z') || (first >= '0' && first <= '9');
-  return starts_well && std::ranges::all_of(name, is_name_character);
 }
 
 Status check_volume_state(const VolumeState& state) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/base/modes.h"
+#include "core/base/names.h"
 #include "core/wire/messages.h"
 
 namespace replicad {
@@ -87,8 +88,6 @@ constexpr std::size_t volume_state_bytes_max = 1 * mib;
 [[nodiscard]] std::string encode_volume_state(const VolumeState& state);
 /// Errors: Errc::corrupt with what is wrong; Errc::version_mismatch for a later format. Any bytes are safe.
 [[nodiscard]] Result<VolumeState> decode_volume_state(std::string_view content);
-/// [a-z0-9][a-z0-9._-]{0,63}; never contains a path separator.
-[[nodiscard]] bool is_valid_name(std::string_view name);
 /// Rules that every accepted state or creation request obeys (names, sizes, counts, limits.h ranges).
 [[nodiscard]] Status check_volume_state(const VolumeState& state);
 

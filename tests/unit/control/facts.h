@@ -19,9 +19,12 @@ constexpr const char* uuid = "11111111-2222-4333-8444-555555555555";
 inline Json host_json(const std::string& name) {
   return Json::parse(R"({"schema":1,"host":")" + name +
                      R"(","version":"0.1.0","stream":"127.0.0.1:7400",
-    "control":"127.0.0.1:7401","image_dir":"/images","metrics":{"cpus":4,"load_1m":0.4,"cpu_pressure_percent":1.0,
-    "io_pressure_percent":2.0,"memory_bytes":8589934592,"memory_free_bytes":4294967296,"image_dir_bytes":107374182400,
-    "image_dir_free_bytes":64424509440,"uptime_seconds":604800,"unclean_restarts":0.0,"link_losses":0.0,
+    "control":"127.0.0.1:7401","image_dir":"/images","metrics":{"cpus":4,"load_1m":0.4,
+    "cpu_pressure_percent":1.0,
+    "io_pressure_percent":2.0,"memory_bytes":8589934592,"memory_free_bytes":4294967296,
+    "image_dir_bytes":107374182400,
+    "image_dir_free_bytes":64424509440,"uptime_seconds":604800,
+    "unclean_restarts":0.0,"link_losses":0.0,
     "disk_errors":0.0},"volumes":{"primary":1,"replica":2}})");
 }
 

@@ -157,16 +157,23 @@ TEST_CASE("placement: an unknown host name is not found") {
   CHECK(placement.refusal->message == "host z is not in the hosts list");
 }
 
-TEST_CASE("placement: named hosts may be overcommitted, with a warning") {
+TEST_CASE(
+    "placement: on named hosts the reserve may be used, with a warning; more only if asked for") {
   std::vector<HostReport> hosts = abc();
-  hosts[0].facts->image_dir_free_bytes = 1 * gib;
+  hosts[0].facts->image_dir_free_bytes = 11 * gib;
   PlacementRequest request = request_for(2);
   request.on = {"a", "b"};
-  const Placement placement = place(hosts, request);
+  Placement placement = place(hosts, request);
   REQUIRE_FALSE(placement.refusal.has_value());
   CHECK(placement.chosen == std::vector<std::string>{"b", "a"});
   CHECK(placement.score_of("a")->warnings.size() == 1);
   CHECK(placement.score_of("c")->rejected == std::vector<std::string>{"it was not named"});
+  hosts[0].facts->image_dir_free_bytes = 9 * gib;
+  CHECK(place(hosts, request).refusal.has_value());
+  request.overcommit = true;
+  placement = place(hosts, request);
+  REQUIRE_FALSE(placement.refusal.has_value());
+  CHECK(placement.score_of("a")->warnings.size() == 1);
 }
 
 TEST_CASE("placement: a primary that brings its images needs no free space") {

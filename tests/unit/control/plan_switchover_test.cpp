@@ -94,7 +94,7 @@ TEST_CASE("switchover: a target that cannot take over is refused with the reason
     std::string hint;
   };
   const std::vector<Row> rows{
-      {"z", three(), Errc::not_found, "it is no member", "members are a, b and c"},
+      {"z", three(), Errc::refused, "it is no member", "members are a, b and c"},
       {"b", {member("a"), silent("b"), member("c")}, Errc::unreachable, "it does not answer", ""},
       {"b",
        {member("a"), without_part("b"), member("c")},
