@@ -313,7 +313,8 @@ TEST_CASE("faulty ring: stop() ends whatever is held back") {
     CAPTURE(seed + run);
     auto ring = create_uring_ring(16);
     REQUIRE(ring.has_value());
-    auto [left, right] = socket_pair();
+    auto left_pair = socket_pair();
+    Fd& left = left_pair.first;
     std::array<std::byte, 16> buffer{};
     int ended = 0;
     {

@@ -77,7 +77,9 @@ RefuseMessage last_refusal(std::span<const std::byte> bytes) {
 /// One connection on a reactor, with a raw socket as its peer.
 struct Rig {
   explicit Rig(std::unique_ptr<Reactor> own = nullptr) : reactor(std::move(own)) {
-    auto [left, right] = socket_pair();
+    auto left_pair = socket_pair();
+    Fd& left = left_pair.first;
+    Fd& right = left_pair.second;
     peer = std::move(right);
     reactor.call([&, &socket = left] {
       connection = FrameConnection::create(*reactor, std::move(socket), reader_bytes);

@@ -134,12 +134,15 @@ TEST_CASE("reactor: many more operations at once than the queue has room for all
 TEST_CASE("reactor: operations and timers queued before run() start with it") {
   auto created = Reactor::create();
   REQUIRE(created.has_value());
-  auto [left, right] = socket_pair();
+  auto left_pair = socket_pair();
+  Fd& left = left_pair.first;
+  Fd& right = left_pair.second;
   std::array<std::byte, 4> buffer{};
   Signal received;
   Signal fired;
   Signal cancelled;
-  auto [idle, idle_peer] = socket_pair();
+  auto idle_pair = socket_pair();
+  Fd& idle = idle_pair.first;
   std::array<std::byte, 4> idle_buffer{};
   (*created)->recv(left.get(), buffer, [&](int result) {
     CHECK(result == 2);
@@ -245,7 +248,9 @@ TEST_CASE("reactor: no wake-up is lost, whenever it comes") {
 
 TEST_CASE("reactor: wake-ups of several threads all lead to a turn, while operations run") {
   ReactorThread reactor;
-  auto [left, right] = socket_pair();
+  auto left_pair = socket_pair();
+  Fd& left = left_pair.first;
+  Fd& right = left_pair.second;
   std::array<std::atomic<int>, 3> asked{};
   std::array<std::atomic<int>, 3> answered{};
   std::array<std::byte, 256> buffer{};
@@ -291,8 +296,11 @@ TEST_CASE("reactor: wake-ups of several threads all lead to a turn, while operat
 
 TEST_CASE("reactor: cancel_fd ends what waits on that descriptor only") {
   ReactorThread reactor;
-  auto [left, right] = socket_pair();
-  auto [other, other_peer] = socket_pair();
+  auto left_pair = socket_pair();
+  Fd& left = left_pair.first;
+  auto other_pair = socket_pair();
+  Fd& other = other_pair.first;
+  Fd& other_peer = other_pair.second;
   std::array<std::byte, 8> buffer{};
   std::array<std::byte, 8> other_buffer{};
   std::promise<int> first;
@@ -319,13 +327,16 @@ TEST_CASE("reactor: a descriptor may be closed right after cancel_fd, in the tur
   int number = -1;
   Fd replacement_peer;
   Fd replacement;
-  auto [left, right] = socket_pair();
+  auto left_pair = socket_pair();
+  Fd& left = left_pair.first;
   reactor.call([&] {
     number = left.get();
     reactor->recv(number, buffer, [&](int value) { result.set_value(value); });
     reactor->cancel_fd(number);
     left.reset();
-    auto [a, b] = socket_pair();  // takes the same number
+    auto a_pair = socket_pair();
+    Fd& a = a_pair.first;
+    Fd& b = a_pair.second;  // takes the same number
     REQUIRE(a.get() == number);
     CHECK(::write(b.get(), "wrong", 5) == 5);
     replacement = std::move(a);
@@ -335,7 +346,8 @@ TEST_CASE("reactor: a descriptor may be closed right after cancel_fd, in the tur
 }
 
 TEST_CASE("reactor: stop() cancels what is in flight, runs its callbacks and refuses more") {
-  auto [left, right] = socket_pair();
+  auto left_pair = socket_pair();
+  Fd& left = left_pair.first;
   std::array<std::byte, 8> buffer{};
   int cancelled = 0;
   int refused = 0;
