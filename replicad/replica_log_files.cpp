@@ -113,6 +113,7 @@ class LogScan {
   std::vector<Candidate> candidates_;  ///< from the one that holds the checkpoint on
   RecoveredLog log_;
   HistoryPoint point_;        ///< what has been followed so far
+  std::string end_;           ///< file and offset where the last scan ended
   bool apply_found_ = false;  ///< apply_segment and apply_offset are set
   std::vector<std::byte> window_;
 };
@@ -217,7 +218,7 @@ bool LogScan::continues(const Candidate& candidate) {
   } else {
     return true;
   }
-  log_.cut = fmt::format("{}: {}", path(candidate.file->name), reason);
+  if (log_.cut.empty()) log_.cut = fmt::format("{}: {}", path(candidate.file->name), reason);
   return false;
 }
 
@@ -235,8 +236,8 @@ Status LogScan::follow() {
   }
   window_.resize(window_bytes);
   for (const Candidate& candidate : candidates_) {
-    if (!log_.segments.empty()) log_.cut.clear();
     if (!continues(candidate)) return {};
+    log_.cut.clear();
     RD_TRY(scan(candidate));
   }
   return {};
@@ -262,14 +263,13 @@ Status LogScan::scan(const Candidate& candidate) {
     }
     offset += found.valid_bytes;
     segment->end_bytes = offset;
+    end_ = fmt::format("{} at offset {}", path(candidate.file->name), offset);
     const bool more = found.end == ScanEnd::all_taken ||
                       (found.end == ScanEnd::incomplete && window.size() < left);
     if (more && found.valid_bytes > 0) continue;
     if (!is_clean_end(window.subspan(found.valid_bytes), point_.sequence)) {
-      log_.cut = fmt::format("{} at offset {}: {}",
-                             path(candidate.file->name),
-                             offset,
-                             found.reason.empty() ? "the file ends" : found.reason);
+      const std::string reason = found.reason.empty() ? "the file ends" : found.reason;
+      log_.cut = fmt::format("{}: {}", end_, reason);
     }
     return {};
   }
@@ -322,12 +322,14 @@ Status LogScan::check_proven() const {
     }
   }
   if (point_.sequence >= proven) return {};
-  return fail(
-      Errc::corrupt,
-      "the log is damaged: it was durable up to sequence {}, but can be read only up to {} ({})",
-      proven,
-      point_.sequence,
-      log_.cut);
+  return fail(Errc::corrupt,
+              "the log is damaged: it was on stable storage up to sequence {}, but ends behind "
+              "sequence {}, in {} "
+              "({})",
+              proven,
+              point_.sequence,
+              end_,
+              log_.cut.empty() ? "no frame follows" : log_.cut);
 }
 
 /// Removes what lies behind the last frame, so that nothing of it can ever be taken for a part of the log.

@@ -1,5 +1,7 @@
 #include "replicad/replica_runtime.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "core/base/check.h"
@@ -7,6 +9,15 @@
 #include "replicad/replica_offload.h"
 
 namespace replicad {
+
+namespace {
+
+/// The end of the primary's process, orderly or not, is no fault of the link.
+bool is_link_fault(const Error& error) {
+  return error.sys_errno != 0 && error.sys_errno != ECONNRESET && error.sys_errno != EPIPE;
+}
+
+}  // namespace
 
 class ReplicaRuntime::BufferHold {
  public:
@@ -333,8 +344,7 @@ void ReplicaRuntime::on_closed(SessionId session, const Error& error) {
       "volume={} message={}",
       setup_.hooks.state().name,
       log_value(error.message));
-  // An orderly end of the primary's plugin is no fault of the link.
-  if (error.sys_errno != 0 && setup_.hooks.on_link_lost) setup_.hooks.on_link_lost();
+  if (is_link_fault(error) && setup_.hooks.on_link_lost) setup_.hooks.on_link_lost();
   feed(replica_event::SessionClosed{session});
 }
 

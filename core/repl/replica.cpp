@@ -47,7 +47,7 @@ bool Replica::takes_input() const {
 std::optional<Instant> Replica::wake_at() const {
   if (failure_) return std::nullopt;
   std::optional<Instant> at = report_at_;
-  if (unsynced_since_ && !sync_in_flight_) {
+  if (unsynced_since_ && !sync_in_flight_ && copy_ == CopyStep::none) {
     const Instant sync_at = *unsynced_since_ + config_.sync_delay;
     if (!at || sync_at < *at) at = sync_at;
   }
@@ -175,7 +175,7 @@ void Replica::on_event(const replica_event::AttachArrived& event,
   const Epoch& epoch = event.message.epoch;
   session_ = Session{event.session, epoch, event.message.primary, Phase::promising};
   promised_ = epoch;
-  if (epoch == promised_durable_ && event.message.primary == primary_ && records_.empty()) {
+  if (epoch == promised_durable_ && event.message.primary == primary_) {
     session_->phase = Phase::settling;
   } else {
     record({ReplicaRecord::Kind::promise, epoch, event.message.primary, {}}, effects);
@@ -384,7 +384,9 @@ void Replica::request_sync(Instant now, Effects& effects) {
 }
 
 void Replica::sync_if_due(Instant now, Effects& effects) {
-  if (sync_in_flight_ || !consistent_) return;
+  // A log that is about to be dropped is not worth a sync, and none may be in flight when it is.
+  const bool doomed = copy_ == CopyStep::draining || copy_ == CopyStep::dropping;
+  if (sync_in_flight_ || !consistent_ || doomed) return;
   if (logged_.sequence == durable_) {
     sync_due_ = false;
     unsynced_bytes_ = 0;
