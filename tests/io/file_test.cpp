@@ -42,6 +42,7 @@ CommandResult run(const std::vector<std::string>& arguments) {
   Fd reading(ends[0]);
   Fd writing(ends[1]);
   std::vector<char*> raw;
+  raw.reserve(arguments.size() + 1);
   for (const auto& argument : arguments)
     raw.push_back(const_cast<char*>(argument.c_str()));
   raw.push_back(nullptr);

@@ -53,6 +53,7 @@ class TemporaryDirectory {
 
 /// RD_SEED from the environment, else a new one; printed, so that a failure can be run again.
 inline std::uint64_t test_seed() {
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): nothing sets the environment
   const char* given = std::getenv("RD_SEED");
   const std::uint64_t seed =
       given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
