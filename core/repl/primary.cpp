@@ -45,7 +45,8 @@ Primary::Primary(const PrimaryConfig& config, Instant now)
 
 void Primary::step(const PrimaryEvent& event, Instant now, Effects& effects) {
   std::visit([&](const auto& concrete) { on_event(concrete, now, effects); }, event);
-  // Whatever the event was, what it made possible is done now: no event can forget somebody who waits.
+  // Whatever the event was, what it made possible is done now: no event can forget somebody who
+  // waits.
   answer_ready(effects);
   reserve_sequences(effects);
   admit_waiting(effects);
@@ -118,7 +119,8 @@ void Primary::on_event(const primary_event::LocalWritten& event, Instant now, Ef
   *found = admitted_.back();
   admitted_.pop_back();
   RD_CHECK(active_.erase(event.id));
-  // The image has changed, so the change is numbered and sent even if this volume has failed meanwhile.
+  // The image has changed, so the change is numbered and sent even if this volume has failed
+  // meanwhile.
   place(event.id, change, now, effects);
   if (failure_) {
     if (event.wants_answer) effects.push_back(primary_effect::Answer{event.id, true});
@@ -333,7 +335,8 @@ bool Primary::drop_oldest_frame(Effects& effects) {
             effects);
     } else {
       request_sync(index, effects);
-      // It slows the guest down already, so it may as well be waited for; else it might never catch up.
+      // It slows the guest down already, so it may as well be waited for; else it might never catch
+      // up.
       start_joining(peer);
     }
     pinned = pinned || is_pinned_by(peer, ring_.first());

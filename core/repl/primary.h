@@ -1,18 +1,21 @@
 #pragma once
-// The primary's half of the replication protocol as a state machine: events in, effects out. It sees request
-// handles, ranges, lengths and checksums, never payload; it reads no clock and does no I/O. Not thread-safe:
-// the runtime (nbd-plugin/volume.h) calls it under one lock.
+// The primary's half of the replication protocol as a state machine: events in, effects out. It
+// sees request handles, ranges, lengths and checksums, never payload; it reads no clock and does no
+// I/O. Not thread-safe: the runtime (nbd-plugin/volume.h) calls it under one lock.
 //
-// Life of a write:   WriteArrived -> Admitted      no overlapping write in flight, ring space set aside
+// Life of a write:   WriteArrived -> Admitted  no overlapping write in flight, ring space set aside
 //                    (runtime writes the image)
-//                    LocalWritten -> Placed        sequence given, range released
+//                    LocalWritten -> Placed    sequence given, range released
 //                    (runtime copies the frame into the ring)
-//                    FrameReady                    sealed in order: digest, may be sent
-//                    PeerMarks    -> Answer        when every member of the acknowledging set has it (docs/architecture.md)
-// The image is written before the sequence is given, so a failed local write never reaches a replica.
+//                    FrameReady                sealed in order: digest, may be sent
+//                    PeerMarks    -> Answer    when every member of the acknowledging set has it
+//                                              (docs/architecture.md)
+// The image is written before the sequence is given, so a failed local write never reaches a
+// replica.
 //
-// Acknowledging set: members recorded in sync, members of a proposed record, and members about to join. A member
-// leaves it only after the record without it is durable; it is in it before the record with it is proposed.
+// Acknowledging set: members recorded in sync, members of a proposed record, and members about to
+// join. A member leaves it only after the record without it is durable; it is in it before the
+// record with it is proposed.
 
 #include <cstdint>
 #include <deque>
@@ -59,7 +62,8 @@ struct WriteArrived {
   RequestId id;
   Change change;
 };
-/// The image holds it (a FUA write: durably; a flush: not yet). `wants_answer`: last piece of its request.
+/// The image holds it (a FUA write: durably; a flush: not yet). `wants_answer`: last piece of its
+/// request.
 struct LocalWritten {
   RequestId id;
   bool wants_answer;
@@ -72,7 +76,8 @@ struct Abandoned {
 struct LocalSynced {
   RequestId id;
 };
-/// The request is no longer waited for: it was not admitted yet, or its answer does not matter any more.
+/// The request is no longer waited for: it was not admitted yet, or its answer does not matter any
+/// more.
 struct Cancelled {
   RequestId id;
 };
@@ -131,7 +136,8 @@ struct PeerAdded {
 struct PeerRemoved {
   PeerIndex peer;
 };
-/// Hold new writes, drain, flush; with `target`: until that peer has applied everything with an equal digest.
+/// Hold new writes, drain, flush; with `target`: until that peer has applied everything with an
+/// equal digest.
 struct Hold {
   std::optional<PeerIndex> target;
   Instant deadline;
@@ -140,8 +146,8 @@ struct Hold {
 struct ImagesSynced {
   bool ok;
 };
-/// No deadline ends the hold any more, and the in-sync set does not change. Ignored unless a hold is reached
-/// (is_sealed() tells).
+/// No deadline ends the hold any more, and the in-sync set does not change. Ignored unless a hold
+/// is reached (is_sealed() tells).
 struct Seal {};
 /// Ends a hold; with `epoch`, if that is a later one, in that new term.
 struct Resume {
@@ -186,7 +192,8 @@ namespace primary_effect {
 struct Admitted {
   RequestId id;
 };
-/// Put the frame at `ring_offset` of the ring, then FrameReady. `id` is nullopt for a frame of our own (flush).
+/// Put the frame at `ring_offset` of the ring, then FrameReady. `id` is nullopt for a frame of our
+/// own (flush).
 struct Placed {
   std::optional<RequestId> id;
   FrameHeader header;  ///< complete but for payload_crc32c
@@ -289,11 +296,13 @@ class Primary {
 
   Primary(const PrimaryConfig& config, Instant now);
 
-  /// Takes one event and appends what is to be done. Effects are done in order, before the next event's.
+  /// Takes one event and appends what is to be done. Effects are done in order, before the next
+  /// event's.
   void step(const PrimaryEvent& event, Instant now, std::vector<PrimaryEffect>& effects);
 
-  /// What may be sent to a peer next: ring bytes [begin, end), whole frames, at most `bytes_max` (one frame is
-  /// always whole). Advances the peer's cursor; PeerSent must follow. Empty if there is nothing.
+  /// What may be sent to a peer next: ring bytes [begin, end), whole frames, at most `bytes_max`
+  /// (one frame is always whole). Advances the peer's cursor; PeerSent must follow. Empty if there
+  /// is nothing.
   struct SendWindow {
     std::uint64_t begin_bytes = 0;
     std::uint64_t end_bytes = 0;

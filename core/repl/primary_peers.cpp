@@ -9,7 +9,8 @@ namespace replicad {
 
 namespace {
 
-/// A member that lacks no more than this starts to join the in-sync set: what is on its way at full speed.
+/// A member that lacks no more than this starts to join the in-sync set: what is on its way at full
+/// speed.
 std::uint64_t join_lag_bytes_max(std::uint64_t ring_bytes) {
   return std::clamp<std::uint64_t>(ring_bytes / 8, 1 * mib, 16 * mib);
 }
@@ -257,8 +258,9 @@ void Primary::leave(PeerIndex index, Effects& effects) {
 }
 
 void Primary::propose_record(Effects& effects) {
-  // Between seal and resume nothing is answered, so no departure needs a record, and the record of the role's
-  // transfer is not to be overwritten by one of ours (the target ends its session when it takes over).
+  // Between seal and resume nothing is answered, so no departure needs a record, and the record of
+  // the role's transfer is not to be overwritten by one of ours (the target ends its session when
+  // it takes over).
   if (record_pending_ || hold_sealed_) return;
   std::vector<std::string> wanted{host_};
   bool changed = false;

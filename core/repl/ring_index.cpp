@@ -8,8 +8,8 @@ namespace replicad {
 
 namespace {
 
-// Bounds the memory of the index for rings full of tiny frames: at least 1 KiB of ring per entry, 4 KiB in large
-// rings, so that each can be filled with 4 KiB writes.
+// Bounds the memory of the index for rings full of tiny frames: at least 1 KiB of ring per entry, 4
+// KiB in large rings, so that each can be filled with 4 KiB writes.
 std::size_t entry_count(std::uint64_t capacity_bytes) {
   const std::uint64_t small = std::clamp<std::uint64_t>(capacity_bytes / kib, 1024, 65536);
   return static_cast<std::size_t>(std::max(small, capacity_bytes / (4 * kib)));

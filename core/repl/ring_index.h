@@ -1,7 +1,7 @@
 #pragma once
-// Accounting of the primary's ring: which frame stands where, what is free, what the digest is after each
-// frame. The bytes themselves belong to the runtime. Offsets count bytes since the ring was made; the place in
-// memory is offset modulo capacity. Not thread-safe: the owner locks.
+// Accounting of the primary's ring: which frame stands where, what is free, what the digest is
+// after each frame. The bytes themselves belong to the runtime. Offsets count bytes since the ring
+// was made; the place in memory is offset modulo capacity. Not thread-safe: the owner locks.
 
 #include <cstdint>
 #include <optional>
@@ -33,7 +33,8 @@ class RingIndex {
   void reserve(std::uint64_t frame_bytes);
   void cancel(std::uint64_t frame_bytes);
 
-  /// Gives reserved space the next sequence. `item.sequence` is overwritten; returns the entry's ring offset.
+  /// Gives reserved space the next sequence. `item.sequence` is overwritten; returns the entry's
+  /// ring offset.
   std::uint64_t place(DigestItem item, std::uint64_t frame_bytes, Instant now);
   /// The frame's bytes are complete; frames are sealed in sequence order, which fixes the digest.
   void seal(Sequence sequence, std::uint32_t payload_crc32c);

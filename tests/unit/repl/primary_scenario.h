@@ -1,7 +1,7 @@
 #pragma once
-// A Primary under test: every call is one event (or a few) and returns the effects as one line of text, such as
-// "placed 1 as 1, answer 1". Sequences in calls and texts count from the history point the scenario begins with,
-// so the first frame is 1. Checks the primary's invariants after each event.
+// A Primary under test: every call is one event (or a few) and returns the effects as one line of
+// text, such as "placed 1 as 1, answer 1". Sequences in calls and texts count from the history
+// point the scenario begins with, so the first frame is 1. Checks the invariants after each event.
 
 #include <cstdint>
 #include <map>
@@ -115,7 +115,8 @@ class PrimaryScenario {
     if (bytes > 0) step(primary_event::PeerSent{peer(host), bytes});
     return bytes;
   }
-  /// Each sends what there is and reports this watermark, with the ones below it raised as far as needed.
+  /// Each sends what there is and reports this watermark, with the ones below it raised as far as
+  /// needed.
   std::string received(const std::string& host, Sequence to) { return report(host, to, 0, 0, 0); }
   std::string logged(const std::string& host, Sequence to) { return report(host, to, to, 0, 0); }
   std::string durable(const std::string& host, Sequence to) { return report(host, to, to, to, 0); }

@@ -317,6 +317,16 @@ TEST_CASE("primary: asks for durability when much of the ring waits for it, once
   CHECK(s.durable("b", 2) == "admitted 4");
 }
 
+TEST_CASE("primary: asks for durability when that alone keeps a write waiting") {
+  PrimaryScenario s({.mode = Mode::async, .peers = {"b"}, .in_sync = {"a", "b"}});
+  s.write(1, write_at(0, mib));
+  s.logged("b", 1);
+  s.arrive(2, write_at(1 * mib, mib));
+  s.arrive(3, write_at(2 * mib, mib));  // two in flight take most of the ring
+  CHECK(s.arrive(4, write_at(3 * mib, mib)) == "sync b");
+  CHECK(s.durable("b", 1) == "admitted 4");
+}
+
 TEST_CASE("primary: does not ask for durability that nothing waits for") {
   PrimaryScenario s({.mode = Mode::async, .peers = {"b"}, .in_sync = {"a", "b"}});
   fill_ring(s, 1);
