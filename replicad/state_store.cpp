@@ -42,10 +42,14 @@ void StateStore::run_next() {
   if (next_ == state_) return finish({});
   if (const Status valid = check_volume_state(next_); !valid) return finish(valid);
   ++next_.generation;
-  worker_.post([this, alive = alive_, path = path_, content = encode_volume_state(next_)] {
+  // The store may be gone when the worker comes to it: `alive` is for the reactor thread to read.
+  worker_.post([this,
+                alive = alive_,
+                &reactor = reactor_,
+                path = path_,
+                content = encode_volume_state(next_)] {
     Status written = write_file_durably(path, content);
-    // `alive` is read on the reactor thread only, where the store is destroyed.
-    reactor_.post([this, alive, written = std::move(written)] {
+    reactor.post([this, alive, written = std::move(written)] {
       if (*alive) finish(written);
     });
   });
