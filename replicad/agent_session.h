@@ -1,6 +1,6 @@
 #pragma once
-// One plugin's connection to the agent socket: requests and replies both ways, matched by id, and events
-// (docs/protocol.md, "The agent socket"). Knows nothing of volumes. Reactor thread only.
+// One plugin's connection to the agent socket: requests and replies both ways, matched by id, and
+// events (docs/protocol.md, "The agent socket"). Knows nothing of volumes. Reactor thread only.
 
 #include <cstdint>
 #include <functional>
@@ -33,8 +33,8 @@ class AgentSession : public std::enable_shared_from_this<AgentSession> {
   /// Replaces the handlers, also from within one of them.
   void set_handlers(Handlers handlers) { handlers_ = std::move(handlers); }
   void reply(std::uint64_t id, const Result<nlohmann::json>& result);
-  /// Sends a request; `answer` comes exactly once: the result, the plugin's error, Errc::timeout, or
-  /// Errc::unreachable when the connection ends first.
+  /// Sends a request; `answer` comes exactly once: the result, the plugin's error, Errc::timeout,
+  /// or Errc::unreachable when the connection ends first.
   void request(const std::string& op, nlohmann::json fields, Duration timeout, Answer answer);
   /// Sends a request that has no answer.
   void notify(const std::string& op);

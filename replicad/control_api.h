@@ -1,6 +1,7 @@
 #pragma once
-// The control API without HTTP: each member carries out one request of docs/control-api.md and returns the body of
-// its answer. Runs on the HTTP server's threads; what belongs to the reactor is done there, through reactor_call.h.
+// The control API without HTTP: each member carries out one request of docs/control-api.md and
+// returns the body of its answer. Runs on the HTTP server's threads; what belongs to the reactor is
+// done there, through reactor_call.h.
 
 #include <atomic>
 #include <functional>
@@ -93,7 +94,8 @@ class ControlApi {
                                                 const std::string& op,
                                                 nlohmann::json fields,
                                                 Duration timeout);
-/// Asks `condition` on the reactor thread until it holds. False after `timeout`, or when the daemon stops.
+/// Asks `condition` on the reactor thread until it holds. False after `timeout`, or when the daemon
+/// stops.
 [[nodiscard]] bool wait_for(ControlContext& context,
                             std::function<bool()> condition,
                             Duration timeout);
@@ -102,7 +104,8 @@ class ControlApi {
                                      const std::shared_ptr<Volume>& volume);
 
 /// Starts nbdkit for `volume`, whose operation the caller holds, and waits until it serves.
-/// `served` (may be null) becomes true once guests may have been answered, even if an error is returned.
+/// `served` (may be null) becomes true once guests may have been answered, even if an error is
+/// returned.
 [[nodiscard]] Result<ExportInfo> start_export(ControlContext& context,
                                               const std::shared_ptr<Volume>& volume,
                                               bool* served);

@@ -67,7 +67,8 @@ Result<ExportInfo> run_start(ControlContext& context,
   Status status = wait_until_serving(context, volume, *process, deadline);
   if (!status) {
     run_on_reactor(context.reactor, [volume] { volume->abandon_export(); });
-    // Killed, so that it cannot end cleanly after all; what it had said by then is heard before its hanging up.
+    // Killed, so that it cannot end cleanly after all; what it had said by then is heard before its
+    // hanging up.
     (*process)->kill(SIGKILL);
     static_cast<void>((*process)->wait_exit(settle_timeout));
     static_cast<void>(wait_for(

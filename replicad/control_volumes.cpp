@@ -1,4 +1,5 @@
-// Requests about the host, and about volumes as a whole: list, show, create, delete, set, members, resync.
+// Requests about the host, and about volumes as a whole: list, show, create, delete, set, members,
+// resync.
 
 #include <algorithm>
 

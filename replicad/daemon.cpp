@@ -247,7 +247,8 @@ void RunningDaemon::stop() {
   if (reactor_thread_.joinable()) {
     stop_volumes();
     wait_until_settled();
-    // Volumes end on the reactor thread, in functions that are posted when their last reference goes.
+    // Volumes end on the reactor thread, in functions that are posted when their last reference
+    // goes.
     run_on_reactor(*reactor_, [this] { registry_->clear(); });
     run_on_reactor(*reactor_, [] {});
     reactor_->stop();

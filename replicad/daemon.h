@@ -10,14 +10,15 @@ namespace replicad {
 
 class Daemon {
  public:
-  /// Takes the lock of the state directory, opens every volume, listens and serves. Returns when it is ready.
-  /// `options` have passed check_options(). Errors: everything that keeps it from starting, with the name of the
-  /// directory, port or file; what had been opened is closed again.
+  /// Takes the lock of the state directory, opens every volume, listens and serves. Returns when it
+  /// is ready. `options` have passed check_options(). Errors: everything that keeps it from
+  /// starting, with the name of the directory, port or file; what had been opened is closed again.
   [[nodiscard]] static Result<std::unique_ptr<Daemon>> start(const Options& options);
   /// As stop().
   virtual ~Daemon() = default;
 
-  /// Ends cleanly: requests under way, then replicas (log and images synced). Exports keep serving. Blocking.
+  /// Ends cleanly: requests under way, then replicas (log and images synced). Exports keep serving.
+  /// Blocking.
   virtual void stop() = 0;
 
   /// Where it listens: stream port as told to others, control API on TCP ("" for none).

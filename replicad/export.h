@@ -1,6 +1,7 @@
 #pragma once
-// The nbdkit process that serves one volume: starting it, finding out that it serves, ending it. The process is
-// in a session of its own and outlives replicad. Any thread; everything here may block.
+// The nbdkit process that serves one volume: starting it, finding out that it serves, ending it.
+// The process is in a session of its own and outlives replicad. Any thread; everything here may
+// block.
 
 #include <atomic>
 #include <chrono>
@@ -31,18 +32,21 @@ struct ExportCommand {
 /// A process by its pidfd, so that no other process is ever signalled in its place.
 class ExportProcess {
  public:
-  /// Starts nbdkit in the foreground on command.socket(). Errors: Errc::not_found for the program, others.
+  /// Starts nbdkit in the foreground on command.socket(). Errors: Errc::not_found for the program,
+  /// others.
   [[nodiscard]] static Result<std::shared_ptr<ExportProcess>> spawn(const ExportCommand& command);
-  /// A process that somebody else started. Errors: Errc::not_found when it is gone, Errc::invalid_argument for
-  /// this process itself.
+  /// A process that somebody else started. Errors: Errc::not_found when it is gone,
+  /// Errc::invalid_argument for this process itself.
   [[nodiscard]] static Result<std::shared_ptr<ExportProcess>> adopt(pid_t pid);
 
   [[nodiscard]] pid_t pid() const { return pid_; }
-  /// Whether it has ended, after waiting for at most `timeout`. Collects the exit status of a child.
+  /// Whether it has ended, after waiting for at most `timeout`. Collects the exit status of a
+  /// child.
   [[nodiscard]] bool wait_exit(std::chrono::milliseconds timeout);
   /// Sends `signal`; nothing happens if the process has ended.
   void kill(int signal);
-  /// Ends it: SIGTERM, after `grace` SIGKILL. False if it is still there after that (uninterruptible sleep).
+  /// Ends it: SIGTERM, after `grace` SIGKILL. False if it is still there after that
+  /// (uninterruptible sleep).
   [[nodiscard]] bool terminate(std::chrono::milliseconds grace);
 
  private:
@@ -56,10 +60,12 @@ class ExportProcess {
   std::mutex reap_mutex_;
 };
 
-/// What the process has written to command.log_file() since the start, at most its last 10 lines, as one line.
+/// What the process has written to command.log_file() since the start, at most its last 10 lines,
+/// as one line.
 [[nodiscard]] std::string last_output(const ExportCommand& command);
 
-/// Removes what an earlier export left. Errors: Errc::busy when something still listens on the socket.
+/// Removes what an earlier export left. Errors: Errc::busy when something still listens on the
+/// socket.
 [[nodiscard]] Status remove_stale_socket(const ExportCommand& command);
 
 /// Connects as an NBD client would and takes the server's greeting. Errors say what did not come.

@@ -1,6 +1,6 @@
 #pragma once
-// Load and capacity of this host, read from /proc and the file system of the images when asked. Any thread; the
-// parsers are pure.
+// Load and capacity of this host, read from /proc and the file system of the images when asked. Any
+// thread; the parsers are pure.
 
 #include <cstdint>
 #include <optional>

@@ -1,6 +1,7 @@
 #pragma once
-// Strict reading of JSON that a user, a peer or a plugin sent: types, ranges, sizes, unknown fields. The first
-// thing that is wrong is kept and returned by finish(), so that a reader is a plain list of fields. Any thread.
+// Strict reading of JSON that a user, a peer or a plugin sent: types, ranges, sizes, unknown
+// fields. The first thing that is wrong is kept and returned by finish(), so that a reader is a
+// plain list of fields. Any thread.
 
 #include <cstdint>
 #include <optional>
@@ -16,12 +17,14 @@
 
 namespace replicad {
 
-/// Parses one JSON object. Errors: `code` with what is wrong (not JSON, nested deeper than 16, no object).
+/// Parses one JSON object. Errors: `code` with what is wrong (not JSON, nested deeper than 16, no
+/// object).
 [[nodiscard]] Result<nlohmann::json> parse_json_object(std::string_view text, Errc code);
 
 class FieldReader {
  public:
-  /// Reads the fields of `object`, which must outlive this. `where` names it in messages ("" for the top).
+  /// Reads the fields of `object`, which must outlive this. `where` names it in messages ("" for
+  /// the top).
   explicit FieldReader(const nlohmann::json& object, std::string where = {});
 
   /// A string that must be there, at most `bytes_max` long.

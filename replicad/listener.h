@@ -13,7 +13,8 @@ class Listener {
  public:
   using OnConnection = std::function<void(Fd)>;
 
-  /// Begins to accept. When the process runs out of descriptors it waits a little instead of failing.
+  /// Begins to accept. When the process runs out of descriptors it waits a little instead of
+  /// failing.
   Listener(Reactor& reactor, Fd socket, OnConnection on_connection);
   Listener(const Listener&) = delete;
   Listener& operator=(const Listener&) = delete;

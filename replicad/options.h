@@ -34,16 +34,17 @@ struct ParsedOptions {
   std::string text;  ///< what to print for help and version
 };
 
-/// Reads the arguments (without the program's name) and the file that --config names; the command line wins.
-/// Errors: Errc::invalid_argument for an unknown key or a value that cannot be read (a usage error), others
-/// when the file cannot be read.
+/// Reads the arguments (without the program's name) and the file that --config names; the command
+/// line wins. Errors: Errc::invalid_argument for an unknown key or a value that cannot be read (a
+/// usage error), others when the file cannot be read.
 [[nodiscard]] Result<ParsedOptions> parse_options(const std::vector<std::string>& arguments);
 
 /// Fills in defaults that depend on the host and checks every value. Blocking (resolves names).
 /// Errors name the key and the rule.
 [[nodiscard]] Status check_options(Options& options);
 
-/// Refuses an address that leaves this host unless the options allow it. `what` names it in the message.
+/// Refuses an address that leaves this host unless the options allow it. `what` names it in the
+/// message.
 [[nodiscard]] Status check_plaintext_address(const Options& options,
                                              const std::string& what,
                                              const std::string& address);

@@ -17,7 +17,8 @@ struct PeerAnswer {
   [[nodiscard]] bool ok() const { return status >= 200 && status < 300; }
   /// The error of an answer that is not ok().
   [[nodiscard]] Error error() const;
-  /// The peer has looked at the request and done nothing of it. Else (5xx) it may have done some of it.
+  /// The peer has looked at the request and done nothing of it. Else (5xx) it may have done some of
+  /// it.
   [[nodiscard]] bool is_definite_refusal() const;
 };
 
@@ -30,8 +31,9 @@ struct PeerRequest {
       5000};  ///< for the answer; connecting has 2 s of its own at most
 };
 
-/// Errors: Errc::unreachable: no connection, so the peer knows nothing of the request; Errc::timeout: it was sent
-/// and no answer came, whatever happened there; Errc::protocol: an answer that cannot be read.
+/// Errors: Errc::unreachable: no connection, so the peer knows nothing of the request;
+/// Errc::timeout: it was sent and no answer came, whatever happened there; Errc::protocol: an
+/// answer that cannot be read.
 [[nodiscard]] Result<PeerAnswer> ask_peer(const PeerRequest& request);
 
 }  // namespace replicad

@@ -1,6 +1,6 @@
 #pragma once
-// How another thread (control API, start and end of the daemon) uses what belongs to the reactor thread: it posts a
-// function and waits. Never call these on the reactor thread.
+// How another thread (control API, start and end of the daemon) uses what belongs to the reactor
+// thread: it posts a function and waits. Never call these on the reactor thread.
 
 #include <functional>
 #include <future>
@@ -16,8 +16,9 @@ namespace replicad {
 
 constexpr Duration reactor_call_timeout = std::chrono::seconds(60);
 
-/// Runs `start` on the reactor thread and waits until it has called the function it was given, once, now or later.
-/// Errors: what it was called with; Errc::timeout when that takes longer than `timeout` (it may still happen).
+/// Runs `start` on the reactor thread and waits until it has called the function it was given,
+/// once, now or later. Errors: what it was called with; Errc::timeout when that takes longer than
+/// `timeout` (it may still happen).
 template <typename T>
 [[nodiscard]] Result<T> call_reactor(Reactor& reactor,
                                      std::function<void(std::function<void(Result<T>)>)> start,

@@ -135,7 +135,8 @@ TargetRole ask_role(const VolumeState& state,
     error = view.error.value_or(Error{Errc::corrupt, 0, "its state file is damaged", {}});
     return TargetRole::no_answer;
   }
-  // It puts itself back if its export does not start: not before the promotion has ended is it the primary.
+  // It puts itself back if its export does not start: not before the promotion has ended is it the
+  // primary.
   const auto operation = answer->body.find("operation");
   if (operation != answer->body.end() && *operation == json("promote")) {
     error = Error{Errc::busy, 0, "its promotion is under way", {}};

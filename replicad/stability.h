@@ -1,6 +1,6 @@
 #pragma once
-// How steady a host has been: three counters that fade with a half-life of one week. The arithmetic is pure; the
-// owner keeps the file. Any thread, not shared.
+// How steady a host has been: three counters that fade with a half-life of one week. The arithmetic
+// is pure; the owner keeps the file. Any thread, not shared.
 
 #include <cstdint>
 #include <string>

@@ -1,6 +1,6 @@
 #pragma once
-// Keeps the host's stability counters across restarts: state-dir/stability.json, and the marker state-dir/running,
-// which only a clean end removes.
+// Keeps the host's stability counters across restarts: state-dir/stability.json, and the marker
+// state-dir/running, which only a clean end removes.
 
 #include <memory>
 #include <mutex>
@@ -15,8 +15,9 @@ class StabilityKeeper {
  public:
   explicit StabilityKeeper(std::string state_dir) : state_dir_(std::move(state_dir)) {}
 
-  /// Reads the counters, counts an unclean restart if the marker is there, and sets the marker, durably. Blocking.
-  /// A damaged file starts the counters anew. Errors: the directory cannot be written.
+  /// Reads the counters, counts an unclean restart if the marker is there, and sets the marker,
+  /// durably. Blocking. A damaged file starts the counters anew. Errors: the directory cannot be
+  /// written.
   [[nodiscard]] Status start();
   /// Any thread.
   void count_link_loss();

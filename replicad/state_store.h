@@ -1,7 +1,7 @@
 #pragma once
-// The durable state of one volume on this host: changes are applied one after the other, each is written by the
-// Worker before it counts, and the file always holds the state before or after a change, never a mixture.
-// Reactor thread only.
+// The durable state of one volume on this host: changes are applied one after the other, each is
+// written by the Worker before it counts, and the file always holds the state before or after a
+// change, never a mixture. Reactor thread only.
 
 #include <deque>
 #include <functional>
@@ -20,22 +20,24 @@ class StateStore {
   using Change = std::function<Status(VolumeState&)>;
   using Done = std::function<void(Status)>;
 
-  /// `path`: of the state file. `state`: what it holds (or, for a new volume, what the first update starts from).
+  /// `path`: of the state file. `state`: what it holds (or, for a new volume, what the first update
+  /// starts from).
   StateStore(Reactor& reactor, Worker& worker, std::string path, VolumeState state);
   StateStore(const StateStore&) = delete;
   StateStore& operator=(const StateStore&) = delete;
   ~StateStore();
 
-  /// Reads the file. Blocking. Errors: Errc::not_found, Errc::corrupt and Errc::version_mismatch with the path.
+  /// Reads the file. Blocking. Errors: Errc::not_found, Errc::corrupt and Errc::version_mismatch
+  /// with the path.
   [[nodiscard]] static Result<VolumeState> load(const std::string& path);
 
   /// The state as last made durable.
   [[nodiscard]] const VolumeState& state() const { return state_; }
 
-  /// Applies `change` to the state that all earlier changes left, and writes it. `done` runs later on the reactor
-  /// thread (not after the store is destroyed): success means durable; on error (refused by `change`,
-  /// Errc::invalid_argument from check_volume_state, Errc::no_space, Errc::io_error) file and state() are as before.
-  /// An unchanged state is not written again.
+  /// Applies `change` to the state that all earlier changes left, and writes it. `done` runs later
+  /// on the reactor thread (not after the store is destroyed): success means durable; on error
+  /// (refused by `change`, Errc::invalid_argument from check_volume_state, Errc::no_space,
+  /// Errc::io_error) file and state() are as before. An unchanged state is not written again.
   void update(Change change, Done done);
 
   [[nodiscard]] bool is_idle() const { return !writing_ && queue_.empty(); }

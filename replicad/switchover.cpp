@@ -368,7 +368,8 @@ class Handover {
     return not_moved(volume_->name(), why, resumed);
   }
 
-  /// The guest waits while the target is asked, for as long as a request is allowed to take; then the resolver goes on.
+  /// The guest waits while the target is asked, for as long as a request is allowed to take; then
+  /// the resolver goes on.
   Result<json> on_unknown(const Error& why) {
     log(LogLevel::warn,
         "switchover_open",

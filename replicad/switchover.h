@@ -1,15 +1,15 @@
 #pragma once
-// Moving the primary's role to a replica, on the old primary's side: the planned move with its proof. Blocking; HTTP
-// threads.
+// Moving the primary's role to a replica, on the old primary's side: the planned move with its
+// proof. Blocking; HTTP threads.
 //
 //   preflight   the target is in sync, reachable, a consistent replica of this volume
-//   hold        the plugin holds new writes; all before is durable everywhere and applied at the target
-//   seal        no deadline ends the hold any more
-//   transfer    durable: from here on the target may have become the primary
-//   promote     the target decides; it records itself primary, and starts its export
-//   success     durable: a replica of the target. The plugin ends without answering what it holds
-//   refusal     durable: a new epoch above the one offered; the plugin goes on in it
-//   no answer   the target is asked until it answers; nothing is served here meanwhile (settlement.h)
+//   hold        the plugin holds new writes; all before is durable everywhere and applied at the
+//   target seal        no deadline ends the hold any more transfer    durable: from here on the
+//   target may have become the primary promote     the target decides; it records itself primary,
+//   and starts its export success     durable: a replica of the target. The plugin ends without
+//   answering what it holds refusal     durable: a new epoch above the one offered; the plugin goes
+//   on in it no answer   the target is asked until it answers; nothing is served here meanwhile
+//   (settlement.h)
 
 #include <chrono>
 
@@ -23,8 +23,9 @@ struct SwitchoverRequest {
   bool dry_run = false;
 };
 
-/// Errors: why nothing has changed; or, with Errc::timeout, that the outcome is not known yet and will settle by
-/// itself. The caller holds the volume's operation. Answer: the proof (docs/control-api.md).
+/// Errors: why nothing has changed; or, with Errc::timeout, that the outcome is not known yet and
+/// will settle by itself. The caller holds the volume's operation. Answer: the proof
+/// (docs/control-api.md).
 [[nodiscard]] Result<nlohmann::json> run_switchover(ControlContext& context,
                                                     const std::shared_ptr<Volume>& volume,
                                                     const SwitchoverRequest& request);

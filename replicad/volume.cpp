@@ -11,7 +11,8 @@ namespace replicad {
 namespace {
 
 constexpr Duration open_retry_delay = std::chrono::milliseconds(300);
-/// How long images that another process holds are no error yet: a plugin may be leaving or coming back.
+/// How long images that another process holds are no error yet: a plugin may be leaving or coming
+/// back.
 constexpr Duration open_grace = std::chrono::seconds(5);
 
 Error unclean_end() {
@@ -195,7 +196,8 @@ void Volume::note_open(Status status) {
     log(LogLevel::error, "volume_not_open", "volume={} error={}", name_, log_value(error.message));
   }
   open_error_ = error;
-  // Others do not heal by waiting, and reading a large log again and again would disturb the other volumes.
+  // Others do not heal by waiting, and reading a large log again and again would disturb the other
+  // volumes.
   if (error.code == Errc::busy || error.code == Errc::not_found) retry_role();
 }
 
@@ -396,7 +398,8 @@ void Volume::record_promotion(const PromotionRequest& request, Done done) {
   });
 }
 
-/// After a promotion that did not happen: the session ended, so the replica starts anew from its checkpoint.
+/// After a promotion that did not happen: the session ended, so the replica starts anew from its
+/// checkpoint.
 void Volume::reopen_replica() {
   if (!replica_) return take_role();
   replica_busy_ = true;

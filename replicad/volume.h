@@ -1,7 +1,8 @@
 #pragma once
-// One volume on this host: its durable state, the role that follows from it, and whoever holds its images: the
-// ReplicaVolume, this class itself (a primary that is not served keeps them locked), or the plugin, which claims
-// them over the agent socket. Reactor thread only, unless a member says otherwise.
+// One volume on this host: its durable state, the role that follows from it, and whoever holds its
+// images: the ReplicaVolume, this class itself (a primary that is not served keeps them locked), or
+// the plugin, which claims them over the agent socket. Reactor thread only, unless a member says
+// otherwise.
 
 #include <functional>
 #include <memory>
@@ -69,7 +70,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
 
   // One operation of an operator or a peer at a time.
 
-  /// Errors: Errc::busy with the name of the operation under way; the load error of a broken volume.
+  /// Errors: Errc::busy with the name of the operation under way; the load error of a broken
+  /// volume.
   [[nodiscard]] Status begin_operation(const std::string& what);
   void end_operation() { operation_.clear(); }
   [[nodiscard]] bool has_operation() const { return !operation_.empty(); }
@@ -77,15 +79,17 @@ class Volume : public std::enable_shared_from_this<Volume> {
 
   // Role and images (volume.cpp).
 
-  /// Takes up what the role asks for: opens the replica, or locks the primary's images. What another process
-  /// still holds is tried again until it works; open_error() says why not. Harmless if it is done already.
+  /// Takes up what the role asks for: opens the replica, or locks the primary's images. What
+  /// another process still holds is tried again until it works; open_error() says why not. Harmless
+  /// if it is done already.
   void take_role();
   [[nodiscard]] const std::optional<Error>& open_error() const { return open_error_; }
   /// The images are locked, the replica is open, or a plugin has them.
   [[nodiscard]] bool has_images() const;
   /// Lets go of images and log. `discard_log`: also removes the log. Not with a plugin.
   void release(bool discard_log, std::function<void()> done);
-  /// Before the daemon ends: undoes a claim of a plugin that does not serve yet. Others are left alone.
+  /// Before the daemon ends: undoes a claim of a plugin that does not serve yet. Others are left
+  /// alone.
   void abandon_claim(std::function<void()> done);
   /// Looks after the export's process (collects it when it has ended). Called every second.
   void tend();
@@ -95,13 +99,14 @@ class Volume : public std::enable_shared_from_this<Volume> {
   /// A connection whose first frame was `message`. An error is for the caller to answer.
   [[nodiscard]] Status attach(const std::shared_ptr<FrameConnection>& connection,
                               const AttachMessage& message);
-  /// Waits until everything up to the point is applied, compares, and durably becomes the primary, with the
-  /// images locked. On error (also Errc::timeout after `timeout`) it has stayed a replica for good.
+  /// Waits until everything up to the point is applied, compares, and durably becomes the primary,
+  /// with the images locked. On error (also Errc::timeout after `timeout`) it has stayed a replica
+  /// for good.
   void promote(const PromotionRequest& request, Duration timeout, Done done);
   /// Durably promises `epoch`. Errors: Errc::stale_epoch, Errc::refused on the primary.
   void fence(const Epoch& epoch, Done done);
-  /// Durably becomes a replica of `primary` at `point`, which its images hold; take_role() comes later, when
-  /// no plugin has them any more.
+  /// Durably becomes a replica of `primary` at `point`, which its images hold; take_role() comes
+  /// later, when no plugin has them any more.
   void become_replica(const std::string& primary,
                       const Epoch& epoch,
                       const HistoryPoint& point,
@@ -129,9 +134,11 @@ class Volume : public std::enable_shared_from_this<Volume> {
   /// Before nbdkit is started here: checks that it may be. Errors: Errc::refused, Errc::busy.
   [[nodiscard]] Status prepare_export();
   void set_export_process(std::shared_ptr<ExportProcess> process) { process_ = std::move(process); }
-  /// The start is given up: `serving` is refused from now on. The process must be killed, not stopped.
+  /// The start is given up: `serving` is refused from now on. The process must be killed, not
+  /// stopped.
   void abandon_export() { abandoned_ = true; }
-  /// The plugin has said `serving` since prepare_export(), abandoned or not: guests may have been answered.
+  /// The plugin has said `serving` since prepare_export(), abandoned or not: guests may have been
+  /// answered.
   [[nodiscard]] bool has_served() const { return has_served_; }
   void end_export_start() { starting_ = false; }
 

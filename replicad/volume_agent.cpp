@@ -1,4 +1,5 @@
-// The plugin's side of a volume: claim, rejoin, serving, records, stop (docs/protocol.md, "The agent socket").
+// The plugin's side of a volume: claim, rejoin, serving, records, stop (docs/protocol.md, "The
+// agent socket").
 
 #include <algorithm>
 
@@ -40,9 +41,9 @@ Status check_in_sync(const VolumeState& state,
   return {};
 }
 
-/// A claim's change of the state. After an unclean end the images may hold writes that no replica has, or lack
-/// writes that one has: the history is given a new point that no replica can have reached, so that none of them
-/// is taken for equal before a full copy.
+/// A claim's change of the state. After an unclean end the images may hold writes that no replica
+/// has, or lack writes that one has: the history is given a new point that no replica can have
+/// reached, so that none of them is taken for equal before a full copy.
 void change_for_claim(VolumeState& state, const std::string& self) {
   state.epoch = Epoch{state.epoch.number + 1, random_tag()};
   if (!state.clean) {
@@ -429,7 +430,8 @@ void Volume::on_plugin_closed(const std::shared_ptr<AgentSession>& session, cons
     case Phase::claimed:
       return undo_claim();
     case Phase::serving:
-      // After a switchover this is how the old primary's export ends; with one unsettled, its point is on record.
+      // After a switchover this is how the old primary's export ends; with one unsettled, its point
+      // is on record.
       if (is_primary() && !state().transfer) note_unclean_end(error);
       break;
     case Phase::stopped:

@@ -1,6 +1,6 @@
 #pragma once
-// The files of one volume on this host: made for POST /v1/volumes, removed for DELETE. Blocking; any thread but the
-// reactor's.
+// The files of one volume on this host: made for POST /v1/volumes, removed for DELETE. Blocking;
+// any thread but the reactor's.
 
 #include <string>
 #include <vector>
@@ -14,12 +14,13 @@ namespace replicad {
                                      const std::string& volume,
                                      const std::string& disk);
 
-/// Checks a path that is to become an image in place: a regular file or block device that no image of `used` is.
-/// Replaces `disk.path` by its real path; `disk.bytes` 0 takes the size of what is there.
-/// Errors: Errc::invalid_argument, Errc::not_found, Errc::exists.
+/// Checks a path that is to become an image in place: a regular file or block device that no image
+/// of `used` is. Replaces `disk.path` by its real path; `disk.bytes` 0 takes the size of what is
+/// there. Errors: Errc::invalid_argument, Errc::not_found, Errc::exists.
 [[nodiscard]] Status check_adopted(DiskState& disk, const std::vector<std::string>& used);
 
-/// Free space for the new images of `state` below `image_dir`. Errors: Errc::no_space with both figures.
+/// Free space for the new images of `state` below `image_dir`. Errors: Errc::no_space with both
+/// figures.
 [[nodiscard]] Status check_space(const VolumeState& state, const std::string& image_dir);
 
 /// Undoes what was made of a volume unless keep() is called.
@@ -31,7 +32,8 @@ class VolumeFiles {
   VolumeFiles& operator=(const VolumeFiles&) = delete;
   ~VolumeFiles();
 
-  /// Makes the directories and the images that are not adopted, durably. Errors: Errc::exists, Errc::no_space, others.
+  /// Makes the directories and the images that are not adopted, durably. Errors: Errc::exists,
+  /// Errc::no_space, others.
   [[nodiscard]] Status make(const VolumeState& state);
   void keep() { keep_ = true; }
 
@@ -44,8 +46,8 @@ class VolumeFiles {
   bool keep_ = false;
 };
 
-/// Removes images (adopted ones stay), log and state, in this order, so that what an interruption leaves is still
-/// listed and can be deleted again. Files that are missing are no error.
+/// Removes images (adopted ones stay), log and state, in this order, so that what an interruption
+/// leaves is still listed and can be deleted again. Files that are missing are no error.
 [[nodiscard]] Status remove_volume_files(const VolumeState& state,
                                          const std::string& volume_dir,
                                          const std::string& image_dir);

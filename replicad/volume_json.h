@@ -1,6 +1,6 @@
 #pragma once
-// JSON of volumes: what the control API and the agent socket say (docs/control-api.md, docs/protocol.md).
-// Pure functions, any thread.
+// JSON of volumes: what the control API and the agent socket say (docs/control-api.md,
+// docs/protocol.md). Pure functions, any thread.
 
 #include <cstdint>
 #include <optional>
@@ -23,8 +23,8 @@ namespace replicad {
 /// null or the error.
 [[nodiscard]] nlohmann::json to_json(const std::optional<Error>& error);
 
-/// Reads "settings"-like fields into `settings`; those that are absent stay. Ranges are checked later, by
-/// check_volume_state.
+/// Reads "settings"-like fields into `settings`; those that are absent stay. Ranges are checked
+/// later, by check_volume_state.
 void read_settings(const nlohmann::json& object, FieldReader& outer, VolumeSettings& settings);
 /// Reads the list `name` of {"host","stream","control"}.
 [[nodiscard]] std::vector<MemberState> read_members(FieldReader& fields, const char* name);
@@ -55,7 +55,8 @@ struct PluginStatus {
 };
 
 [[nodiscard]] nlohmann::json to_json(const PeerStatus& peer);
-/// Errors: Errc::invalid_argument with the field's name. Any JSON is safe; unknown fields are ignored.
+/// Errors: Errc::invalid_argument with the field's name. Any JSON is safe; unknown fields are
+/// ignored.
 [[nodiscard]] Result<PluginStatus> plugin_status_from(const nlohmann::json& event);
 [[nodiscard]] std::vector<PeerStatus> read_peers(FieldReader& fields, const char* name);
 

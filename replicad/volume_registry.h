@@ -1,6 +1,7 @@
 #pragma once
-// All volumes of this host by name, and the two servers that bring them connections: the stream port (primaries'
-// plugins on other hosts) and the agent socket (plugins on this host). Reactor thread only.
+// All volumes of this host by name, and the two servers that bring them connections: the stream
+// port (primaries' plugins on other hosts) and the agent socket (plugins on this host). Reactor
+// thread only.
 
 #include <map>
 #include <memory>
@@ -17,8 +18,8 @@ class VolumeRegistry {
  public:
   explicit VolumeRegistry(VolumeEnvironment& environment) : environment_(environment) {}
 
-  /// Reads every volume below the state directory and lets it take up its role. Damaged ones are listed as
-  /// failed. Errors: the directory cannot be read.
+  /// Reads every volume below the state directory and lets it take up its role. Damaged ones are
+  /// listed as failed. Errors: the directory cannot be read.
   [[nodiscard]] Status load_all();
   /// nullptr if there is none.
   [[nodiscard]] std::shared_ptr<Volume> find(const std::string& name) const;

@@ -1,5 +1,6 @@
 #pragma once
-// Tests of the daemon: temporary directories, replicad in this process or as a process of its own, its control API.
+// Tests of the daemon: temporary directories, replicad in this process or as a process of its own,
+// its control API.
 
 #include <chrono>
 #include <cstdlib>
@@ -38,7 +39,7 @@ inline bool eventually(const std::function<bool()>& condition) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   while (!condition()) {
     if (std::chrono::steady_clock::now() >= end) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    ::poll(nullptr, 0, 5);
   }
   return true;
 }

@@ -1,11 +1,11 @@
-// Stands in for nbdkit with the plugin in tests of replicad: takes nbdkit's arguments, claims the volume, locks the
-// images, greets NBD clients, answers what replicad asks and writes each request down in AGENT-DIR/VOLUME.ops.
-// The plugin argument says how it behaves, words separated by commas:
+// Stands in for nbdkit with the plugin in tests of replicad: takes nbdkit's arguments, claims the
+// volume, locks the images, greets NBD clients, answers what replicad asks and writes each request
+// down in AGENT-DIR/VOLUME.ops. The plugin argument says how it behaves, words separated by commas:
 //   early            ends with a message before it claims
 //   mute             claims and never says `serving`
-//   sequence=N       its history is at N with a made-up digest, at which it believes the target to be too
-//   wait-hold        answers `hold` once AGENT-DIR/VOLUME.go exists
-//   refuse-hold      refuses to hold
+//   sequence=N       its history is at N with a made-up digest, at which it believes the target to
+//   be too wait-hold        answers `hold` once AGENT-DIR/VOLUME.go exists refuse-hold      refuses
+//   to hold
 
 #include <csignal>
 #include <cstdio>

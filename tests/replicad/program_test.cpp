@@ -1,4 +1,5 @@
-// The program itself: how it starts, what it says when it cannot, how it ends; and what its stream port takes.
+// The program itself: how it starts, what it says when it cannot, how it ends; and what its stream
+// port takes.
 
 #include <sys/un.h>
 
