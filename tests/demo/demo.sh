@@ -82,8 +82,8 @@ make_file_system() {
   cp -a "$source_dir"/{core,io,nbd-plugin,replicad,ctl,docs} "$work/files/"
   cp -aL /usr/share/common-licenses "$work/files/licenses"
   cp -a /usr/include/linux "$work/files/include-linux"
-  cp "$build/replicad/replicad" "$work/files/"
-  ln -s replicad "$work/files/a-symbolic-link"
+  cp "$build/ctl/replicactl" "$work/files/program"
+  ln -s program "$work/files/a-symbolic-link"
   truncate -s 96M "$work/ext4.raw"
   mke2fs -q -t ext4 -L demo -d "$work/files" "$work/ext4.raw"
 }
@@ -136,10 +136,10 @@ writer_pid=$!
 move_to ""
 second=$(primary)
 [[ $second != "$first" ]] || die "the volume has not moved"
+run wait vm1 --for in-sync --timeout 60s
 run status vm1
 
 say "and back to $first"
-wait_for 60 "all replicas are in sync" ctl wait vm1 --for in-sync --timeout 60s
 move_to "$first"
 [[ $(primary) == "$first" ]] || die "the volume has not moved back"
 kill -TERM "$writer_pid"

@@ -205,7 +205,7 @@ class RawConnection {
     std::vector<std::byte> buffer(65536);
     while (true) {
       const ssize_t got = ::recv(fd_.get(), buffer.data(), buffer.size(), 0);
-      if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+      if (got < 0 && errno == EAGAIN) {
         throw HarnessError("the daemon does not close a connection that it cannot use");
       }
       if (got <= 0) return all;
