@@ -1,5 +1,6 @@
 #include "ctl/attach_info.h"
 
+#include "core/base/names.h"
 #include "core/control/text.h"
 #include "ctl/context.h"
 #include "ctl/units.h"
@@ -122,6 +123,9 @@ Result<std::vector<AttachInfo>> attach_infos(const VolumeView& volume) {
   std::vector<AttachInfo> disks;
   for (std::size_t i = 0; i < volume.disks.size(); ++i) {
     const DiskView& disk = volume.disks[i];
+    if (!is_valid_name(disk.name)) {
+      return fail(Errc::protocol, "unexpected answer of {}: a disk has no valid name", volume.host);
+    }
     const auto uri = volume.nbd->uris.find(disk.name);
     if (uri == volume.nbd->uris.end()) {
       return fail(

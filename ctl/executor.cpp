@@ -19,13 +19,13 @@ class Execution {
       : context_(context), plan_(plan), on_done_(on_done), outcomes_(plan.steps.size()) {}
 
   Status run() {
+    for (const std::string& note : plan_.notes)
+      context_.say("note: " + note);
     if (context_.options().dry_run) {
       show_steps();
     } else {
       run_steps();
     }
-    for (const std::string& note : plan_.notes)
-      context_.say("note: " + note);
     report_skipped();
     if (context_.options().json) print_record();
     if (first_error_) return tl::unexpected(*first_error_);

@@ -244,7 +244,10 @@ Status dispatch(const std::vector<std::string>& words, Terminal& terminal) {
 
 int run_replicactl(const std::vector<std::string>& arguments, Terminal& terminal) {
   try {
-    const Status status = dispatch(arguments, terminal);
+    Status status = dispatch(arguments, terminal);
+    if (status && !terminal.out.flush()) {
+      status = fail(Errc::io_error, "the answer could not be written");
+    }
     if (status) return exit_ok;
     print_error(terminal, wants_json(arguments), status.error());
     return exit_code(status.error().code);

@@ -52,8 +52,12 @@ void fill_from_primary(const ReplicaView& seen, MemberRow& row) {
   row.copy = seen.copy;
   if (seen.error) row.error = seen.error;
   if (row.reachable || seen.state != "disconnected") row.state = seen.state;
+  if (row.reachable) {
+    // The primary's word is up to half a second older than the replica's own.
+    row.sent = std::max(seen.sent, row.received.value_or(0));
+    return;
+  }
   row.sent = seen.sent;
-  if (row.reachable) return;
   row.received = seen.received;
   row.logged = seen.logged;
   row.durable = seen.durable;

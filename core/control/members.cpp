@@ -189,7 +189,7 @@ std::vector<std::string> volume_problems(const std::string& volume,
     if (member.host == primary.host) continue;
     const ReplicaView* replica = primary.replica_on(member.host);
     if (replica != nullptr) add_error(member.host, replica->error);
-    if (replica != nullptr && replica->state == "detached") {
+    if (replica != nullptr && replica->state == "detached" && !replica->error) {
       problems.push_back(
           fmt::format("{} is detached: `replicactl resync {} --host {}` copies it anew",
                       printable(member.host),

@@ -62,6 +62,9 @@ TEST_CASE("attach info: an answer without socket or URI is an error") {
   json = control_test::volume_json("a");
   json["export"]["uris"] = nlohmann::json::object();
   CHECK(attach_infos(primary_view(json)).error().code == Errc::protocol);
+  json = control_test::volume_json("a");
+  json["disks"][0]["name"] = "vda\n-monitor stdio";
+  CHECK(attach_infos(primary_view(json)).error().code == Errc::protocol);
 }
 
 }  // namespace

@@ -104,6 +104,16 @@ TEST_CASE("usage: a missing hosts file is named") {
   CHECK(contains(outcome.err, "cannot read the hosts file /nonexistent/hosts"));
 }
 
+TEST_CASE("usage: an answer that cannot be written is an error") {
+  std::istringstream in;
+  std::ostringstream out;
+  std::ostringstream err;
+  out.setstate(std::ios::badbit);
+  ctl::Terminal terminal{in, out, err};
+  CHECK(ctl::run_replicactl({"--version"}, terminal) == 1);
+  CHECK(contains(err.str(), "the answer could not be written"));
+}
+
 TEST_CASE("usage: options may stand before and after the command") {
   Trio trio;
   CHECK(run_words({"-o", "json", "--hosts", trio.hosts(), "list"}).json() ==
