@@ -128,7 +128,9 @@ void AgentClient::adopt(Fd socket) {
                       .on_closed =
                           [weak](const Error& error) {
                             const auto self = weak.lock();
-                            if (!self || self->stopped_) return;
+                            if (!self) return;
+                            self->connection_.reset();
+                            if (self->stopped_) return;
                             log(LogLevel::warn, "agent_lost", "error={}", log_value(error.message));
                             self->reconnect_later();
                           }});

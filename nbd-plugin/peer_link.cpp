@@ -10,7 +10,7 @@ namespace replicad {
 
 namespace {
 
-constexpr std::size_t reader_bytes = frame_header_bytes + data_payload_bytes_max;
+constexpr std::size_t peer_reader_bytes = frame_header_bytes + data_payload_bytes_max;
 constexpr std::uint64_t window_bytes_max = 4 * mib;
 constexpr auto delay_min = std::chrono::milliseconds(20);
 constexpr auto delay_max = std::chrono::milliseconds(1000);
@@ -68,6 +68,7 @@ void PeerLink::connect_to(Result<SocketAddress> address) {
 }
 
 void PeerLink::retry(const Error& error) {
+  if (stopped_) return;
   if (!last_error_ || last_error_->message != error.message) {
     log(LogLevel::warn,
         "peer_unreachable",
@@ -77,14 +78,13 @@ void PeerLink::retry(const Error& error) {
   }
   last_error_ = error;
   context_.bridge.step(primary_event::PeerLost{peer_, error});
-  if (stopped_) return;
   const auto self = shared_from_this();
   context_.reactor.add_timer(delay_, [self] { self->connect(); });
   delay_ = std::min<Duration>(delay_ * 2, delay_max);
 }
 
 void PeerLink::adopt(Fd socket) {
-  connection_ = FrameConnection::create(context_.reactor, std::move(socket), reader_bytes);
+  connection_ = FrameConnection::create(context_.reactor, std::move(socket), peer_reader_bytes);
   attached_ = false;
   refused_ = false;
   in_flight_.clear();
@@ -306,11 +306,13 @@ void PeerLink::on_second(Duration silence_max) {
     return;
   }
   if (!attached_) return;
-  const HistoryPoint point =
-      context_.bridge.look([this](const Primary& primary) { return primary.taken_point(peer_); });
-  if (point.sequence > digest_sent_ && !copy_) {
-    digest_sent_ = point.sequence;
-    connection_->send(encode_digest(point));
+  const auto point = context_.bridge.look([this](const Primary& primary) {
+    const bool streams = primary.view(peer_, context_.reactor.now()).phase == PeerPhase::streaming;
+    return streams ? std::optional(primary.taken_point(peer_)) : std::nullopt;
+  });
+  if (point && point->sequence > digest_sent_) {
+    digest_sent_ = point->sequence;
+    connection_->send(encode_digest(*point));
   }
   ping();
 }

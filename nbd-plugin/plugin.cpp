@@ -133,9 +133,8 @@ int config_complete() {
 
 int get_ready() {
   return guarded(-1, [] {
-    auto volume = Volume::claim(plugin().agent_path,
-                                plugin().volume_name,
-                                {.stopping = &nbdkit_is_stopping, .shut_down = &nbdkit_shutdown});
+    auto volume =
+        Volume::claim(plugin().agent_path, plugin().volume_name, {.stopping = &nbdkit_is_stopping});
     if (!volume) return report(volume.error());
     plugin().volume = std::move(*volume);
     return 0;

@@ -327,12 +327,15 @@ void Volume::stop() {
   }
   reactor_->stop();
   thread_.join();
+  // Connections go before the reactor that they belong to.
+  agent_.reset();
   links_.clear();
   resolver_.reset();
   syncer_.reset();
 }
 
 void Volume::begin_clean_stop() {
+  if (stopping_) return;
   stopping_ = true;
   const bool failed =
       bridge_->look([](const Primary& primary) { return primary.failure().has_value(); });
@@ -371,6 +374,8 @@ void Volume::report_stopped(const HistoryPoint& point) {
 }
 
 void Volume::end_run() {
+  // Requests that came during the stop are not answered: their clients reconnect and send them again.
+  if (exit_when_stopped_) ::_exit(0);
   agent_->stop();
   for (const auto& [peer, link] : links_)
     link->stop();

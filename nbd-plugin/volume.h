@@ -21,8 +21,7 @@ namespace replicad {
 class Volume {
  public:
   struct Hooks {
-    std::function<bool()> stopping;   ///< nbdkit is shutting down; any thread
-    std::function<void()> shut_down;  ///< asks nbdkit to shut down; any thread
+    std::function<bool()> stopping;  ///< nbdkit is shutting down; nbdkit's threads
   };
 
   /// Claims the volume from replicad, opens and locks its images. Blocking, no threads: for get_ready.
@@ -94,6 +93,7 @@ class Volume {
   std::function<void(Result<HistoryPoint>)> hold_done_;
   Instant hold_began_;
   bool stopping_ = false;
+  bool exit_when_stopped_ = false;  ///< replicad asked: nbdkit would wait for idle clients
 
   std::mutex stop_mutex_;
   std::condition_variable stop_condition_;

@@ -63,8 +63,13 @@ void Volume::on_request(const std::string& op,
     ::_exit(0);
   }
   if (op == "shutdown") {
+    if (hold_done_ || stopping_) {
+      reply(fail(Errc::busy, "a switchover or a stop is under way"));
+      return;
+    }
     reply(json::object());
-    hooks_.shut_down();
+    exit_when_stopped_ = true;
+    begin_clean_stop();
     return;
   }
   reply(fail(Errc::not_supported, "unknown agent request {}", log_value(op)));
@@ -192,9 +197,8 @@ void Volume::on_copy(const json& fields, const AgentClient::Reply& reply) {
 
 void Volume::on_fenced(const Error& error) {
   log(LogLevel::error, "fenced", "error={}", log_value(error.message));
-  bridge_->step(primary_event::Fail{error});
-  agent_->stop();
-  hooks_.shut_down();
+  // Another term has begun: what is held here must not be answered, not even with an error.
+  ::_exit(1);
 }
 
 }  // namespace replicad

@@ -13,10 +13,10 @@ using nlohmann::json;
 namespace {
 
 constexpr auto start_deadline = std::chrono::seconds(10);
-constexpr auto settle_timeout = std::chrono::seconds(5);
+constexpr auto plugin_settle_timeout = std::chrono::seconds(5);
 constexpr auto stop_patience = std::chrono::seconds(15);
 constexpr auto kill_grace = std::chrono::seconds(5);
-constexpr auto poll_interval = std::chrono::milliseconds(10);
+constexpr auto exit_poll_interval = std::chrono::milliseconds(10);
 
 Error early_end(const ExportCommand& command) {
   const std::string output = last_output(command);
@@ -35,7 +35,7 @@ Status wait_until_serving(ControlContext& context,
                           const std::shared_ptr<ExportProcess>& process,
                           std::chrono::steady_clock::time_point deadline) {
   while (!run_on_reactor(context.reactor, [volume] { return volume->is_serving(); })) {
-    if (process->wait_exit(poll_interval))
+    if (process->wait_exit(exit_poll_interval))
       return tl::unexpected(early_end(volume->export_command()));
     if (std::chrono::steady_clock::now() >= deadline) {
       return fail(Errc::timeout, "nbdkit did not serve volume {} within 10 s", volume->name());
@@ -51,7 +51,7 @@ Status wait_until_greeting(const ExportCommand& command,
   while (true) {
     Status greeted = probe_nbd(command.socket(), std::chrono::milliseconds(2000));
     if (greeted || std::chrono::steady_clock::now() >= deadline) return greeted;
-    if (process->wait_exit(poll_interval)) return tl::unexpected(early_end(command));
+    if (process->wait_exit(exit_poll_interval)) return tl::unexpected(early_end(command));
   }
 }
 
@@ -70,9 +70,9 @@ Result<ExportInfo> run_start(ControlContext& context,
     // Killed, so that it cannot end cleanly after all; what it had said by then is heard before its
     // hanging up.
     (*process)->kill(SIGKILL);
-    static_cast<void>((*process)->wait_exit(settle_timeout));
+    static_cast<void>((*process)->wait_exit(plugin_settle_timeout));
     static_cast<void>(wait_for(
-        context, [volume] { return !volume->has_plugin(); }, settle_timeout));
+        context, [volume] { return !volume->has_plugin(); }, plugin_settle_timeout));
     served = run_on_reactor(context.reactor, [volume] { return volume->has_served(); });
     return tl::unexpected(status.error());
   }
@@ -116,7 +116,7 @@ bool end_export_process(ControlContext& context,
   const bool gone = !process || process->wait_exit(patience) || process->terminate(kill_grace);
   // The connection's end comes through the reactor a moment later.
   return gone && wait_for(
-                     context, [volume] { return !volume->has_plugin(); }, settle_timeout);
+                     context, [volume] { return !volume->has_plugin(); }, plugin_settle_timeout);
 }
 
 ControlApi::Answer ControlApi::activate(const std::string& name) {

@@ -21,6 +21,7 @@ namespace {
 constexpr unsigned directory_mode = 0750;
 constexpr Duration housekeeping_interval = std::chrono::seconds(1);
 constexpr unsigned save_every_intervals = 10;
+constexpr auto listen_patience = std::chrono::seconds(2);
 constexpr Duration stop_timeout = std::chrono::seconds(60);
 constexpr Duration settle_timeout = std::chrono::seconds(10);
 
@@ -151,15 +152,26 @@ Status RunningDaemon::begin() {
   return {};
 }
 
+/// After a kill the kernel takes a moment to let go of the sockets that io_uring was waiting on.
+Result<Fd> listen_patiently(const std::string& address) {
+  const auto end = std::chrono::steady_clock::now() + listen_patience;
+  while (true) {
+    auto socket = listen_on(address);
+    const bool in_use = !socket && socket.error().code == Errc::busy;
+    if (!in_use || std::chrono::steady_clock::now() >= end) return socket;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
 /// The agent socket first: it tells whether another replicad lives in this run directory.
 Status RunningDaemon::bind_all() {
-  auto agents = listen_on("unix:" + options_.agent_socket());
+  auto agents = listen_patiently("unix:" + options_.agent_socket());
   if (!agents) {
     return with_hint(tl::unexpected(agents.error()), "does another replicad use the same run-dir?");
   }
   agent_socket_ = std::move(*agents);
   agent_bound_ = true;
-  auto stream = listen_on(options_.listen);
+  auto stream = listen_patiently(options_.listen);
   if (!stream) return tl::unexpected(stream.error());
   stream_socket_ = std::move(*stream);
   auto address = stream_address_of(options_, stream_socket_);

@@ -122,9 +122,9 @@ std::optional<std::uint64_t> FieldReader::optional_number(const char* name,
 double FieldReader::real(const char* name) {
   const json* value = find(name, true);
   if (value == nullptr) return 0;
-  const double result = value->is_number() ? value->get<double>() : -1;
-  if (!std::isfinite(result) || result < 0) {
-    if (!error_) error_ = fmt::format("field {} is not a number >= 0", field_name(name));
+  const double result = value->is_number() ? value->get<double>() : std::nan("");
+  if (!std::isfinite(result)) {
+    if (!error_) error_ = fmt::format("field {} is not a number", field_name(name));
     return 0;
   }
   return result;

@@ -35,7 +35,7 @@ class FieldReader {
   std::optional<std::uint64_t> optional_number(const char* name,
                                                std::uint64_t value_min,
                                                std::uint64_t value_max);
-  /// Any finite number >= 0.
+  /// Any finite number.
   double real(const char* name);
   bool boolean(const char* name);
   bool boolean_or(const char* name, bool fallback);

@@ -17,7 +17,7 @@ namespace replicad {
 namespace {
 
 constexpr std::size_t batch_bytes_max = 8 * mib;
-constexpr std::size_t vectors_max = IOV_MAX;
+constexpr std::size_t append_vectors_max = IOV_MAX;
 constexpr std::size_t spares_max = 2;  ///< kept for reuse; the disk gets the others back
 
 }  // namespace
@@ -158,7 +158,7 @@ void LogStore::write_batch() {
     iovec* last = vectors_.empty() ? nullptr : &vectors_.back();
     if (last != nullptr && static_cast<std::byte*>(last->iov_base) + last->iov_len == data) {
       last->iov_len += size;
-    } else if (vectors_.size() < vectors_max) {
+    } else if (vectors_.size() < append_vectors_max) {
       vectors_.push_back({data, size});
     } else {
       break;

@@ -13,7 +13,7 @@ namespace replicad {
 namespace {
 
 constexpr std::size_t operations_max = 32;
-constexpr std::size_t vectors_max = 64;
+constexpr std::size_t write_vectors_max = 64;
 constexpr std::uint64_t gather_bytes_max = 1 * mib;
 
 bool is_data(FrameType type) {
@@ -138,7 +138,7 @@ ImageWriter::OperationPtr ImageWriter::gather() const {
     const bool adjacent = is_data(change.header.type) && next.disk == range.disk &&
                           next.offset_bytes == range.end_bytes();
     const bool room =
-        operation->vectors.size() < vectors_max &&
+        operation->vectors.size() < write_vectors_max &&
         (range.length_bytes == 0 || range.length_bytes + next.length_bytes <= gather_bytes_max);
     if (!adjacent || !room) break;
     range.length_bytes += next.length_bytes;

@@ -15,11 +15,12 @@
 namespace replicad {
 
 struct ReplicaStatus {
-  std::string state;  ///< streaming, disconnected, copying, inconsistent, failed (docs/control-api.md)
+  std::string
+      state;  ///< streaming, disconnected, copying, inconsistent, failed (docs/control-api.md)
   bool connected = false;
   bool consistent = true;
   Watermarks marks;
-  HistoryPoint logged;  ///< position and digest of the last logged frame
+  HistoryPoint logged;              ///< position and digest of the last logged frame
   std::uint64_t backlog_bytes = 0;  ///< logged and not yet applied
   std::uint64_t log_bytes = 0;      ///< space the log's segments take
   std::optional<Error> error;       ///< why `failed`, or why the last session ended
@@ -30,7 +31,8 @@ class ReplicaVolume {
   struct Hooks {
     /// Applies `change` to the volume's state and makes it durable; `done` runs later on the reactor thread. On
     /// error the state is unchanged. Changes are applied in the order of the calls.
-    std::function<void(std::function<void(VolumeState&)> change, std::function<void(Status)> done)> update_state;
+    std::function<void(std::function<void(VolumeState&)> change, std::function<void(Status)> done)>
+        update_state;
     /// The state as last applied.
     std::function<const VolumeState&()> state;
     std::function<void()> on_link_lost;   ///< counted in the host's stability
@@ -49,7 +51,8 @@ class ReplicaVolume {
   /// Takes over a connection whose first frame was `message` for this volume: answers `attached` or `refuse`
   /// and handles every later frame (it calls start() on the connection with its own handlers; bytes received
   /// behind the attach frame are not lost).
-  virtual void attach(std::shared_ptr<FrameConnection> connection, const AttachMessage& message) = 0;
+  virtual void attach(std::shared_ptr<FrameConnection> connection,
+                      const AttachMessage& message) = 0;
 
   [[nodiscard]] virtual ReplicaStatus status() const = 0;
 
@@ -57,7 +60,9 @@ class ReplicaVolume {
   /// compares with `point` (sequence, and the applied digest) and syncs the images. The caller then records
   /// itself primary and calls shutdown(). Errors: Errc::stale_epoch, Errc::diverged, Errc::inconsistent,
   /// Errc::too_far_behind; replication may then go on.
-  virtual void prepare_promotion(const Epoch& epoch, const HistoryPoint& point, std::function<void(Status)> done) = 0;
+  virtual void prepare_promotion(const Epoch& epoch,
+                                 const HistoryPoint& point,
+                                 std::function<void(Status)> done) = 0;
 
   /// Ends the session, finishes I/O in flight, syncs, records the checkpoint and releases images and log.
   /// `done` runs when the object may be destroyed. With `discard_log` the segments are removed (role change).

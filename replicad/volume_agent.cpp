@@ -20,25 +20,19 @@ constexpr Sequence reserve_step = Sequence{1} << 24;
 constexpr std::uint64_t sequence_max = std::uint64_t{1} << 62;
 constexpr std::uint64_t pid_max = std::uint64_t{1} << 31;
 
-bool contains(const std::vector<std::string>& hosts, const std::string& host) {
-  return std::find(hosts.begin(), hosts.end(), host) != hosts.end();
-}
-
-/// Rules of an in-sync set that a plugin reports: members only, this host among them.
-Status check_in_sync(const VolumeState& state,
-                     const std::string& self,
-                     const std::vector<std::string>& in_sync) {
-  if (!contains(in_sync, self)) {
+/// The in-sync set that a plugin reports, without hosts that are members no more: one may have been removed while
+/// the report was under way. Refused if this host is not in it.
+Result<std::vector<std::string>> members_in_sync(const VolumeState& state,
+                                                 const std::string& self,
+                                                 const std::vector<std::string>& reported) {
+  if (!contains_host(reported, self)) {
     return fail(Errc::invalid_argument, "the in-sync set lacks the primary {}", self);
   }
-  for (const std::string& host : in_sync) {
-    const bool known = std::any_of(state.members.begin(),
-                                   state.members.end(),
-                                   [&](const auto& member) { return member.host == host; });
-    if (!known)
-      return fail(Errc::invalid_argument, "{} is no member of volume {}", host, state.name);
+  std::vector<std::string> in_sync;
+  for (const MemberState& member : state.members) {
+    if (contains_host(reported, member.host)) in_sync.push_back(member.host);
   }
-  return {};
+  return in_sync;
 }
 
 /// A claim's change of the state. After an unclean end the images may hold writes that no replica
@@ -328,8 +322,9 @@ void Volume::record_in_sync(const json& request, Reply reply) {
   update(
       [host = environment_.options.host, in_sync](VolumeState& state) -> Status {
         if (state.primary != host) return fail(Errc::refused, "{} is no longer the primary", host);
-        RD_TRY(check_in_sync(state, host, in_sync));
-        state.in_sync = in_sync;
+        auto members = members_in_sync(state, host, in_sync);
+        if (!members) return tl::unexpected(members.error());
+        state.in_sync = std::move(*members);
         return {};
       },
       [self, in_sync, reason, reply = std::move(reply)](const Status& written) {
@@ -376,7 +371,8 @@ void Volume::stopped(const json& request, Reply reply) {
         if (state.primary != host || state.transfer) {
           return fail(Errc::refused, "a switchover of volume {} is under way", state.name);
         }
-        RD_TRY(check_in_sync(state, host, in_sync));
+        auto members = members_in_sync(state, host, in_sync);
+        if (!members) return tl::unexpected(members.error());
         if (history.sequence < state.history.sequence) {
           return fail(Errc::invalid_argument,
                       "the history cannot end at {}, before {}",
@@ -385,7 +381,7 @@ void Volume::stopped(const json& request, Reply reply) {
         }
         state.history = history;
         state.sequence_reserved = std::max(state.sequence_reserved, history.sequence);
-        state.in_sync = in_sync;
+        state.in_sync = std::move(*members);
         state.clean = true;
         return {};
       },

@@ -37,7 +37,8 @@ PeerStatus read_peer(const json& value, FieldReader& outer) {
   peer.digest = fields.text("digest", 32);
   peer.lag_bytes = fields.optional_number("lag_bytes", 0, any_number).value_or(0);
   if (value.is_object() && value.contains("lag_seconds") && !value["lag_seconds"].is_null()) {
-    peer.lag_seconds = fields.real("lag_seconds");
+    // Two readings of a clock may give a little less than nothing.
+    peer.lag_seconds = std::max(0.0, fields.real("lag_seconds"));
   }
   if (const json* copy = fields.optional_object("copy")) {
     FieldReader progress(*copy, "copy");
@@ -60,10 +61,6 @@ PeerStatus unknown_peer(const std::string& host) {
   return peer;
 }
 
-bool contains(const std::vector<std::string>& hosts, const std::string& host) {
-  return std::find(hosts.begin(), hosts.end(), host) != hosts.end();
-}
-
 json peers_json(const VolumeSnapshot& snapshot) {
   json list = json::array();
   for (const MemberState& member : snapshot.state.members) {
@@ -76,7 +73,7 @@ json peers_json(const VolumeSnapshot& snapshot) {
     }
     // Without a plugin nobody is connected, and the recorded set is all there is.
     if (!snapshot.plugin_running) {
-      peer.in_sync = contains(snapshot.state.in_sync, member.host);
+      peer.in_sync = contains_host(snapshot.state.in_sync, member.host);
       if (peer.state != "detached" && peer.state != "refused") peer.state = "disconnected";
       peer.copy_bytes.reset();
       peer.lag_seconds.reset();

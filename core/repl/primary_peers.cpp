@@ -423,7 +423,7 @@ PeerView Primary::view(PeerIndex index, Instant now) const {
   if (peer.marks.logged >= last) return view;
   view.lag_bytes = ring_.end_of(last) - peer.logged_bytes;
   if (peer.marks.logged + 1 >= ring_.first()) {
-    view.lag = now - ring_.at(peer.marks.logged + 1).placed_at;
+    view.lag = std::max(Duration{}, now - ring_.at(peer.marks.logged + 1).placed_at);
   } else if (peer.behind_since) {
     view.lag = now - *peer.behind_since;
   }

@@ -435,4 +435,8 @@ Status check_volume_state(const VolumeState& state) {
   return check_counters(state);
 }
 
+bool contains_host(const std::vector<std::string>& hosts, std::string_view host) {
+  return std::find(hosts.begin(), hosts.end(), host) != hosts.end();
+}
+
 }  // namespace replicad

@@ -88,6 +88,8 @@ constexpr std::size_t volume_state_bytes_max = 1 * mib;
 [[nodiscard]] std::string encode_volume_state(const VolumeState& state);
 /// Errors: Errc::corrupt with what is wrong; Errc::version_mismatch for a later format. Any bytes are safe.
 [[nodiscard]] Result<VolumeState> decode_volume_state(std::string_view content);
+/// Whether `hosts` names `host`.
+[[nodiscard]] bool contains_host(const std::vector<std::string>& hosts, std::string_view host);
 /// Rules that every accepted state or creation request obeys (names, sizes, counts, limits.h ranges).
 [[nodiscard]] Status check_volume_state(const VolumeState& state);
 

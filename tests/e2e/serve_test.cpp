@@ -100,7 +100,7 @@ TEST_CASE("serve: trim and zero arrive as such, the image stays sparse on every 
 
 TEST_CASE("serve: a zero or trim of the whole disk in one request is cut into frames") {
   Cluster cluster(2);
-  constexpr std::uint64_t disk = std::uint64_t{3} << 30;
+  constexpr std::uint64_t disk = 1280 * mib_bytes;
   cluster.create({.members = {"a", "b"}, .disk_bytes = {disk}});
   cluster.activate();
   cluster.wait_streaming();

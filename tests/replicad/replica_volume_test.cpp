@@ -587,6 +587,27 @@ class SmallFileSystem {
   bool mounted_ = false;
 };
 
+/// Files of this process end at `bytes` while it lives.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(std::uint64_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
+    REQUIRE(::getrlimit(RLIMIT_FSIZE, &old_) == 0);
+    rlimit low = old_;
+    low.rlim_cur = bytes;
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &low) == 0);
+  }
+  FileSizeLimit(const FileSizeLimit&) = delete;
+  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+  ~FileSizeLimit() {
+    ::setrlimit(RLIMIT_FSIZE, &old_);
+    std::signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  void (*handler_)(int);
+  rlimit old_{};
+};
+
 }  // namespace
 
 TEST_CASE("replica volume: a full disk refuses the session until there is space") {
@@ -654,16 +675,12 @@ TEST_CASE("replica volume: a limit on file sizes is an error, and passes") {
   REQUIRE(host.open().has_value());
   FakePrimary primary(two_disks);
   primary.resume(host);
-  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
-  rlimit old{};
-  REQUIRE(::getrlimit(RLIMIT_FSIZE, &old) == 0);
-  rlimit low = old;
-  low.rlim_cur = 1 * mib;
-  REQUIRE(::setrlimit(RLIMIT_FSIZE, &low) == 0);
-  primary.send(primary.write_pattern(0, 0, 4096, 1));
-  const RefuseMessage refused = primary.expect_refuse();
-  REQUIRE(::setrlimit(RLIMIT_FSIZE, &old) == 0);
-  std::signal(SIGXFSZ, old_handler);
+  RefuseMessage refused;
+  {
+    const FileSizeLimit limit(1 * mib);
+    primary.send(primary.write_pattern(0, 0, 4096, 1));
+    refused = primary.expect_refuse();
+  }
   CHECK(refused.code == Errc::io_error);
   CHECK(refused.message.find("spare.1") != std::string::npos);
   primary.resume(host);

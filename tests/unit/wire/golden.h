@@ -1,6 +1,6 @@
 #pragma once
-// Frames as bytes for tests. The hexadecimal texts were made by a separate program from the tables of
-// docs/protocol.md; a change of one is a change of the protocol.
+// Frames as bytes for tests. The hexadecimal texts were made by a separate program from the tables
+// of docs/protocol.md; a change of one is a change of the protocol.
 
 #include <cstddef>
 #include <span>
