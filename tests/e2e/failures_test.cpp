@@ -1,4 +1,6 @@
 // Replicas and daemons that go away and come back while a guest writes.
+#include <algorithm>
+
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
@@ -18,10 +20,8 @@ json replica_entry(Cluster& cluster, const std::string& replica) {
 }
 
 bool is_in_sync(Cluster& cluster, const std::string& host) {
-  for (const json& name : cluster.volume(cluster.primary_host()).at("in_sync")) {
-    if (name == host) return true;
-  }
-  return false;
+  const json names = cluster.volume(cluster.primary_host()).at("in_sync");
+  return std::ranges::find(names, json(host)) != names.end();
 }
 
 void kill_replica_under_load(const std::string& mode) {
@@ -144,7 +144,7 @@ TEST_CASE("failures: a replica that dies in the middle of a copy is copied again
   Load load(cluster, {.disks = {{"vda", 64 * mib_bytes}}});
   load.start();
   load.wait_answered(800);
-  cluster.ctl({"resync", "vm1", "--host=b", "--force"});
+  cluster.ctl_ok({"resync", "vm1", "--host=b", "--force"});
   wait_until("the copy runs", Millis(30'000), [&] {
     const json volume = cluster.volume("b");
     return volume.at("state") == "copying" || volume.at("replica").at("consistent") == false;

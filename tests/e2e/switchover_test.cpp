@@ -107,10 +107,10 @@ TEST_CASE("switchover: to a host that is down is refused and the old primary ser
 
 TEST_CASE("switchover: to a host that hangs ends at the deadline and the old primary serves on") {
   Cluster cluster(3);
-  cluster.create({.create_options = {"--set=ack-timeout=1s"}});
+  cluster.create({.create_options = {"--set=ack-timeout=1s", "--set=ring-bytes=512M"}});
   cluster.activate();
   cluster.wait_streaming();
-  Load load(cluster, {});
+  Load load(cluster, {.writers_per_disk = 2, .write_bytes_max = 4 << 10});
   load.start();
   load.wait_answered(50);
   cluster.host("b").signal(SIGSTOP);
