@@ -111,6 +111,13 @@ Result<std::shared_ptr<AgentClient>> AgentClient::claim(const std::string& socke
   return client;
 }
 
+pid_t AgentClient::daemon_pid() const {
+  ucred credentials{};
+  socklen_t length = sizeof credentials;
+  if (::getsockopt(socket_.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0) return 0;
+  return credentials.pid;
+}
+
 void AgentClient::start(Reactor& reactor, Handlers handlers) {
   reactor_ = &reactor;
   handlers_ = std::move(handlers);

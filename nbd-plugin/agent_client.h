@@ -34,6 +34,8 @@ class AgentClient : public std::enable_shared_from_this<AgentClient> {
                                                                   const std::string& volume,
                                                                   Grant& grant);
 
+  /// The process at the other end. Before start().
+  [[nodiscard]] pid_t daemon_pid() const;
   /// From here on the reactor owns the connection. Before Reactor::run() or on its thread.
   void start(Reactor& reactor, Handlers handlers);
   /// Sends a request; `reply` gets replicad's answer, however long and over however many connections it takes.

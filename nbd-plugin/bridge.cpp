@@ -204,16 +204,15 @@ int Bridge::recover_failed_write(GuestRequest& request, const Range& range, int 
 int Bridge::fail_volume(GuestRequest& request, const Range& range, const char* what, int error) {
   const DiskImage& image = images_[range.disk];
   const std::lock_guard lock(mutex_);
-  step_locked(primary_event::Fail{Error{Errc::io_error,
-                                        error,
-                                        fmt::format("{} of {} bytes at {} of {} failed: {}",
-                                                    what,
-                                                    range.length_bytes,
-                                                    range.offset_bytes,
-                                                    image.path(),
-                                                    std::strerror(error)),
-                                        "the image is not trusted any more: switch to a member "
-                                        "that is in sync, or repair the disk"}});
+  Error failure = errno_to_error(error,
+                                 fmt::format("{} of {} bytes at {} of {}",
+                                             what,
+                                             range.length_bytes,
+                                             range.offset_bytes,
+                                             image.path()));
+  failure.hint =
+      "the image is not trusted any more: switch to a member that is in sync, or repair the disk";
+  step_locked(primary_event::Fail{std::move(failure)});
   step_locked(primary_event::Abandoned{request.id()});
   return error;
 }
@@ -258,12 +257,9 @@ int Bridge::flush(DiskIndex disk) {
   fill(request.header, request.ring_offset, {});
   finish_frame();
   if (const int error = images_[disk].sync(); error != 0) {
-    step(primary_event::Fail{
-        Error{Errc::io_error,
-              error,
-              fmt::format("fdatasync of {} failed: {}", images_[disk].path(), std::strerror(error)),
-              "what was not durable may be lost: switch to a member that is in sync, or repair the "
-              "disk"}});
+    Error failure = errno_to_error(error, fmt::format("fdatasync of {}", images_[disk].path()));
+    failure.hint = "what was not durable may be lost: repair the disk";
+    step(primary_event::Fail{std::move(failure)});
     return error;
   }
   step(primary_event::LocalSynced{request.id()});

@@ -61,7 +61,7 @@ int report(const Error& error) {
 /// 0 or errno of a guest request, as nbdkit wants it.
 int finish(int error, const char* what) {
   if (error == 0) return 0;
-  nbdkit_error("replica: %s: %s", what, std::strerror(error));
+  nbdkit_error("replica: %s", replicad::errno_to_error(error, what).message.c_str());
   nbdkit_set_error(error);
   return -1;
 }

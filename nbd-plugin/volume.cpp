@@ -1,5 +1,6 @@
 #include "nbd-plugin/volume.h"
 
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "core/base/check.h"
@@ -66,6 +67,8 @@ Result<std::unique_ptr<Volume>> Volume::claim(const std::string& agent_path,
 Volume::~Volume() = default;
 
 Status Volume::start() {
+  // In the foreground nbdkit asks to be ended with its parent. When that is replicad, the export serves on.
+  if (::getppid() == agent_->daemon_pid()) ::prctl(PR_SET_PDEATHSIG, 0);
   auto reactor = Reactor::create();
   if (!reactor) return tl::unexpected(std::move(reactor).error());
   reactor_ = std::move(*reactor);

@@ -152,10 +152,12 @@ class HttpControlServer final : public ControlServer {
   }
 
   void stop() override {
-    if (!thread_.joinable()) return;
-    server_.stop();
-    thread_.join();
+    if (thread_.joinable()) {
+      server_.stop();
+      thread_.join();
+    }
     if (!unix_path_.empty()) ::unlink(unix_path_.c_str());
+    unix_path_.clear();
   }
 
  private:

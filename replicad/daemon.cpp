@@ -18,7 +18,7 @@ namespace replicad {
 
 namespace {
 
-constexpr unsigned directory_mode = 0750;
+constexpr unsigned daemon_directory_mode = 0750;
 constexpr Duration housekeeping_interval = std::chrono::seconds(1);
 constexpr unsigned save_every_intervals = 10;
 constexpr auto listen_patience = std::chrono::seconds(2);
@@ -46,7 +46,7 @@ Result<Fd> lock_state_dir(const std::string& state_dir) {
 Status prepare_directories(const Options& options) {
   for (const std::string& directory :
        {options.state_dir, options.state_dir + "/volumes", options.image_dir, options.run_dir}) {
-    if (const Status made = make_directories(directory, directory_mode); !made) return made;
+    if (const Status made = make_directories(directory, daemon_directory_mode); !made) return made;
     if (::access(directory.c_str(), R_OK | W_OK | X_OK) != 0) {
       return fail_errno(errno, "no access to the directory {}", directory);
     }

@@ -36,6 +36,10 @@ void LogStore::adopt(RecoveredLog recovered) {
   next_spare_ = recovered.next_spare;
   logged_ = recovered.logged;
   durable_ = logged_.sequence;
+  while (spares_.size() > spares_max) {
+    remove_later(spares_.back()->name);
+    spares_.pop_back();
+  }
 }
 
 std::uint64_t LogStore::bytes() const {
@@ -217,7 +221,7 @@ void LogStore::take_written() {
   const bool half_full = write_offset_ > write_segment_->file->bytes / 2;
   write_segment_.reset();
   if (!stopped_) hooks_.on_logged(logged_.sequence);
-  if (half_full && spares_.empty()) prepare_spare();
+  if (half_full && spares_.empty() && !no_spare_) prepare_spare();
   pump();
 }
 
@@ -239,6 +243,7 @@ void LogStore::prepare_spare() {
         self->creating_ = false;
         self->creating_bytes_ = 0;
         if (file) {
+          self->no_spare_ = false;
           self->spares_.push_back(*file);
           self->pump();
         } else {
@@ -248,9 +253,10 @@ void LogStore::prepare_spare() {
       });
 }
 
-/// Without a frame that waits for it this is no failure yet. With older segments in use, one of them comes free
-/// when it has been applied.
+/// Without a frame that waits for it this is no failure yet, and not tried again before one does. With older
+/// segments in use, one of them comes free when it has been applied.
 void LogStore::on_no_spare(const Error& error) {
+  no_spare_ = true;
   if (queue_.empty() || tail_has_room(queue_.front().bytes.size())) return;
   if (error.code == Errc::no_space && segments_.size() > 1) {
     wait_for_space();
@@ -342,21 +348,26 @@ void LogStore::recycle(Sequence through) {
       spares_.push_back(file);
       continue;
     }
-    begin_operation();
-    offload(
-        worker_,
-        reactor_,
-        [name = path(file->name)] { return ::unlink(name.c_str()) == 0 ? 0 : errno; },
-        [self = shared_from_this(), name = file->name](int result) {
-          if (result != 0)
-            log(LogLevel::warn, "log_unlink_failed", "file={} errno={}", name, result);
-          self->end_operation();
-        });
+    remove_later(file->name);
   }
   if (waits_for_space_) {
     waits_for_space_ = false;
     pump();
   }
+}
+
+void LogStore::remove_later(const std::string& name) {
+  begin_operation();
+  offload(
+      worker_,
+      reactor_,
+      [path = path(name)] { return ::unlink(path.c_str()) == 0 ? 0 : errno; },
+      [self = shared_from_this(), name](int result) {
+        if (result != 0) {
+          log(LogLevel::warn, "log_unlink_failed", "file={} errno={}", name, result);
+        }
+        self->end_operation();
+      });
 }
 
 void LogStore::drop(std::function<void(Status)> done) {

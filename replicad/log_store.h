@@ -105,6 +105,7 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
   void prepare_spare();
   void on_no_spare(const Error& error);
   void wait_for_space();
+  void remove_later(const std::string& name);
   void sync_directory_later();
   void finish_sync(const std::shared_ptr<SyncJob>& job);
   void fail(const Error& error);
@@ -122,6 +123,7 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
   std::vector<std::shared_ptr<LogFile>> spares_;
   std::uint64_t next_spare_ = 1;
   bool creating_ = false;
+  bool no_spare_ = false;  ///< the last attempt to make one has failed
   std::uint64_t creating_bytes_ = 0;
   HistoryPoint logged_;
   Sequence durable_ = 0;

@@ -15,12 +15,12 @@ namespace {
 
 constexpr std::chrono::milliseconds connect_timeout_max{2000};
 constexpr std::size_t answer_bytes_max = 4 * mib;
-constexpr std::string_view unix_prefix = "unix:";
+constexpr std::string_view peer_unix_prefix = "unix:";
 
 Result<std::unique_ptr<httplib::Client>> client_for(const std::string& address) {
   if (address.empty()) return fail(Errc::unreachable, "no control address is known");
-  if (address.starts_with(unix_prefix)) {
-    auto client = std::make_unique<httplib::Client>(address.substr(unix_prefix.size()), 80);
+  if (address.starts_with(peer_unix_prefix)) {
+    auto client = std::make_unique<httplib::Client>(address.substr(peer_unix_prefix.size()), 80);
     client->set_address_family(AF_UNIX);
     return client;
   }

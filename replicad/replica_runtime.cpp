@@ -116,6 +116,7 @@ void ReplicaRuntime::perform(const replica_effect::SendAttached& effect) {
       effect.message.applied,
       effect.message.consistent);
   session_error_.reset();
+  last_trouble_.clear();
   send(effect.session, encode_attached(effect.message));
 }
 
@@ -136,15 +137,24 @@ void ReplicaRuntime::perform(const replica_effect::Refuse& effect) {
   const auto found = sessions_.find(effect.session);
   if (found == sessions_.end()) return;
   const Error& error = effect.error;
-  log(LogLevel::warn,
-      "replica_refused",
-      "volume={} code={} message={}",
-      setup_.hooks.state().name,
-      errc_name(error.code),
-      log_value(error.message));
+  if (!is_repeated(error)) {
+    log(LogLevel::warn,
+        "replica_refused",
+        "volume={} code={} message={}",
+        setup_.hooks.state().name,
+        errc_name(error.code),
+        log_value(error.message));
+  }
   session_error_ = error;
   found->second.connection->send(encode_refuse({error.code, error.message, error.hint}));
   found->second.connection->close_after_send(error);
+}
+
+/// Whether this trouble was the last one too, with no session that worked in between: it is not told twice.
+bool ReplicaRuntime::is_repeated(const Error& error) {
+  if (last_trouble_ == error.message) return true;
+  last_trouble_ = error.message;
+  return false;
 }
 
 void ReplicaRuntime::perform(const replica_effect::CloseSession& effect) {

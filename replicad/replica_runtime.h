@@ -103,6 +103,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void perform(const replica_effect::RecordState& effect);
   void perform(const replica_effect::PromotionDone& effect);
   void send(SessionId session, std::vector<std::byte> frame);
+  [[nodiscard]] bool is_repeated(const Error& error);
   void after_step();
   void arm_timer();
   void learn_promise();
@@ -147,6 +148,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   SessionId last_session_ = 0;
   std::map<SessionId, Session> sessions_;
   std::optional<Error> session_error_;  ///< why the last session ended
+  std::string last_trouble_;            ///< logged last; empty after a session has begun
   std::function<void(Status)> promotion_done_;
 
   std::shared_ptr<LogStore> log_;

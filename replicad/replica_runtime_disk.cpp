@@ -207,15 +207,17 @@ void ReplicaRuntime::record_checkpoint(const HistoryPoint& point, std::uint64_t 
 
 void ReplicaRuntime::fail(const Error& error) {
   if (failure_ || closing_) return;
-  log(LogLevel::error,
-      "replica_failed",
-      "volume={} code={} message={}",
-      setup_.hooks.state().name,
-      errc_name(error.code),
-      log_value(error.message));
+  if (!is_repeated(error)) {
+    log(LogLevel::error,
+        "replica_failed",
+        "volume={} code={} message={}",
+        setup_.hooks.state().name,
+        errc_name(error.code),
+        log_value(error.message));
+    if (setup_.hooks.on_disk_error) setup_.hooks.on_disk_error();
+  }
   failure_ = error;
   retrying_ = false;
-  if (setup_.hooks.on_disk_error) setup_.hooks.on_disk_error();
   feed(replica_event::Failed{error});
   refuse_pending_attach(error);
   stop_all([weak = weak_from_this()] {

@@ -43,7 +43,14 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
   auto boot = boot_id();
   if (!boot) return tl::unexpected(boot.error());
   auto recovered = ReplicaRuntime::recover(log_dir, state, false);
-  if (!recovered) return tl::unexpected(recovered.error());
+  if (!recovered) {
+    const auto error = tl::unexpected(recovered.error());
+    if (recovered.error().code != Errc::corrupt) return error;
+    return with_hint(
+        error,
+        "the log's files can be put back from a backup; else remove this host's part of the "
+        "volume and add it anew: a full copy fills it");
+  }
   auto runtime =
       std::make_shared<ReplicaRuntime>(reactor,
                                        ReplicaRuntime::Setup{.host = host,

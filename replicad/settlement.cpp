@@ -14,7 +14,6 @@ using nlohmann::json;
 
 namespace {
 
-constexpr auto resume_timeout = std::chrono::seconds(10);
 constexpr auto resolver_interval = std::chrono::seconds(2);
 
 }  // namespace
@@ -69,7 +68,7 @@ Status finish_not_promoted(ControlContext& context,
   }));
   if (!has_plugin) return {};
   const auto resumed =
-      ask_plugin(context, volume, "resume", {{"epoch", to_json(epoch)}}, resume_timeout);
+      ask_plugin(context, volume, "resume", {{"epoch", to_json(epoch)}}, plugin_resume_timeout);
   if (!resumed) return tl::unexpected(resumed.error());
   return {};
 }
@@ -87,8 +86,6 @@ FenceOutcome fence_target(const VolumeState& state,
     }
     if (answer->ok()) return FenceOutcome::fenced;
     error = answer->error();
-    // Without the volume it cannot become its primary either.
-    if (error.code == Errc::not_found) return FenceOutcome::fenced;
     if (error.code == Errc::refused) return FenceOutcome::primary_there;
     if (error.code != Errc::stale_epoch) return FenceOutcome::no_answer;
     const auto view = ask_peer({address, "GET", volume_path(state.name)});
@@ -108,7 +105,7 @@ Epoch epoch_above(const VolumeState& state) {
 namespace {
 
 /// What the target says of itself.
-enum class TargetRole { primary, replica, deciding, absent, no_answer };
+enum class TargetRole { primary, replica, deciding, no_answer };
 
 TargetRole ask_role(const VolumeState& state,
                     const std::string& self,
@@ -120,25 +117,23 @@ TargetRole ask_role(const VolumeState& state,
     error = answer.error();
     return TargetRole::no_answer;
   }
-  if (!answer->ok()) {
-    error = answer->error();
-    return error.code == Errc::not_found ? TargetRole::absent : TargetRole::no_answer;
-  }
-  auto parsed = parse_volume(answer->body);
+  auto parsed = answer->ok() ? parse_volume(answer->body) : tl::unexpected(answer->error());
   if (!parsed) {
     error = parsed.error();
     return TargetRole::no_answer;
   }
   view = std::move(*parsed);
-  if (view.uuid != state.uuid) return TargetRole::absent;
-  if (view.state == "failed" && view.primary.empty()) {
-    error = view.error.value_or(Error{Errc::corrupt, 0, "its state file is damaged", {}});
+  // A state that cannot be read, or that is not there (a file system that is not mounted), may
+  // hold the promotion.
+  if (view.uuid != state.uuid) {
+    error = view.error.value_or(Error{Errc::refused, 0, "it has another volume of that name", {}});
     return TargetRole::no_answer;
   }
   // It puts itself back if its export does not start: not before the promotion has ended is it the
-  // primary.
+  // primary. As long as it is a replica a fence ends the promotion.
   const auto operation = answer->body.find("operation");
-  if (operation != answer->body.end() && *operation == json("promote")) {
+  const bool promoting = operation != answer->body.end() && *operation == json("promote");
+  if (promoting && view.primary != self) {
     error = Error{Errc::busy, 0, "its promotion is under way", {}};
     return TargetRole::deciding;
   }
@@ -160,10 +155,6 @@ Settlement settle_transfer(ControlContext& context,
     case TargetRole::primary:
       status = finish_promoted(context, volume, view.primary, view.epoch, state.transfer->point);
       if (status) result = Settlement::promoted;
-      break;
-    case TargetRole::absent:
-      status = finish_not_promoted(context, volume, epoch_above(state));
-      result = Settlement::not_promoted;
       break;
     case TargetRole::replica: {
       Epoch epoch = epoch_above(state);

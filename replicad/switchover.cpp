@@ -18,7 +18,6 @@ namespace {
 
 constexpr auto reply_margin = std::chrono::seconds(5);
 constexpr auto seal_timeout = std::chrono::seconds(10);
-constexpr auto resume_timeout = std::chrono::seconds(10);
 /// What must be left of the deadline for the offer to be made at all.
 constexpr auto promote_timeout_min = std::chrono::seconds(2);
 constexpr auto unknown_retry_delay = std::chrono::milliseconds(200);
@@ -220,7 +219,7 @@ Result<HoldResult> hold(ControlContext& context,
     status = fail(Errc::timeout, "{} caught up too late for the deadline", request.to);
   }
   if (!status) {
-    static_cast<void>(ask_plugin(context, volume, "resume", json::object(), resume_timeout));
+    static_cast<void>(ask_plugin(context, volume, "resume", json::object(), plugin_resume_timeout));
     return tl::unexpected(status.error());
   }
   return result;
@@ -230,7 +229,7 @@ Status seal(ControlContext& context, const std::shared_ptr<Volume>& volume) {
   const auto sealed = ask_plugin(context, volume, "seal", json::object(), seal_timeout);
   if (sealed) return {};
   // It may have sealed and not said so: an unanswered seal must not leave the guest waiting.
-  static_cast<void>(ask_plugin(context, volume, "resume", json::object(), resume_timeout));
+  static_cast<void>(ask_plugin(context, volume, "resume", json::object(), plugin_resume_timeout));
   return tl::unexpected(sealed.error());
 }
 
@@ -308,7 +307,8 @@ class Handover {
  private:
   Status resume() {
     if (!serving_) return {};
-    const auto resumed = ask_plugin(context_, volume_, "resume", json::object(), resume_timeout);
+    const auto resumed =
+        ask_plugin(context_, volume_, "resume", json::object(), plugin_resume_timeout);
     if (!resumed) return tl::unexpected(resumed.error());
     return {};
   }

@@ -142,6 +142,13 @@ std::optional<Error> Volume::shown_error() const {
     if (replica_) return replica_->status().error;
     return shown_state() == "failed" ? open_error_ : std::nullopt;
   }
+  if (state().transfer && operation_.empty()) {
+    return Error{
+        Errc::timeout,
+        0,
+        fmt::format("whether {} has become the primary is not known", state().transfer->to),
+        "guests wait; it settles by itself as soon as that host answers"};
+  }
   if (phase_ == Phase::serving && plugin_status_) return plugin_status_->error;
   if (phase_ != Phase::none) return std::nullopt;
   if (open_error_ && environment_.reactor.now() - open_since_ > open_grace) return open_error_;

@@ -19,6 +19,9 @@
 
 namespace replicad {
 
+/// For the answer to `resume`.
+constexpr Duration plugin_resume_timeout = std::chrono::seconds(10);
+
 enum class HostTrouble { link_loss, disk_error };
 
 /// What all volumes of a host share.
@@ -185,6 +188,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void rejoin(const std::shared_ptr<AgentSession>& session,
               const nlohmann::json& request,
               Reply reply);
+  void tell_term();
   void serving(const nlohmann::json& request, const Reply& reply);
   void record_in_sync(const nlohmann::json& request, Reply reply);
   void reserve(const nlohmann::json& request, Reply reply);

@@ -20,8 +20,8 @@ constexpr Sequence reserve_step = Sequence{1} << 24;
 constexpr std::uint64_t sequence_max = std::uint64_t{1} << 62;
 constexpr std::uint64_t pid_max = std::uint64_t{1} << 31;
 
-/// The in-sync set that a plugin reports, without hosts that are members no more: one may have been removed while
-/// the report was under way. Refused if this host is not in it.
+/// The in-sync set that a plugin reports, without hosts that are members no more: one may have been
+/// removed while the report was under way. Refused if this host is not in it.
 Result<std::vector<std::string>> members_in_sync(const VolumeState& state,
                                                  const std::string& self,
                                                  const std::vector<std::string>& reported) {
@@ -99,6 +99,9 @@ void Volume::on_request(const std::shared_ptr<AgentSession>& session,
                         std::uint64_t id,
                         const json& request) {
   Reply reply = [session, id](const Result<json>& result) { session->reply(id, result); };
+  if (session != session_) {
+    return reply(fail(Errc::refused, "volume {} is not claimed by this process", name_));
+  }
   if (op == "serving") return serving(request, reply);
   if (op == "record_in_sync") return record_in_sync(request, std::move(reply));
   if (op == "reserve") return reserve(request, std::move(reply));
@@ -259,17 +262,29 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
   const Sequence reserved = fields.number("reserved", 0, sequence_max);
   if (const Status valid = fields.finish_allow_unknown(); !valid)
     return reply(tl::unexpected(valid.error()));
-  if (load_error_) return reply(tl::unexpected(*load_error_));
+  if (load_error_) {
+    // No answer: a refusal would end an export that may well be in its rights. It asks again.
+    session->close(*load_error_);
+    return;
+  }
   const std::string& host = environment_.options.host;
-  if (!is_primary() || state().epoch != epoch || state().clean) {
+  // A plugin that a switchover had sealed may have missed its new term: replicad ended between
+  // recording and telling it. It is the one that holds the images, so nobody has had a term since.
+  const bool missed_term = epoch.number < state().epoch.number && open_error_ &&
+                           open_error_->code == Errc::busy && !state().transfer;
+  if (!is_primary() || state().clean || (state().epoch != epoch && !missed_term)) {
     return reply(fail(Errc::stale_epoch,
                       "the term {} of this export of volume {} is over on {}",
                       epoch.number,
                       name_,
                       host));
   }
-  if (has_plugin())
+  if (phase_ == Phase::serving && session_->peer_pid() == session->peer_pid()) {
+    drop_session();  // the same plugin; the end of its old connection has not been seen yet
+  }
+  if (has_plugin()) {
     return reply(fail(Errc::busy, "volume {} is served by process {}", name_, plugin_pid_));
+  }
   if (!images_.empty() || released_) {
     return reply(fail(Errc::refused, "{} has taken the images of volume {} back", host, name_));
   }
@@ -286,10 +301,27 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
         state.active = true;
         return {};
       },
-      [self, reply = std::move(reply)](const Status& written) {
-        if (!written) return reply(tl::unexpected(written.error()));
+      [self, missed_term, reserved, reply = std::move(reply)](const Status& written) {
+        // What is promised to the plugin must be on disk; the rest can wait.
+        const bool reservation_kept = reserved <= self->state().sequence_reserved;
+        if (!written && !reservation_kept) return reply(tl::unexpected(written.error()));
         reply(self->claim_result(false));
+        if (missed_term) self->tell_term();
       });
+}
+
+void Volume::tell_term() {
+  plugin_request("resume",
+                 {{"epoch", to_json(state().epoch)}},
+                 plugin_resume_timeout,
+                 [name = name_](const Result<json>& resumed) {
+                   if (resumed) return;
+                   log(LogLevel::error,
+                       "resume_failed",
+                       "volume={} error={}",
+                       name,
+                       log_value(resumed.error().message));
+                 });
 }
 
 // --- requests of a plugin that has claimed

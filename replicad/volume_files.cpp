@@ -1,8 +1,6 @@
 #include "replicad/volume_files.h"
 
-#include <cstdlib>
 #include <filesystem>
-#include <memory>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -17,19 +15,12 @@ namespace replicad {
 
 namespace {
 
-constexpr unsigned directory_mode = 0750;
+constexpr unsigned volume_directory_mode = 0750;
 
 /// Whether two paths are the same file or the same device.
 bool same_image(const struct stat& a, const struct stat& b) {
   if (S_ISBLK(a.st_mode) && S_ISBLK(b.st_mode)) return a.st_rdev == b.st_rdev;
   return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-}
-
-Result<std::string> real_path(const std::string& path) {
-  const std::unique_ptr<char, decltype(&std::free)> real(::realpath(path.c_str(), nullptr),
-                                                         &std::free);
-  if (!real) return fail_errno(errno, "adopt {}", path);
-  return std::string(real.get());
 }
 
 Status unlink_if_there(const std::string& path) {
@@ -53,10 +44,8 @@ Status check_adopted(DiskState& disk, const std::vector<std::string>& used) {
   if (disk.path.empty() || disk.path.front() != '/') {
     return fail(Errc::invalid_argument, "adopt {}: an absolute path is needed", disk.path);
   }
-  auto path = real_path(disk.path);
-  if (!path) return tl::unexpected(path.error());
-  disk.path = *path;
-  // Not opened for reading before its type is known: opening a FIFO or a tape has effects.
+  // The path is kept as it is given: /dev/disk/by-id/... outlives what it points to today. Not
+  // opened for reading before its type is known: opening a FIFO or a tape has effects.
   struct stat info {};
   if (::stat(disk.path.c_str(), &info) != 0) return fail_errno(errno, "adopt {}", disk.path);
   if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode)) {
@@ -108,14 +97,14 @@ Status check_space(const VolumeState& state, const std::string& image_dir) {
 
 Status VolumeFiles::make(const VolumeState& state) {
   made_dir_ = ::access(volume_dir_.c_str(), F_OK) != 0;
-  RD_TRY(make_directories(volume_dir_ + "/log", directory_mode));
+  RD_TRY(make_directories(volume_dir_ + "/log", volume_directory_mode));
   RD_TRY(sync_directory(volume_dir_));
   RD_TRY(sync_directory(std::filesystem::path(volume_dir_).parent_path().string()));
   for (const DiskState& disk : state.disks) {
     if (disk.adopted) continue;
     if (image_subdir_.empty()) {
       const std::string directory = image_subdir(image_dir_, state.name);
-      RD_TRY(make_directories(directory, directory_mode));
+      RD_TRY(make_directories(directory, volume_directory_mode));
       image_subdir_ = directory;
       RD_TRY(sync_directory(image_dir_));
     }

@@ -15,8 +15,8 @@ namespace replicad {
                                      const std::string& disk);
 
 /// Checks a path that is to become an image in place: a regular file or block device that no image
-/// of `used` is. Replaces `disk.path` by its real path; `disk.bytes` 0 takes the size of what is
-/// there. Errors: Errc::invalid_argument, Errc::not_found, Errc::exists.
+/// of `used` is. `disk.bytes` 0 takes the size of what is there.
+/// Errors: Errc::invalid_argument, Errc::not_found, Errc::exists.
 [[nodiscard]] Status check_adopted(DiskState& disk, const std::vector<std::string>& used);
 
 /// Free space for the new images of `state` below `image_dir`. Errors: Errc::no_space with both

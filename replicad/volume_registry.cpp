@@ -188,6 +188,10 @@ void VolumeRegistry::on_agent_connection(Fd socket) {
       return session->reply(id, tl::unexpected(valid.error()));
     }
     const auto volume = find(name);
+    if (!volume && op == "rejoin") {
+      // No answer: a refusal would end an export of a state directory that is not mounted yet.
+      return session->close(Error{Errc::not_found, 0, "no such volume", {}});
+    }
     if (!volume) {
       return session->reply(
           id,

@@ -78,7 +78,6 @@ TEST_CASE("bad input: a second export of a served volume is refused, so is every
     CHECK_MESSAGE(io.exit_code != 0, io.text());
     CHECK_MESSAGE(contains(io.err + io.out, "lock"), io.text());
     CHECK(run({"qemu-img", "check", "-f", "raw", image}).exit_code != 0);
-    CHECK(run({"qemu-img", "info", image}).exit_code != 0);
   }
   cluster.stop_and_compare();
   // Stopped, the images stay with the daemons: a replica's is still being written, the primary's
@@ -245,6 +244,10 @@ AttachMessage attach_for(Cluster& cluster, const std::string& replica) {
 TEST_CASE("bad input: every wrong attach is refused with its own code and text") {
   Cluster cluster(2);
   make_served(cluster);
+  // A second term, so that there is an earlier one.
+  cluster.ctl_ok({"deactivate", "vm1"});
+  cluster.activate();
+  cluster.wait_streaming();
   const std::string stream = cluster.host("b").stream();
   const AttachMessage good = attach_for(cluster, "b");
   const auto refused = [&](auto change) {
@@ -355,13 +358,18 @@ TEST_CASE("bad input: garbage on the control API and the agent socket changes no
 TEST_CASE("bad input: replicactl says what is wrong, with the documented exit codes") {
   Cluster cluster(2);
   cluster.create({.members = {"a", "b"}});
+  cluster.activate();
+  cluster.wait_streaming();
   check_fails_with(cluster.ctl({"no-such-command"}), 2, "no-such-command");
   check_fails_with(cluster.ctl({"create", "Bad/Name", "--size=1G"}), 2, "Bad/Name");
   check_fails_with(cluster.ctl({"create", "x", "--size=ten"}), 2, "ten");
   check_fails_with(cluster.ctl({"create", "x", "--size=1G", "--mode=quick"}), 2, "quick");
   check_fails_with(cluster.ctl({"status", "nope"}), 5, "nope");
   check_fails_with(cluster.ctl({"activate", "nope"}), 5, "nope");
+  CHECK(cluster.ctl({"switchover", "vm1", "--to=b"}).exit_code == 3);
+  cluster.activate();
   check_fails_with(cluster.ctl({"switchover", "vm1", "--to=z"}), 3, "z");
+  cluster.deactivate();
   CHECK(cluster.ctl({"create", "vm1", "--size=32M", "--on=a,b"}).exit_code != 0);
   CHECK(cluster.ctl({"create", "big", "--size=200T", "--on=a,b"}).exit_code == 3);
   const int port = free_port();
@@ -432,6 +440,15 @@ TEST_CASE("bad input: a full disk below a replica's log does the same") {
   CHECK(load.reconnects() == 0);
   CHECK(cluster.host("b").running());
   load.stop();
+  // Either the log made do with the space there is, or b left the set and says why.
+  wait_until("b is whole or out", Millis(30'000), [&] {
+    if (cluster.volume("a").at("in_sync") == json::array({"a"})) {
+      return !cluster.volume("b").at("error").is_null();
+    }
+    const json replica = cluster.volume("b").at("replica");
+    return replica.at("applied") == cluster.volume("a").at("history").at("sequence");
+  });
+  MESSAGE("in sync at the end: ", cluster.volume("a").at("in_sync").dump());
   cluster.deactivate();
   CHECK(file_difference(cluster.image_path("a"), load.mirror("vda")).empty());
 }

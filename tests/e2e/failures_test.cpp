@@ -136,15 +136,23 @@ TEST_CASE(
 
 TEST_CASE("failures: a replica that dies in the middle of a copy is copied again and ends equal") {
   Cluster cluster(2);
-  cluster.create({.members = {"a", "b"},
-                  .disk_bytes = {64 * mib_bytes},
-                  .create_options = {"--set=ack-timeout=500ms"}});
+  cluster.create(
+      {.members = {"a", "b"},
+       .disk_bytes = {64 * mib_bytes},
+       .create_options = {
+           "--set=ring-bytes=4M", "--set=ack-timeout=500ms", "--set=congestion=detach"}});
   cluster.activate();
   cluster.wait_streaming();
   Load load(cluster, {.disks = {{"vda", 64 * mib_bytes}}});
   load.start();
+  load.wait_answered(400);
+  cluster.host("b").kill9();
   load.wait_answered(800);
-  cluster.ctl_ok({"resync", "vm1", "--host=b", "--force"});
+  cluster.host("b").start();
+  wait_until("b is shown as detached", Millis(30'000), [&] {
+    return replica_entry(cluster, "b").value("state", "") == "detached";
+  });
+  cluster.ctl_ok({"resync", "vm1", "--host=b"});
   wait_until("the copy runs", Millis(30'000), [&] {
     const json volume = cluster.volume("b");
     return volume.at("state") == "copying" || volume.at("replica").at("consistent") == false;

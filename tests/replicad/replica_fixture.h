@@ -64,10 +64,8 @@ inline std::mt19937_64 seeded_random() {
 /// The reactor in a thread of its own.
 class ReactorThread {
  public:
-  ReactorThread() {
-    auto reactor = Reactor::create();
-    REQUIRE(reactor.has_value());
-    reactor_ = std::move(*reactor);
+  ReactorThread() : ReactorThread(make()) {}
+  explicit ReactorThread(std::unique_ptr<Reactor> reactor) : reactor_(std::move(reactor)) {
     thread_ = std::thread([this] { reactor_->run(); });
   }
   ReactorThread(const ReactorThread&) = delete;
@@ -89,6 +87,12 @@ class ReactorThread {
   }
 
  private:
+  static std::unique_ptr<Reactor> make() {
+    auto reactor = Reactor::create();
+    REQUIRE(reactor.has_value());
+    return std::move(*reactor);
+  }
+
   std::unique_ptr<Reactor> reactor_;
   std::thread thread_;
 };
@@ -164,13 +168,16 @@ class ReplicaHost {
     REQUIRE(ended.get_future().wait_for(test_deadline) == std::future_status::ready);
     reactor_.call([this] { volume_.reset(); });
   }
-  Status promote(const Epoch& epoch, const HistoryPoint& point) {
+  std::future<Status> begin_promotion(const Epoch& epoch, const HistoryPoint& point) {
     auto result = std::make_shared<std::promise<Status>>();
-    auto future = result->get_future();
     reactor_.call([&] {
       volume_->prepare_promotion(
-          epoch, point, [result](Status status) { result->set_value(status); });
+          epoch, point, [result](Status status) { result->set_value(std::move(status)); });
     });
+    return result->get_future();
+  }
+  Status promote(const Epoch& epoch, const HistoryPoint& point) {
+    auto future = begin_promotion(epoch, point);
     REQUIRE(future.wait_for(test_deadline) == std::future_status::ready);
     return future.get();
   }

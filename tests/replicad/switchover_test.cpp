@@ -262,7 +262,7 @@ class SilentTarget {
         response.set_content("{}", "application/json");
         return;
       }
-      json view = view_;
+      json view = promotions > 0 && !view_after_offer_.is_null() ? view_after_offer_ : view_;
       if (promotions > 0 && promoted_) {
         view["role"] = "primary";
         view["primary"] = "b";
@@ -299,6 +299,12 @@ class SilentTarget {
     deciding_left_ = deciding;
   }
 
+  /// What it shows once it has been offered the role.
+  void play_after_offer(const json& view) {
+    const std::lock_guard lock(mutex_);
+    view_after_offer_ = view;
+  }
+
   std::atomic<int> promotions{0};
   std::atomic<int> fences{0};
   json offered;
@@ -308,6 +314,7 @@ class SilentTarget {
   httplib::Server server_;
   std::mutex mutex_;
   json view_;
+  json view_after_offer_;
   bool promoted_ = false;
   int refusals_left_ = 0;
   int deciding_left_ = 0;
@@ -386,6 +393,33 @@ TEST_CASE(
       check_still_serving(a);
     }
   }
+}
+
+TEST_CASE("switchover: a target that cannot read its state, or has lost it, has not said no") {
+  TestHost a("a");
+  SilentTarget target;
+  REQUIRE(
+      a.ask("POST", "/v1/volumes", create_body("vm1", "a", {a.member(), target.member()})).ok());
+  json view = replica_view(a, target);
+  target.play(view, false, 0, 0);
+  REQUIRE(a.post("vm1", "activate").ok());
+  // From the offer on it shows what replicad shows of a damaged state file.
+  json broken = view;
+  broken["uuid"] = "00000000-0000-0000-0000-000000000000";
+  broken["primary"] = "";
+  broken["state"] = "failed";
+  broken["error"] = {{"code", "corrupt"}, {"message", "damaged"}, {"hint", ""}};
+  target.play_after_offer(broken);
+  const PeerAnswer answer = a.post("vm1", "switchover", {{"to", "b"}, {"deadline_ms", 3000}});
+  CHECK(answer.status == 504);
+  CHECK(message_of(answer).find("damaged") != std::string::npos);
+  CHECK(target.fences == 0);
+  CHECK(a.disk_state("vm1").transfer.has_value());
+  CHECK(a.get("vm1").at("error").at("message").get<std::string>().find("not known") !=
+        std::string::npos);
+  target.play_after_offer(view);
+  CHECK(eventually([&] { return !a.disk_state("vm1").transfer.has_value(); }));
+  check_still_serving(a);
 }
 
 TEST_CASE(

@@ -158,7 +158,7 @@ TEST_CASE("placement: an unknown host name is not found") {
 }
 
 TEST_CASE(
-    "placement: on named hosts the reserve may be used, with a warning; more only if asked for") {
+    "placement: on named hosts the reserve may be used, with a warning, more only if asked for") {
   std::vector<HostReport> hosts = abc();
   hosts[0].facts->image_dir_free_bytes = 11 * gib;
   PlacementRequest request = request_for(2);

@@ -211,7 +211,7 @@ TEST_CASE("plan: a removed replica leaves the lists before its part goes") {
   CHECK(plan_remove_replica("vm1", "z", three()).error().code == Errc::not_found);
 }
 
-TEST_CASE("plan: a silent replica can be removed; what is left there is reported") {
+TEST_CASE("plan: a silent replica can be removed, what is left there is reported") {
   const auto plan = plan_remove_replica("vm1", "c", {member("a"), member("b"), silent("c")});
   REQUIRE(plan.has_value());
   CHECK(lines(plan) == Strings{"a PUT /v1/volumes/vm1/members", "b PUT /v1/volumes/vm1/members"});

@@ -46,7 +46,7 @@ TEST_CASE("hosts list: --hosts names hosts, or places to start from") {
   }
 }
 
-TEST_CASE("hosts list: a hosts file has names, addresses and comments; errors name the line") {
+TEST_CASE("hosts list: a hosts file has names, addresses and comments, errors name the line") {
   const auto hosts =
       parse_hosts_file("# ours\n\na 10.0.0.1:7401   # first\n\tb\tunix:/run/b.sock\r\n", "f");
   REQUIRE(hosts.has_value());

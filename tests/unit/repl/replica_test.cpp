@@ -10,7 +10,8 @@
 namespace replicad {
 namespace {
 
-using namespace std::chrono_literals;
+using std::chrono_literals::operator""ms;
+using std::chrono_literals::operator""s;
 
 constexpr Epoch first_epoch{1, 7};
 

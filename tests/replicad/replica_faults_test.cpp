@@ -1,0 +1,209 @@
+// The replica half of a volume on a disk that is late, short or failing.
+
+#include "tests/replicad/disk_fault_ring.h"
+#include "tests/replicad/replica_fixture.h"
+
+namespace replicad {
+namespace {
+
+const std::vector<std::uint64_t> one_disk{4 * mib};
+
+struct FaultyReactor {
+  std::shared_ptr<DiskFaults> faults = std::make_shared<DiskFaults>();
+  ReactorThread reactor;
+
+  explicit FaultyReactor(std::uint64_t seed = 1) : reactor(make(faults, seed)) {}
+
+  static std::unique_ptr<Reactor> make(const std::shared_ptr<DiskFaults>& faults,
+                                       std::uint64_t seed) {
+    auto ring = create_uring_ring(256);
+    REQUIRE(ring.has_value());
+    return create_reactor(std::make_unique<DiskFaultRing>(std::move(*ring), faults, seed));
+  }
+};
+
+void overlapping_changes(FakePrimary& primary, std::mt19937_64& random, int count) {
+  for (int i = 0; i < count; ++i) {
+    const std::uint64_t offset = random() % 64 * 512;
+    const std::uint64_t length = 1 + random() % 8192;
+    switch (random() % 10) {
+      case 0:
+        primary.trim(0, offset, length);
+        break;
+      case 1:
+        primary.zero(0, offset, length, false);
+        break;
+      case 2:
+        primary.write_pattern(0, 1 * mib + offset * 40, 100'000, random());
+        break;
+      default:
+        primary.write_pattern(0, offset, length, random());
+    }
+    primary.send(primary.history.back());
+  }
+}
+
+}  // namespace
+
+TEST_CASE("replica faults: short and late disk operations end in equal images") {
+  auto random = seeded_random();
+  FaultyReactor faulty(random());
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  faulty.faults->short_percent = 20;
+  faulty.faults->late_percent = 30;
+  FakePrimary primary(one_disk);
+  for (int round = 0; round < 3; ++round) {
+    host.reopen();
+    primary.resume(host);
+    overlapping_changes(primary, random, 400);
+    primary.wait_applied();
+    primary.check_images(host);
+    host.kill();
+    primary.disconnect();
+  }
+  CHECK(faulty.faults->shortened > 10);
+  CHECK(faulty.faults->delayed > 10);
+  CHECK(faulty.faults->overlaps == 0);
+}
+
+TEST_CASE("replica faults: nothing is reported durable before the sync has ended") {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.resume(host);
+  faulty.faults->hold_syncs = true;
+  primary.send(primary.write_pattern(0, 0, 4096, 1, frame_flag_fua));
+  primary.send(primary.flush());
+  primary.wait_applied();
+  for (int i = 0; i < 20; ++i) {
+    primary.send(encode_empty(FrameType::heartbeat));
+    primary.take(*primary.receive());
+  }
+  CHECK(primary.marks.logged == 2);
+  CHECK(primary.marks.durable == 0);
+  faulty.faults->hold_syncs = false;
+  primary.wait_marks([](const Watermarks& at) { return at.durable == 2; });
+}
+
+TEST_CASE("replica faults: a promotion is not done before the images are synced") {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.resume(host);
+  primary.send(primary.write_pattern(0, 0, 4096, 1));
+  primary.wait_marks([](const Watermarks& at) { return at.applied == 1 && at.durable == 1; });
+  faulty.faults->hold_syncs = true;
+  auto result = host.begin_promotion({2, 2}, primary.point);
+  REQUIRE(wait_until([&] { return host.state().epoch == Epoch{2, 2}; }));
+  for (int i = 0; i < 20; ++i)
+    (void)host.status();
+  CHECK(result.wait_for(std::chrono::milliseconds(0)) == std::future_status::timeout);
+  faulty.faults->hold_syncs = false;
+  REQUIRE(result.wait_for(test_deadline) == std::future_status::ready);
+  CHECK(result.get().has_value());
+}
+
+TEST_CASE("replica faults: a checkpoint is not recorded before images and log are synced") {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.resume(host);
+  faulty.faults->hold_syncs = true;
+  for (std::uint64_t i = 0; i < 12; ++i)
+    primary.send(primary.write_pattern(0, i * 4096, 700'000, i));
+  primary.wait_applied();
+  const std::size_t files = host.log_files().size();
+  CHECK(host.state().checkpoint.sequence == 0);
+  CHECK(std::filesystem::exists(host.log_dir() + "/" + segment_file_name(1)));
+  CHECK(files >= 3);
+  faulty.faults->hold_syncs = false;
+  REQUIRE(wait_until([&] { return host.state().checkpoint.sequence > 5; }));
+  REQUIRE(wait_until(
+      [&] { return !std::filesystem::exists(host.log_dir() + "/" + segment_file_name(1)); }));
+}
+
+TEST_CASE("replica faults: after a failed sync of the log the replica starts anew from its disk") {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.resume(host);
+  for (std::uint64_t i = 0; i < 20; ++i)
+    primary.send(primary.write_pattern(0, i * 4096, 9000, i));
+  primary.wait_marks([](const Watermarks& at) { return at.logged == 20; });
+  faulty.faults->failing_syncs = 1;
+  primary.send(primary.flush());
+  CHECK(primary.expect_refuse().code == Errc::io_error);
+  CHECK(host.status().state == "failed");
+  CHECK(host.disk_errors == 1);
+  const AttachedMessage attached = primary.resume(host);
+  CHECK(attached.logged.sequence >= 20);
+  CHECK(attached.durable == attached.logged.sequence);
+  primary.send(primary.flush());
+  primary.wait_marks([&](const Watermarks& at) { return at.durable == primary.point.sequence; });
+  primary.wait_applied();
+  primary.check_images(host);
+}
+
+TEST_CASE("replica faults: a failed write is not lost, to the log nor to the image") {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  auto random = seeded_random();
+  for (int round = 0; round < 10; ++round) {
+    primary.resume(host);
+    overlapping_changes(primary, random, 20);
+    primary.wait_applied();
+    // Whichever comes first, an append or a write of the image.
+    faulty.faults->failing_writes = 1;
+    primary.send(primary.write_pattern(0, random() % mib, 5000, random()));
+    CHECK(primary.expect_refuse().code == Errc::io_error);
+    primary.disconnect();
+  }
+  primary.resume(host);
+  primary.wait_applied();
+  primary.check_images(host);
+}
+
+TEST_CASE("replica faults: a copy is not done before its images are synced") {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.attach(host);
+  primary.send(encode_start({.copy = true, .after = 0}));
+  for (std::uint64_t offset = 0; offset < 4 * mib; offset += mib) {
+    primary.send(primary.frame(FrameType::copy_zero, {0, offset, mib}, {}));
+  }
+  primary.send(primary.write_pattern(0, 100, 5000, 1));
+  faulty.faults->hold_syncs = true;
+  primary.send(encode_copy_end({primary.point}));
+  // The reports of a copy that waits for its disk.
+  for (int reports = 0; reports < 3; ++reports) {
+    const auto frame = primary.receive();
+    REQUIRE(frame.has_value());
+    REQUIRE(frame->header.type == FrameType::watermarks);
+  }
+  CHECK_FALSE(host.state().consistent);
+  faulty.faults->hold_syncs = false;
+  for (;;) {
+    const auto frame = primary.receive();
+    REQUIRE(frame.has_value());
+    if (frame->header.type == FrameType::copy_done) break;
+  }
+  CHECK(host.state().consistent);
+  primary.check_images(host);
+}
+
+}  // namespace replicad
