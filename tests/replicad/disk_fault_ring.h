@@ -27,8 +27,8 @@ struct DiskFaults {
   std::atomic<bool> hold_syncs{false};
   /// So many of the next fdatasyncs fail with EIO.
   std::atomic<int> failing_syncs{0};
-  /// So many of the next writevs fail with EIO.
-  std::atomic<int> failing_writes{0};
+  /// The n-th writev from now on fails with EIO; 0: none does.
+  std::atomic<int> failing_write{0};
 
   // What was seen.
   std::atomic<int> shortened{0};
@@ -48,7 +48,8 @@ class DiskFaultRing final : public Ring {
       held_.push_back({{operation.user_data, -EIO}, 0, false});
       return true;
     }
-    if (operation.opcode == RingOpcode::writev && take(faults_->failing_writes)) {
+    if (operation.opcode == RingOpcode::writev && take(faults_->failing_write) &&
+        faults_->failing_write == 0) {
       held_.push_back({{operation.user_data, -EIO}, 0, false});
       return true;
     }

@@ -164,10 +164,13 @@ TEST_CASE("replica faults: a failed write is not lost, to the log nor to the ima
     primary.resume(host);
     overlapping_changes(primary, random, 20);
     primary.wait_applied();
-    // Whichever comes first, an append or a write of the image.
-    faulty.faults->failing_writes = 1;
+    // The append, or the write of the image that follows it.
+    const bool image = round % 2 == 1;
+    faulty.faults->failing_write = image ? 2 : 1;
     primary.send(primary.write_pattern(0, random() % mib, 5000, random()));
-    CHECK(primary.expect_refuse().code == Errc::io_error);
+    const RefuseMessage refused = primary.expect_refuse();
+    CHECK(refused.code == Errc::io_error);
+    CHECK((refused.message.find("image") != std::string::npos) == image);
     primary.disconnect();
   }
   primary.resume(host);
