@@ -306,7 +306,9 @@ TEST_CASE("bad input: garbage on the stream port changes nothing") {
 
 TEST_CASE("bad input: silent and half-open connections do not keep a replica from its work") {
   Cluster cluster(2);
-  make_served(cluster);
+  cluster.create({.members = {"a", "b"}});
+  cluster.activate();
+  cluster.wait_streaming();
   std::vector<RawConnection> silent;
   for (int i = 0; i < 50; ++i)
     silent.emplace_back(cluster.host("b").stream());

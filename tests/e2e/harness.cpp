@@ -355,7 +355,11 @@ void Cluster::wait_streaming(const std::string& volume, std::vector<std::string>
   try {
     wait_until("replicas stream", Millis(60'000), [&] {
       last = this->volume(primary, volume);
-      return std::ranges::all_of(replicas, [&](const auto& host) { return streams(last, host); });
+      // What the plugin says of its replicas is up to half a second old; the recorded set is not.
+      const json& in_sync = last.at("in_sync");
+      return std::ranges::all_of(replicas, [&](const auto& host) {
+        return streams(last, host) && std::ranges::find(in_sync, json(host)) != in_sync.end();
+      });
     });
   } catch (const HarnessError& error) {
     throw HarnessError(fmt::format("{}: {}", error.what(), last.dump(1)));
