@@ -126,6 +126,21 @@ TEST_CASE("switchover: to a host that hangs ends at the deadline and the old pri
   load.check_images(cluster);
 }
 
+void copy_to_detached(Cluster& cluster) {
+  const auto serving = cluster.serving_host();
+  REQUIRE(serving.has_value());
+  wait_until("every replica streams or is detached", Millis(30'000), [&] {
+    return std::ranges::all_of(cluster.volume(*serving).at("replicas"), [](const json& replica) {
+      return replica.at("state") == "streaming" || replica.at("state") == "detached";
+    });
+  });
+  for (const json& replica : cluster.volume(*serving).at("replicas")) {
+    if (replica.at("state") != "detached") continue;
+    const std::string host = "--host=" + replica.at("host").get<std::string>();
+    cluster.ctl_ok({"resync", "vm1", host, "--wait"}, Millis(60'000));
+  }
+}
+
 TEST_CASE("switchover: the target dies in the middle, again and again, and nothing is lost") {
   Cluster cluster(3);
   cluster.create({.disk_bytes = {8 << 20}, .create_options = {"--set=ack-timeout=1s"}});
@@ -156,9 +171,15 @@ TEST_CASE("switchover: the target dies in the middle, again and again, and nothi
     cluster.host(to).kill9();
     cluster.host(to).start();
     command.wait(Millis(60'000));
-    wait_until(
-        "the volume is served", Millis(60'000), [&] { return cluster.serving_host().has_value(); });
+    // A target that died behind the point of no return is the primary: its export is started by hand,
+    // and if it had claimed the volume already, the others need a copy.
+    wait_until("the volume is served", Millis(60'000), [&] {
+      if (cluster.serving_host()) return true;
+      cluster.ctl({"activate", "vm1"}, Millis(30'000));
+      return cluster.serving_host().has_value();
+    });
     load.wait_answered(30);
+    copy_to_detached(cluster);
   }
   load.stop();
   load.check_through_nbd();
