@@ -134,7 +134,8 @@ void copy_to_detached(Cluster& cluster) {
       return replica.at("state") == "streaming" || replica.at("state") == "detached";
     });
   });
-  for (const json& replica : cluster.volume(*serving).at("replicas")) {
+  const json replicas = cluster.volume(*serving).at("replicas");
+  for (const json& replica : replicas) {
     if (replica.at("state") != "detached") continue;
     const std::string host = "--host=" + replica.at("host").get<std::string>();
     cluster.ctl_ok({"resync", "vm1", host, "--wait"}, Millis(60'000));
