@@ -24,12 +24,7 @@ declare -A uri
 die() { printf 'bench: %s\n' "$*" >&2; exit 1; }
 
 our_processes() {
-  local entry pid
-  for entry in /proc/[0-9]*/cmdline; do
-    pid=${entry//[!0-9]/}
-    [[ $pid != "$$" ]] && grep -qF "$work/" "$entry" 2>/dev/null && echo "$pid"
-  done
-  true
+  grep -lsF "$work/" /proc/[0-9]*/cmdline | tr -dc '0-9\n' || true
 }
 
 finish() {

@@ -16,12 +16,7 @@ die() { printf 'demo: %s\n' "$*" >&2; exit 1; }
 
 # Every process of the demonstration has the folder's name on its command line.
 our_processes() {
-  local entry pid
-  for entry in /proc/[0-9]*/cmdline; do
-    pid=${entry//[!0-9]/}
-    [[ $pid != "$$" ]] && grep -qF "$work/" "$entry" 2>/dev/null && echo "$pid"
-  done
-  true
+  grep -lsF "$work/" /proc/[0-9]*/cmdline | tr -dc '0-9\n' || true
 }
 
 finish() {
