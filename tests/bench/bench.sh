@@ -96,7 +96,7 @@ measure() {  # measure ROUND CONFIG NAME OPTIONS: one line of JSON
   local options
   read -ra options <<< "$4"
   wait_for 60 "$2 is idle" drained "$2"
-  run_fio "$2" --time_based --runtime="$seconds" "${options[@]}" |
+  run_fio "$2" --time_based --runtime="$seconds" "${options[@]}" | sed -n '/^{/,$p' |
     jq -c --arg config "$2" --arg workload "$3" --argjson round "$1" '
       .jobs[0] | (if .read.total_ios > 0 then .read else .write end) as $side |
       {round: $round, config: $config, workload: $workload, iops: $side.iops,
