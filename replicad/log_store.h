@@ -45,6 +45,8 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
            Hooks hooks);
   LogStore(const LogStore&) = delete;
   LogStore& operator=(const LogStore&) = delete;
+  LogStore(LogStore&&) = delete;
+  LogStore& operator=(LogStore&&) = delete;
   ~LogStore() = default;
 
   /// Goes on where the recovery ended.

@@ -35,6 +35,8 @@ class ReplicaApplier : public std::enable_shared_from_this<ReplicaApplier> {
                  Hooks hooks);
   ReplicaApplier(const ReplicaApplier&) = delete;
   ReplicaApplier& operator=(const ReplicaApplier&) = delete;
+  ReplicaApplier(ReplicaApplier&&) = delete;
+  ReplicaApplier& operator=(ReplicaApplier&&) = delete;
   ~ReplicaApplier() = default;
 
   void start(const Start& start);
@@ -48,9 +50,9 @@ class ReplicaApplier : public std::enable_shared_from_this<ReplicaApplier> {
     std::unique_ptr<std::byte[]> bytes;
   };
   struct Applying {
-    ImageWriter::Tag tag;
+    ImageWriter::Tag tag = 0;
     HistoryPoint after;
-    std::uint64_t frame_bytes;
+    std::uint64_t frame_bytes = 0;
   };
 
   bool find_segment();

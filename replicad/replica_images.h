@@ -57,6 +57,8 @@ class ImageWriter : public std::enable_shared_from_this<ImageWriter> {
   ImageWriter(Reactor& reactor, Worker& worker, std::shared_ptr<ImageSet> images);
   ImageWriter(const ImageWriter&) = delete;
   ImageWriter& operator=(const ImageWriter&) = delete;
+  ImageWriter(ImageWriter&&) = delete;
+  ImageWriter& operator=(ImageWriter&&) = delete;
   ~ImageWriter() = default;
 
   /// Before the first add().

@@ -32,6 +32,8 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   ReplicaRuntime(Reactor& reactor, Setup setup);
   ReplicaRuntime(const ReplicaRuntime&) = delete;
   ReplicaRuntime& operator=(const ReplicaRuntime&) = delete;
+  ReplicaRuntime(ReplicaRuntime&&) = delete;
+  ReplicaRuntime& operator=(ReplicaRuntime&&) = delete;
   ~ReplicaRuntime();
 
   /// What the log of this volume holds, as recovery proves it; an inconsistent replica's log is removed. Blocking,
@@ -61,8 +63,8 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
     AttachMessage message;
   };
   struct CopyFrame {
-    ImageWriter::Tag tag;
-    Sequence sequence;  ///< 0: not numbered
+    ImageWriter::Tag tag = 0;
+    Sequence sequence = 0;  ///< 0: not numbered
   };
 
   /// `function`, which does nothing once the runtime is gone or has dropped or replaced its log since.

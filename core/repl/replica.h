@@ -72,38 +72,38 @@ struct ReplicaRecord {
 namespace replica_event {
 /// A connection's attach frame. `is_primary`: this host is recorded as the volume's primary.
 struct AttachArrived {
-  SessionId session;
+  SessionId session = 0;
   AttachMessage message;
-  bool is_primary;
+  bool is_primary = false;
 };
 struct StartArrived {
-  SessionId session;
+  SessionId session = 0;
   StartMessage message;
 };
 /// Any frame without a message of its own here: numbered, copy_data, copy_zero, heartbeat, sync_request and
 /// whatever a primary must not send. Checksums are verified.
 struct FrameArrived {
-  SessionId session;
+  SessionId session = 0;
   FrameHeader header;
 };
 struct DigestArrived {
-  SessionId session;
+  SessionId session = 0;
   HistoryPoint point;
 };
 struct CopyEndArrived {
-  SessionId session;
+  SessionId session = 0;
   HistoryPoint point;
 };
 struct SessionClosed {
-  SessionId session;
+  SessionId session = 0;
 };
 /// The log file has every frame up to `through` (in the order of the AppendFrame effects).
 struct Logged {
-  Sequence through;
+  Sequence through = 0;
 };
 /// Answer to SyncLog: the log was on stable storage up to `through`.
 struct LogSynced {
-  Sequence through;
+  Sequence through = 0;
 };
 /// The image has everything up to `point`; its digest was taken over the bytes that were written.
 struct Applied {
@@ -111,8 +111,8 @@ struct Applied {
 };
 /// Copy: the image has every numbered frame up to `through` that the session sent.
 struct CopyWritten {
-  SessionId session;
-  Sequence through;
+  SessionId session = 0;
+  Sequence through = 0;
 };
 /// Answer to the oldest unanswered RecordState; on error the file is unchanged.
 struct StateRecorded {
@@ -158,25 +158,25 @@ using ReplicaEvent = std::variant<replica_event::AttachArrived,
 
 namespace replica_effect {
 struct SendAttached {
-  SessionId session;
+  SessionId session = 0;
   AttachedMessage message;
 };
 struct SendWatermarks {
-  SessionId session;
+  SessionId session = 0;
   Watermarks marks;
 };
 struct SendCopyDone {
-  SessionId session;
+  SessionId session = 0;
   HistoryPoint point;
 };
 /// Send `refuse` with the error, then close. The session is over.
 struct Refuse {
-  SessionId session;
+  SessionId session = 0;
   Error error;
 };
 /// Close without a word. The session is over.
 struct CloseSession {
-  SessionId session;
+  SessionId session = 0;
   Error error;
 };
 /// The frame of this event goes to the end of the log; the history is at `after` with it.
@@ -280,8 +280,8 @@ class Replica {
   /// Received and not yet logged.
   struct Pending {
     HistoryPoint after;
-    std::uint64_t frame_bytes;
-    bool wants_sync;
+    std::uint64_t frame_bytes = 0;
+    bool wants_sync = false;
   };
 
   void on_event(const replica_event::AttachArrived& event, Instant now, Effects& effects);
