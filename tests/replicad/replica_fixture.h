@@ -80,9 +80,9 @@ class ReactorThread {
   /// Runs `function` on the reactor's thread and waits for its result.
   template <typename Function>
   auto call(Function function) -> decltype(function()) {
-    std::packaged_task<decltype(function())()> task(std::move(function));
-    auto result = task.get_future();
-    reactor_->post([&task] { task(); });
+    auto task = std::make_shared<std::packaged_task<decltype(function())()>>(std::move(function));
+    auto result = task->get_future();
+    reactor_->post([task] { (*task)(); });
     return result.get();
   }
 
@@ -161,11 +161,13 @@ class ReplicaHost {
       volume_.reset();
       held_updates_.clear();
     });
+    // An update that was posted between that call and its turn has been made behind this one.
+    reactor_.call([] {});
   }
   void shutdown(bool discard_log) {
-    std::promise<void> ended;
-    reactor_.call([&] { volume_->shutdown(discard_log, [&] { ended.set_value(); }); });
-    REQUIRE(ended.get_future().wait_for(test_deadline) == std::future_status::ready);
+    auto ended = std::make_shared<std::promise<void>>();
+    reactor_.call([&] { volume_->shutdown(discard_log, [ended] { ended->set_value(); }); });
+    REQUIRE(ended->get_future().wait_for(test_deadline) == std::future_status::ready);
     reactor_.call([this] { volume_.reset(); });
   }
   std::future<Status> begin_promotion(const Epoch& epoch, const HistoryPoint& point) {
