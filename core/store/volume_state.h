@@ -10,6 +10,7 @@
 
 #include "core/base/modes.h"
 #include "core/base/names.h"
+#include "core/vote/voter.h"
 #include "core/wire/messages.h"
 
 namespace replicad {
@@ -21,14 +22,6 @@ struct DiskState {
   bool adopted = false;  ///< it was there before the volume; `delete` leaves it
 
   friend bool operator==(const DiskState&, const DiskState&) = default;
-};
-
-struct MemberState {
-  std::string host;
-  std::string stream;   ///< address of its stream port
-  std::string control;  ///< address of its control API
-
-  friend bool operator==(const MemberState&, const MemberState&) = default;
 };
 
 /// Knobs of a volume, the same on all its members; `replicactl set` changes them.
