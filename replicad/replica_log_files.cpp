@@ -1,10 +1,7 @@
 #include "replicad/replica_log_files.h"
 
-#include <algorithm>
-#include <charconv>
 #include <filesystem>
 #include <map>
-#include <optional>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -15,39 +12,6 @@
 namespace replicad {
 
 namespace {
-
-constexpr std::string_view spare_prefix = "spare.";
-constexpr std::size_t window_bytes = 4 * mib;
-static_assert(window_bytes >= frame_header_bytes + data_payload_bytes_max);
-
-std::optional<std::uint64_t> spare_number_from_name(std::string_view name) {
-  if (!name.starts_with(spare_prefix)) return std::nullopt;
-  name.remove_prefix(spare_prefix.size());
-  std::uint64_t number = 0;
-  const auto [after, error] = std::from_chars(name.data(), name.data() + name.size(), number);
-  if (error != std::errc{} || after != name.data() + name.size() || number > counter_max) {
-    return std::nullopt;
-  }
-  return number;
-}
-
-struct Listing {
-  std::map<Sequence, std::string> segments;
-  std::map<std::uint64_t, std::string> spares;
-};
-
-Result<Listing> list_log(const std::string& directory) {
-  Listing listing;
-  std::error_code error;
-  for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end;
-       entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    if (const auto first = segment_first_from_name(name)) listing.segments.emplace(*first, name);
-    if (const auto number = spare_number_from_name(name)) listing.spares.emplace(*number, name);
-  }
-  if (error) return fail_errno(error.value(), "list log directory {}", directory);
-  return listing;
-}
 
 Result<std::shared_ptr<LogFile>> open_log_file(const std::string& directory,
                                                const std::string& name) {
@@ -63,329 +27,115 @@ Result<std::shared_ptr<LogFile>> open_log_file(const std::string& directory,
   return file;
 }
 
-Status remove_file(const std::string& directory, const std::string& name) {
-  const std::string path = directory + "/" + name;
-  if (::unlink(path.c_str()) != 0 && errno != ENOENT) return fail_errno(errno, "remove {}", path);
-  return {};
-}
-
-/// Whether what lies behind the last frame is what a file holds that was never written there, or an earlier use.
-bool is_clean_end(std::span<const std::byte> rest, Sequence last) {
-  const auto head = rest.first(std::min(rest.size(), frame_header_bytes));
-  if (std::ranges::all_of(head, [](std::byte b) { return b == std::byte{0}; })) return true;
-  if (rest.size() < frame_header_bytes) return false;
-  const auto header = decode_header(rest.first<frame_header_bytes>());
-  return header && is_numbered(header->type) && header->sequence <= last;
-}
-
-/// One file that might be a segment.
-struct Candidate {
-  Sequence first = 0;
-  std::shared_ptr<LogFile> file;
-  Result<SegmentHeader> header = fail(Errc::corrupt, "not read");
-};
-
-/// Follows the history through the segments. One use.
-class LogScan {
+/// Files that are opened stay open.
+class LogFiles : public LogDirectory {
  public:
-  explicit LogScan(const LogRecoveryOptions& options) : options_(options) {}
+  explicit LogFiles(std::string directory) : directory_(std::move(directory)) {}
 
-  Result<RecoveredLog> run();
+  [[nodiscard]] std::shared_ptr<LogFile> file(const std::string& name) const {
+    return files_.at(name);
+  }
+
+  Result<std::vector<std::string>> list() override;
+  Result<std::uint64_t> open(const std::string& name) override;
+  Status read(const std::string& name,
+              std::span<std::byte> to,
+              std::uint64_t offset_bytes) override {
+    return read_all_at(fd(name), to, offset_bytes);
+  }
+  Status write(const std::string& name,
+               std::span<const std::byte> from,
+               std::uint64_t offset_bytes) override {
+    return write_all_at(fd(name), from, offset_bytes);
+  }
+  Status zero_tail(const std::string& name, std::uint64_t offset_bytes) override;
+  Status remove(const std::string& name) override;
+  Status sync_file(const std::string& name) override;
+  Status sync_names() override { return sync_directory(directory_); }
 
  private:
-  [[nodiscard]] std::string path(const std::string& name) const {
-    return options_.directory + "/" + name;
-  }
-  Status open_candidates(const Listing& listing);
-  Status keep_spares(const Listing& listing);
-  Status check_first();
-  Status follow();
-  [[nodiscard]] bool continues(const Candidate& candidate);
-  Status scan(const Candidate& candidate);
-  Status rewrite_header(const Candidate& candidate);
-  Status take_frames(const ScanResult& found, std::uint64_t window_offset);
-  Status check_checkpoint(const HistoryPoint& point) const;
-  Status check_proven() const;
-  Status cut_tail();
-  Status sync() const;
+  [[nodiscard]] std::string path(const std::string& name) const { return directory_ + "/" + name; }
+  [[nodiscard]] int fd(const std::string& name) const { return files_.at(name)->fd.get(); }
 
-  const LogRecoveryOptions& options_;
-  std::vector<Candidate> candidates_;  ///< from the one that holds the checkpoint on
-  RecoveredLog log_;
-  HistoryPoint point_;        ///< what has been followed so far
-  std::string end_;           ///< file and offset where the last scan ended
-  bool apply_found_ = false;  ///< apply_segment and apply_offset are set
-  std::vector<std::byte> window_;
+  std::string directory_;
+  std::map<std::string, std::shared_ptr<LogFile>> files_;
 };
 
-Result<RecoveredLog> LogScan::run() {
-  const auto listing = list_log(options_.directory);
-  if (!listing) return tl::unexpected(listing.error());
-  log_.logged = options_.checkpoint;
-  RD_TRY(open_candidates(*listing));
-  RD_TRY(keep_spares(*listing));
-  if (!candidates_.empty()) {
-    RD_TRY(check_first());
-    RD_TRY(follow());
-    RD_TRY(check_proven());
-    RD_TRY(cut_tail());
+Result<std::vector<std::string>> LogFiles::list() {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(directory_, error), end; !error && entry != end;
+       entry.increment(error)) {
+    names.push_back(entry->path().filename().string());
   }
-  RD_TRY(sync());
-  return std::move(log_);
+  if (error) return fail_errno(error.value(), "list log directory {}", directory_);
+  return names;
 }
 
-/// Segments wholly before the checkpoint become spares: the image holds what is in them.
-Status LogScan::open_candidates(const Listing& listing) {
-  const Sequence next = options_.checkpoint.sequence + 1;
-  auto start = listing.segments.upper_bound(next);
-  if (start == listing.segments.begin()) {
-    if (start == listing.segments.end()) return {};
-    return fail(
-        Errc::corrupt,
-        "log {}: the first segment begins at sequence {}, the image holds everything up to {}: "
-        "the piece right after the checkpoint is missing",
-        options_.directory,
-        start->first,
-        options_.checkpoint.sequence);
-  }
-  --start;
-  for (auto at = listing.segments.begin(); at != listing.segments.end(); ++at) {
-    auto file = open_log_file(options_.directory, at->second);
-    if (!file) return tl::unexpected(file.error());
-    if (at->first < start->first) {
-      log_.spares.push_back(*file);
-      continue;
-    }
-    Candidate candidate{at->first, *file, fail(Errc::corrupt, "it is too short")};
-    if ((*file)->bytes >= segment_header_bytes) {
-      std::array<std::byte, segment_header_bytes> header{};
-      if (const Status read = read_all_at((*file)->fd.get(), header, 0); !read) {
-        return tl::unexpected(read.error());
-      }
-      candidate.header = decode_segment_header(header);
-    }
-    candidates_.push_back(std::move(candidate));
-  }
-  return {};
+Result<std::uint64_t> LogFiles::open(const std::string& name) {
+  auto file = open_log_file(directory_, name);
+  if (!file) return tl::unexpected(file.error());
+  files_[name] = *file;
+  return (*file)->bytes;
 }
 
-Status LogScan::keep_spares(const Listing& listing) {
-  for (const auto& [number, name] : listing.spares) {
-    auto file = open_log_file(options_.directory, name);
-    if (!file) return tl::unexpected(file.error());
-    log_.spares.push_back(*file);
-    log_.next_spare = number + 1;
-  }
-  return {};
-}
-
-/// The segment that holds the checkpoint was on stable storage: nothing may be wrong with its head.
-Status LogScan::check_first() {
-  const Candidate& first = candidates_.front();
-  const std::string where = path(first.file->name);
-  if (!first.header) {
-    if (first.first == options_.checkpoint.sequence + 1 &&
-        first.header.error().code == Errc::corrupt) {
-      return {};  // begun right behind the checkpoint, and torn
-    }
-    return fail(first.header.error().code, "{}: {}", where, first.header.error().message);
-  }
-  if (first.header->volume_uuid != options_.volume_uuid) {
-    return fail(Errc::corrupt,
-                "{} belongs to volume {}, not to {}",
-                where,
-                first.header->volume_uuid,
-                options_.volume_uuid);
-  }
-  if (first.header->first() != first.first) {
-    if (first.first == options_.checkpoint.sequence + 1) return {};
-    return fail(
-        Errc::corrupt, "{} says that it begins at sequence {}", where, first.header->first());
-  }
-  return {};
-}
-
-bool LogScan::continues(const Candidate& candidate) {
-  std::string reason;
-  if (!candidate.header) {
-    reason = candidate.header.error().message;
-  } else if (candidate.header->volume_uuid != options_.volume_uuid) {
-    reason = "it belongs to another volume";
-  } else if (candidate.header->first() != candidate.first) {
-    reason = "its header is of an earlier use of the file";
-  } else if (candidate.header->before != point_) {
-    reason = fmt::format("the history before it ends at sequence {}", point_.sequence);
-  } else {
-    return true;
-  }
-  if (log_.cut.empty()) log_.cut = fmt::format("{}: {}", path(candidate.file->name), reason);
-  return false;
-}
-
-Status LogScan::follow() {
-  const Candidate& first = candidates_.front();
-  if (!first.header || first.header->first() != first.first) {
-    point_ = options_.checkpoint;
-    log_.cut = fmt::format("{}: its header was not written", path(first.file->name));
-    return {};
-  }
-  point_ = first.header->before;
-  if (point_.sequence == options_.checkpoint.sequence) {
-    RD_TRY(check_checkpoint(point_));
-    apply_found_ = true;
-  }
-  window_.resize(window_bytes);
-  for (const Candidate& candidate : candidates_) {
-    if (!continues(candidate)) return {};
-    log_.cut.clear();
-    RD_TRY(scan(candidate));
-  }
-  return {};
-}
-
-/// Reads one segment in windows until no frame follows.
-Status LogScan::scan(const Candidate& candidate) {
-  auto segment = std::make_shared<LogSegment>();
-  segment->file = candidate.file;
-  segment->before = point_;
-  log_.segments.push_back(segment);
-  std::uint64_t offset = segment_header_bytes;
-  if (options_.rewrite) RD_TRY(rewrite_header(candidate));
-  for (;;) {
-    const std::uint64_t left = candidate.file->bytes - offset;
-    const std::span<std::byte> window(window_.data(), std::min<std::uint64_t>(left, window_bytes));
-    if (window.empty()) return {};
-    RD_TRY(read_all_at(candidate.file->fd.get(), window, offset));
-    const ScanResult found = scan_frames(window, point_);
-    RD_TRY(take_frames(found, offset));
-    if (options_.rewrite && found.valid_bytes > 0) {
-      RD_TRY(write_all_at(candidate.file->fd.get(), window.first(found.valid_bytes), offset));
-    }
-    offset += found.valid_bytes;
-    segment->end_bytes = offset;
-    end_ = fmt::format("{} at offset {}", path(candidate.file->name), offset);
-    const bool more = found.end == ScanEnd::all_taken ||
-                      (found.end == ScanEnd::incomplete && window.size() < left);
-    if (more && found.valid_bytes > 0) continue;
-    if (!is_clean_end(window.subspan(found.valid_bytes), point_.sequence)) {
-      const std::string reason = found.reason.empty() ? "the file ends" : found.reason;
-      log_.cut = fmt::format("{}: {}", end_, reason);
-    }
-    return {};
-  }
-}
-
-Status LogScan::rewrite_header(const Candidate& candidate) {
-  const auto header = std::span(window_).first(segment_header_bytes);
-  RD_TRY(read_all_at(candidate.file->fd.get(), header, 0));
-  return write_all_at(candidate.file->fd.get(), header, 0);
-}
-
-Status LogScan::take_frames(const ScanResult& found, std::uint64_t window_offset) {
-  for (const ScannedFrame& frame : found.frames) {
-    if (apply_found_) log_.backlog_bytes += frame.frame_bytes();
-    point_ = frame.after;
-    if (point_.sequence != options_.checkpoint.sequence) continue;
-    RD_TRY(check_checkpoint(point_));
-    apply_found_ = true;
-    log_.apply_segment = log_.segments.size() - 1;
-    log_.apply_offset = window_offset + frame.offset_bytes + frame.frame_bytes();
-  }
-  return {};
-}
-
-Status LogScan::check_checkpoint(const HistoryPoint& point) const {
-  if (point == options_.checkpoint) return {};
-  return fail(Errc::corrupt,
-              "{}: the log at sequence {} has epoch {} digest {}, the image's checkpoint epoch {} "
-              "digest {}: "
-              "they are not of the same history",
-              path(log_.segments.empty() ? candidates_.front().file->name
-                                         : log_.segments.back()->file->name),
-              point.sequence,
-              point.epoch.number,
-              to_hex(point.digest),
-              options_.checkpoint.epoch.number,
-              to_hex(options_.checkpoint.digest));
-}
-
-/// What is known to have been on stable storage must still be there.
-Status LogScan::check_proven() const {
-  Sequence proven = 0;
-  if (candidates_.front().first <= options_.checkpoint.sequence) {
-    proven = options_.checkpoint.sequence;
-  }
-  for (const Candidate& candidate : candidates_) {
-    if (candidate.header && candidate.header->first() == candidate.first &&
-        candidate.header->volume_uuid == options_.volume_uuid) {
-      proven = std::max(proven, candidate.header->durable);
-    }
-  }
-  if (point_.sequence >= proven) return {};
-  return fail(Errc::corrupt,
-              "the log is damaged: it was on stable storage up to sequence {}, but ends behind "
-              "sequence {}, in {} "
-              "({})",
-              proven,
-              point_.sequence,
-              end_,
-              log_.cut.empty() ? "no frame follows" : log_.cut);
-}
-
-/// Removes what lies behind the last frame, so that nothing of it can ever be taken for a part of the log.
-Status LogScan::cut_tail() {
-  log_.logged = point_;
-  // What holds nothing is not needed; the next frame begins a new segment.
-  while (!log_.segments.empty() && log_.segments.back()->end_bytes == segment_header_bytes) {
-    log_.segments.pop_back();
-  }
-  for (std::size_t i = candidates_.size(); i > log_.segments.size(); --i) {
-    RD_TRY(remove_file(options_.directory, candidates_[i - 1].file->name));
-  }
-  if (log_.segments.empty()) return {};
-  const LogSegment& tail = *log_.segments.back();
-  const std::uint64_t rest = tail.file->bytes - tail.end_bytes;
-  if (rest == 0) return {};
-  const int fd = tail.file->fd.get();
-  const auto end = static_cast<off_t>(tail.end_bytes);
-  const auto length = static_cast<off_t>(rest);
-  if (::fallocate(fd, FALLOC_FL_ZERO_RANGE, end, length) == 0) return {};
+Status LogFiles::zero_tail(const std::string& name, std::uint64_t offset_bytes) {
+  const LogFile& file = *files_.at(name);
+  RD_CHECK(offset_bytes <= file.bytes);
+  const auto end = static_cast<off_t>(offset_bytes);
+  const auto length = static_cast<off_t>(file.bytes - offset_bytes);
+  if (::fallocate(file.fd.get(), FALLOC_FL_ZERO_RANGE, end, length) == 0) return {};
   // No such operation here: let the blocks go and take them again.
-  if (::ftruncate(fd, end) != 0) return fail_errno(errno, "cut {}", path(tail.file->name));
-  if (::fallocate(fd, 0, end, length) == 0) return {};
-  if (errno != EOPNOTSUPP || ::ftruncate(fd, end + length) != 0) {
-    return fail_errno(errno, "preallocate {}", path(tail.file->name));
+  if (::ftruncate(file.fd.get(), end) != 0) return fail_errno(errno, "cut {}", path(name));
+  if (::fallocate(file.fd.get(), 0, end, length) == 0) return {};
+  if (errno != EOPNOTSUPP || ::ftruncate(file.fd.get(), end + length) != 0) {
+    return fail_errno(errno, "preallocate {}", path(name));
   }
   return {};
 }
 
-Status LogScan::sync() const {
-  for (const auto& segment : log_.segments) {
-    if (::fdatasync(segment->file->fd.get()) != 0) {
-      return fail_errno(errno, "fdatasync {}", path(segment->file->name));
-    }
+Status LogFiles::remove(const std::string& name) {
+  if (::unlink(path(name).c_str()) != 0 && errno != ENOENT) {
+    return fail_errno(errno, "remove {}", path(name));
   }
-  return sync_directory(options_.directory);
+  return {};
+}
+
+Status LogFiles::sync_file(const std::string& name) {
+  if (::fdatasync(fd(name)) != 0) return fail_errno(errno, "fdatasync {}", path(name));
+  return {};
 }
 
 }  // namespace
 
 Result<RecoveredLog> recover_log(const LogRecoveryOptions& options) {
-  return LogScan(options).run();
+  LogFiles files(options.directory);
+  auto found = find_log(files, options);
+  if (!found) return tl::unexpected(std::move(found).error());
+  RecoveredLog log;
+  for (const FoundSegment& part : found->segments) {
+    auto segment = std::make_shared<LogSegment>();
+    segment->file = files.file(part.name);
+    segment->before = part.before;
+    segment->end_bytes = part.end_bytes;
+    log.segments.push_back(std::move(segment));
+  }
+  for (const std::string& name : found->spares)
+    log.spares.push_back(files.file(name));
+  log.logged = found->logged;
+  log.apply_segment = found->apply_segment;
+  log.apply_offset = found->apply_offset;
+  log.backlog_bytes = found->backlog_bytes;
+  log.cut = std::move(found->cut);
+  log.next_spare = found->next_spare;
+  return log;
 }
 
 Status remove_log(const std::string& directory) {
-  const auto listing = list_log(directory);
-  if (!listing) {
-    return listing.error().code == Errc::not_found ? Status() : tl::unexpected(listing.error());
-  }
-  // Highest first: what a crash leaves is a prefix.
-  for (auto at = listing->segments.rbegin(); at != listing->segments.rend(); ++at) {
-    RD_TRY(remove_file(directory, at->second));
-  }
-  for (const auto& [number, name] : listing->spares)
-    RD_TRY(remove_file(directory, name));
-  return sync_directory(directory);
+  LogFiles files(directory);
+  Status removed = remove_log_files(files);
+  if (!removed && removed.error().code == Errc::not_found) return {};
+  return removed;
 }
 
 Result<std::shared_ptr<LogFile>> create_log_file(const std::string& directory,
@@ -408,10 +158,6 @@ Result<std::shared_ptr<LogFile>> create_log_file(const std::string& directory,
     return fail_errno(sys_errno, "preallocate {} bytes for log file {}", bytes, path);
   }
   return file;
-}
-
-std::string spare_file_name(std::uint64_t number) {
-  return fmt::format("{}{}", spare_prefix, number);
 }
 
 }  // namespace replicad

@@ -1,12 +1,12 @@
 #pragma once
-// The files of a replica's log: segments and spares on disk, and the recovery that finds out what they hold.
-// Format and crash orders: docs/disk-format.md. Blocking calls, any thread.
+// The files of a replica's log: segments and spares on disk, and the recovery (core/store/log_recovery.h) of what
+// they hold. Format and crash orders: docs/disk-format.md. Blocking calls, any thread.
 
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "core/store/log_segment.h"
+#include "core/store/log_recovery.h"
 #include "io/fd.h"
 
 namespace replicad {
@@ -28,15 +28,6 @@ struct LogSegment {
   [[nodiscard]] Sequence first() const { return before.sequence + 1; }
 };
 
-struct LogRecoveryOptions {
-  std::string directory;
-  std::string volume_uuid;
-  HistoryPoint checkpoint;  ///< the image durably holds everything up to here
-  /// A sync has failed before: what is read is written again, because the kernel may take pages for clean that
-  /// never reached the disk.
-  bool rewrite = false;
-};
-
 /// What the log proves. Everything in it is on stable storage.
 struct RecoveredLog {
   std::vector<std::shared_ptr<LogSegment>> segments;  ///< in order; may be empty
@@ -50,11 +41,7 @@ struct RecoveredLog {
   std::uint64_t next_spare = 1;     ///< number for the next spare file
 };
 
-/// Finds the segments, follows the history from the checkpoint, cuts the torn tail (files behind it are removed)
-/// and syncs the rest. The result is a strict prefix of what was appended.
-/// Errors: Errc::corrupt (names file and offset) when something is missing or damaged that was on stable
-/// storage: behind the checkpoint, or before what a later segment knows to be durable; Errc::no_space and
-/// Errc::io_error. On error no file was changed, except that a torn tail may be cut already.
+/// find_log() with these files.
 [[nodiscard]] Result<RecoveredLog> recover_log(const LogRecoveryOptions& options);
 
 /// Removes every segment and spare, durably. A directory that is not there is fine.
@@ -64,6 +51,5 @@ struct RecoveredLog {
 [[nodiscard]] Result<std::shared_ptr<LogFile>> create_log_file(const std::string& directory,
                                                                const std::string& name,
                                                                std::uint64_t bytes);
-[[nodiscard]] std::string spare_file_name(std::uint64_t number);
 
 }  // namespace replicad

@@ -12,7 +12,8 @@ namespace {
 /// A member that lacks no more than this starts to join the in-sync set: what is on its way at full
 /// speed.
 std::uint64_t join_lag_bytes_max(std::uint64_t ring_bytes) {
-  return std::clamp<std::uint64_t>(ring_bytes / 8, 1 * mib, 16 * mib);
+  const std::uint64_t least = std::min<std::uint64_t>(1 * mib, ring_bytes / 4);
+  return std::clamp<std::uint64_t>(ring_bytes / 8, least, 16 * mib);
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ RingIndex::RingIndex(std::uint64_t capacity_bytes, const HistoryPoint& base)
       next_(base.sequence + 1),
       before_first_(base),
       sealed_(base) {
-  RD_CHECK(capacity_bytes >= ring_bytes_min);
+  RD_CHECK(capacity_bytes >= kib);
 }
 
 bool RingIndex::can_reserve(std::uint64_t frame_bytes) const {
