@@ -1,0 +1,258 @@
+#include "tests/sim/cluster.h"
+
+#include <algorithm>
+
+namespace replicad::sim {
+
+namespace {
+
+constexpr Duration tend_interval = std::chrono::milliseconds(100);
+constexpr Duration faults_longest = std::chrono::seconds(90);
+constexpr Duration heal_longest = std::chrono::seconds(180);
+constexpr unsigned faults_least = 3;
+
+std::vector<std::unique_ptr<Machine>> make_machines(World& world, const Options& options) {
+  std::vector<std::unique_ptr<Machine>> machines;
+  for (HostIndex host = 0; host < options.hosts; ++host)
+    machines.push_back(std::make_unique<Machine>(world, options, host));
+  return machines;
+}
+
+/// As `replicactl create` leaves it: equal, empty images, all in sync, host a the primary.
+VolumeState created(const Options& options) {
+  VolumeState state;
+  state.name = "v";
+  state.uuid = volume_uuid;
+  state.primary = host_name(0);
+  state.epoch = {1, 1};
+  for (HostIndex host = 0; host < options.hosts; ++host)
+    state.in_sync.push_back(host_name(host));
+  state.settings.mode = options.mode;
+  return state;
+}
+
+}  // namespace
+
+Cluster::Cluster(const Options& drawn, bool traced)
+    : options(drawn),
+      world(drawn.seed, traced),
+      machines(make_machines(world, options)),
+      network(world, options, machines),
+      histories(world, options.disks, options.blocks),
+      guest_history(world, options.disks, options.blocks),
+      guest(*this, world, options, guest_history),
+      plugins(options.hosts),
+      lost_power_serving_(options.hosts) {
+  for (const auto& machine : machines)
+    machine->state = created(options);
+  for (HostIndex host = 0; host < options.hosts; ++host)
+    daemons.push_back(std::make_shared<Daemon>(*this, host));
+}
+
+void Cluster::run() {
+  world.note("{}", options.describe());
+  for (const auto& daemon : daemons)
+    daemon->start();
+  guest.start();
+  tend();
+  disturb();
+  const auto goes_on = [this] {
+    const bool enough = faults_injected_ >= faults_least && guest.has_written_all();
+    return faults_drawn_ < options.faults_max && !enough && world.elapsed() < faults_longest;
+  };
+  while (goes_on())
+    world.step();
+  heal();
+  const Instant until = world.now() + heal_longest;
+  while (!has_converged()) {
+    world.step();
+    if (world.now() > until) world.violate("P6 stuck: " + describe());
+  }
+  check_equal();
+}
+
+std::optional<HostIndex> Cluster::primary_host() const {
+  for (HostIndex host = 0; host < options.hosts; ++host) {
+    if (plugins[host] && plugins[host]->is_serving()) return host;
+  }
+  return std::nullopt;
+}
+
+// --- what the programs tell
+
+void Cluster::plugin_serves(HostIndex host) {
+  guest.connect(plugins[host]);
+}
+
+void Cluster::plugin_died(HostIndex host) {
+  const auto plugin = std::exchange(plugins[host], nullptr);
+  guest.disconnect(plugin.get());
+  if (daemons[host]->is_alive()) daemons[host]->plugin_died();
+  // What still refers to it runs out in this instant.
+  world.after(Duration{}, [plugin] {});
+}
+
+void Cluster::state_written(HostIndex host) {
+  const VolumeState& state = machines[host]->state;
+  if (state.primary != machines[host]->name || state.epoch.number <= highest_epoch_) return;
+  highest_epoch_ = state.epoch.number;
+  highest_epoch_host_ = host;
+}
+
+void Cluster::claimed(HostIndex host, bool was_clean) {
+  Machine& machine = *machines[host];
+  Images images;
+  for (const Image& image : machine.images)
+    images.push_back(image.blocks());
+  if (was_clean) {
+    world.require(images == histories.at(machine.state.history),
+                  "P2 clean: the images of {} are not the history up to {}",
+                  machine.name,
+                  machine.state.history.sequence);
+  } else {
+    world.reached("unclean claim");
+    if (lost_power_serving_[host]) guest_history.lose_unflushed();
+    histories.begin(machine.state.history, images);
+  }
+  lost_power_serving_[host] = false;
+  guest_history.check_images(images, "P4 claim");
+}
+
+void Cluster::check_answer(const Plugin& plugin,
+                           const GuestOp& op,
+                           const FrameHeader& header,
+                           Mode mode) {
+  const Machine& primary = *machines[plugin.host()];
+  const std::uint64_t epoch = plugin.core().epoch().number;
+  const Plugin*& acknowledger = acknowledgers_[epoch];
+  if (acknowledger == nullptr) acknowledger = &plugin;
+  world.require(acknowledger == &plugin, "P3: two programs answer in epoch {}", epoch);
+  world.require(epoch >= highest_epoch_,
+                "P3: {} answers in epoch {}, {} has recorded epoch {}",
+                primary.name,
+                epoch,
+                machines[highest_epoch_host_]->name,
+                highest_epoch_);
+  if (mode == Mode::async) return;
+  const bool lasts = op.kind == GuestOp::Kind::flush || op.fua;
+  for (const std::string& host : primary.state.in_sync) {
+    if (host == primary.name) continue;
+    const Watermarks& told = machines[host_index(host)]->told;
+    const Sequence has = mode == Mode::sync ? (lasts ? told.durable : told.logged)
+                                            : (lasts ? told.logged : told.received);
+    world.require(
+        has >= header.sequence,
+        "P1: {} answers sequence {} ({}{}), {} is recorded in sync and has only told of {}",
+        primary.name,
+        header.sequence,
+        mode_name(mode),
+        lasts ? ", flush" : "",
+        host,
+        has);
+  }
+}
+
+void Cluster::check_held(const Plugin& plugin, const HistoryPoint& point) {
+  const Machine& primary = *machines[plugin.host()];
+  const Images wanted = histories.at(point);
+  for (std::size_t disk = 0; disk < wanted.size(); ++disk) {
+    world.require(primary.images[disk].stable() == wanted[disk],
+                  "P5 hold: the image of {} is not the history up to {}, or not durable",
+                  primary.name,
+                  point.sequence);
+  }
+  for (const std::string& host : primary.state.in_sync) {
+    if (host == primary.name) continue;
+    world.require(machines[host_index(host)]->told.durable >= point.sequence,
+                  "P1 hold: reached at {}, {} does not have it durable",
+                  point.sequence,
+                  host);
+  }
+}
+
+// --- convergence
+
+void Cluster::heal() {
+  world.note("the faults end");
+  healing_ = true;
+  network.heal();
+  for (const auto& machine : machines)
+    machine->heal();
+}
+
+bool Cluster::has_converged() {
+  if (!guest.has_written_all()) return false;
+  guest.finish();
+  if (!guest.is_idle()) return false;
+  const auto host = primary_host();
+  if (!host) return false;
+  const Primary& primary = plugins[*host]->core();
+  if (primary.in_sync().size() != options.hosts || !primary.ring().all_sealed()) return false;
+  if (machines[*host]->state.in_sync.size() != options.hosts) return false;
+  for (HostIndex other = 0; other < options.hosts; ++other) {
+    if (other == *host) continue;
+    const auto& replica = daemons[other]->replica();
+    if (!replica || replica->has_failed()) return false;
+    if (replica->core().applied() != primary.history()) return false;
+  }
+  return true;
+}
+
+void Cluster::check_equal() {
+  const HostIndex host = primary_host().value();
+  const Images wanted = histories.at(plugins[host]->core().history());
+  for (const auto& machine : machines) {
+    for (std::size_t disk = 0; disk < wanted.size(); ++disk) {
+      world.require(machine->images[disk].blocks() == wanted[disk],
+                    "P6 equal: disk {} of {} is not the history at the end",
+                    disk,
+                    machine->name);
+    }
+  }
+  guest_history.check_images(wanted, "P4 end");
+}
+
+std::string Cluster::describe() const {
+  std::string text = guest.describe();
+  for (HostIndex host = 0; host < options.hosts; ++host) {
+    const Machine& machine = *machines[host];
+    text += fmt::format("\n  {}: primary {} epoch {} {}{}{}{}{}",
+                        machine.name,
+                        machine.state.primary,
+                        machine.state.epoch.number,
+                        machine.is_powered() ? "" : "no power ",
+                        daemons[host]->is_alive() ? "" : "no replicad ",
+                        machine.state.transfer ? "transfer " : "",
+                        machine.state.consistent ? "" : "inconsistent ",
+                        daemons[host]->is_busy() ? "busy " : "");
+    if (const auto& replica = daemons[host]->replica()) {
+      text += fmt::format("replica phase {} logged {} applied {}{}",
+                          static_cast<int>(replica->core().phase()),
+                          replica->core().logged().sequence,
+                          replica->core().applied().sequence,
+                          replica->has_failed() ? " failed" : "");
+    }
+    if (!plugins[host]) continue;
+    text += " plugin";
+    if (!plugins[host]->is_serving()) continue;
+    const Primary& primary = plugins[host]->core();
+    text += fmt::format(" at {}{} hold {}{}, in sync {} (recorded {})",
+                        primary.history().sequence,
+                        primary.ring().all_sealed() ? "" : " (unsealed)",
+                        static_cast<int>(primary.hold_phase()),
+                        primary.failure() ? " failed" : "",
+                        fmt::join(primary.in_sync(), ","),
+                        fmt::join(machine.state.in_sync, ","));
+    for (PeerIndex peer = 0; peer < primary.peer_count(); ++peer) {
+      const PeerView view = primary.view(peer, machine.clock());
+      text += fmt::format("; {} {} durable {} ({})",
+                          view.host,
+                          peer_state_name(view.phase, view.caught_up, false),
+                          view.marks.durable,
+                          view.error ? view.error->message : "");
+    }
+  }
+  return text;
+}
+
+}  // namespace replicad::sim

@@ -1,0 +1,73 @@
+#pragma once
+// One simulated world: hosts with their programs, the guest, the faults, the operator, and the checks over all of them.
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/sim/daemon.h"
+#include "tests/sim/guest.h"
+#include "tests/sim/network.h"
+#include "tests/sim/oracle.h"
+#include "tests/sim/plugin.h"
+
+namespace replicad::sim {
+
+class Cluster {
+ public:
+  Cluster(const Options& options, bool traced);
+
+  /// The whole run: faults, then healing until all are equal. Throws Violation.
+  void run();
+
+  const Options options;
+  World world;
+  std::vector<std::unique_ptr<Machine>> machines;
+  Network network;
+  Histories histories;
+  GuestHistory guest_history;
+  Guest guest;
+  std::vector<std::shared_ptr<Daemon>> daemons;
+  std::vector<std::shared_ptr<Plugin>> plugins;  ///< living ones; nullptr where there is none
+
+  // What the programs tell.
+  void plugin_serves(HostIndex host);
+  void plugin_died(HostIndex host);
+  void claimed(HostIndex host, bool was_clean);
+  void state_written(HostIndex host);
+  /// P1, P3: a change is about to be answered.
+  void check_answer(const Plugin& plugin, const GuestOp& op, const FrameHeader& header, Mode mode);
+  /// A hold is reached: images, histories and digests must agree.
+  void check_held(const Plugin& plugin, const HistoryPoint& point);
+
+  [[nodiscard]] unsigned faults_injected() const { return faults_injected_; }
+  [[nodiscard]] bool is_healing() const { return healing_; }
+
+ private:
+  void start_host(HostIndex host);
+  void disturb();
+  void inject(Fault fault, Random& random);
+  void operate(Random& random);
+  void crash_plugin(HostIndex host);
+  void crash_daemon(HostIndex host, Duration down);
+  void lose_power(HostIndex host, Duration down);
+  void tend();
+  void tend_host(HostIndex host);
+  void heal();
+  [[nodiscard]] bool has_converged();
+  void check_equal();
+  [[nodiscard]] std::string describe() const;
+  [[nodiscard]] HostIndex draw_host(Random& random) const { return random.below(options.hosts); }
+  [[nodiscard]] std::optional<HostIndex> primary_host() const;
+
+  unsigned faults_drawn_ = 0;
+  unsigned faults_injected_ = 0;
+  bool healing_ = false;
+  std::vector<bool> lost_power_serving_;                  ///< as primary, and not claimed since
+  std::map<std::uint64_t, const Plugin*> acknowledgers_;  ///< by epoch number
+  std::uint64_t highest_epoch_ = 0;  ///< of which a host has recorded itself the primary
+  HostIndex highest_epoch_host_ = 0;
+};
+
+}  // namespace replicad::sim

@@ -1,0 +1,172 @@
+// Faults, and the people and service managers who start things again (declared in cluster.h).
+
+#include <algorithm>
+#include <numeric>
+
+#include "tests/sim/cluster.h"
+
+namespace replicad::sim {
+
+namespace {
+
+constexpr Duration tend_interval = std::chrono::milliseconds(100);
+
+}  // namespace
+
+void Cluster::start_host(HostIndex host) {
+  Machine& machine = *machines[host];
+  if (!machine.is_powered()) machine.power_up();
+  if (daemons[host]->is_alive()) return;
+  if (machine.has_io_in_flight(Program::daemon)) {
+    // What the dead replicad had begun holds its locks.
+    world.after(std::chrono::milliseconds(50), [this, host] { start_host(host); });
+    return;
+  }
+  world.note("replicad of {} starts", machine.name);
+  daemons[host] = std::make_shared<Daemon>(*this, host);
+  daemons[host]->start();
+}
+
+void Cluster::crash_plugin(HostIndex host) {
+  if (plugins[host]) plugins[host]->die();
+}
+
+void Cluster::crash_daemon(HostIndex host, Duration down) {
+  if (!daemons[host]->is_alive()) return;
+  daemons[host]->die();
+  world.after(down, [this, host] {
+    if (machines[host]->is_powered()) start_host(host);
+  });
+}
+
+void Cluster::lose_power(HostIndex host, Duration down) {
+  Machine& machine = *machines[host];
+  if (!machine.is_powered()) return;
+  if (machine.state.primary == machine.name && !machine.state.clean) {
+    lost_power_serving_[host] = true;
+  }
+  crash_plugin(host);
+  daemons[host]->die();
+  network.host_lost(host);
+  machine.lose_power();
+  world.after(down, [this, host] { start_host(host); });
+}
+
+void Cluster::disturb() {
+  const Duration wait = world.random.delay(2 * options.fault_interval);
+  world.after(wait, [this] {
+    if (healing_ || faults_drawn_ >= options.faults_max) return;
+    const unsigned number = faults_drawn_++;
+    disturb();
+    if (options.skipped_faults.contains(number)) return;
+    // Each has chances of its own: leaving one out does not change the others.
+    Random random(options.seed * 0x2545f4914f6cdd1dU + number);
+    if (random.chance(options.operator_percent)) return operate(random);
+    const unsigned sum =
+        std::accumulate(options.fault_weights.begin(), options.fault_weights.end(), 0U);
+    auto draw = random.below(sum);
+    std::size_t kind = 0;
+    while (draw >= options.fault_weights[kind])
+      draw -= options.fault_weights[kind++];
+    inject(static_cast<Fault>(kind), random);
+  });
+}
+
+void Cluster::inject(Fault fault, Random& random) {
+  HostIndex host = draw_host(random);
+  const HostIndex other = (host + 1 + random.below(options.hosts - 1)) % options.hosts;
+  const Duration length = std::chrono::milliseconds(5) + random.delay(3 * options.ack_timeout);
+  const auto primary = primary_host();
+  if (fault == Fault::plugin_crash) {
+    if (!primary) return;
+    host = *primary;
+  }
+  world.note("fault: {} at {} (other {}) for {} ms",
+             fault_name(fault),
+             machines[host]->name,
+             machines[other]->name,
+             std::chrono::duration_cast<std::chrono::milliseconds>(length).count());
+  ++faults_injected_;
+  ++world.faults[fault_name(fault)];
+  Machine& machine = *machines[host];
+  switch (fault) {
+    case Fault::plugin_crash:
+      return crash_plugin(host);
+    case Fault::daemon_crash:
+      return crash_daemon(host, length);
+    case Fault::power_loss:
+      return lose_power(host, length);
+    case Fault::pause:
+      return machine.pause(length);
+    case Fault::link_reset:
+      return network.reset_links(host, other);
+    case Fault::one_way:
+      return network.block(host, other, length);
+    case Fault::partition:
+      for (HostIndex each = 0; each < options.hosts; ++each) {
+        if (each == host) continue;
+        network.block(host, each, length);
+        network.block(each, host, length);
+      }
+      return;
+    case Fault::slow_link:
+      return network.slow(host, other, length);
+    case Fault::disk_error:
+      return machine.disturb_disk(length);
+    case Fault::disk_full:
+      return machine.fill_disk(length);
+    case Fault::slow_disk:
+      return machine.slow_disk(length);
+    case Fault::clock_jump:
+      return machine.jump_clock(length);
+  }
+}
+
+void Cluster::operate(Random& random) {
+  const auto primary = primary_host();
+  if (!primary) return;
+  const auto& plugin = plugins[*primary];
+  const HostIndex host = draw_host(random);
+  const auto draw = random.below(10);
+  if (draw < 6) {
+    world.note("operator: switchover to {}", machines[host]->name);
+    ++world.counts["switchovers asked for"];
+    if (host != *primary && daemons[*primary]->is_alive()) daemons[*primary]->switchover(host);
+  } else if (draw < 8) {
+    world.note("operator: resync {}", machines[host]->name);
+    plugin->request_copy(host);
+  } else if (draw < 9) {
+    if (daemons[*primary]->is_busy()) return;
+    world.note("operator: clean stop");
+    plugin->stop();
+  } else {
+    const Mode mode = static_cast<Mode>(random.below(3));
+    world.note("operator: mode {}", mode_name(mode));
+    plugin->set_mode(mode, options.congestion);
+  }
+}
+
+void Cluster::tend() {
+  for (HostIndex host = 0; host < options.hosts; ++host)
+    tend_host(host);
+  world.after(tend_interval, [this] { tend(); });
+}
+
+void Cluster::tend_host(HostIndex host) {
+  if (healing_ && !daemons[host]->is_alive()) start_host(host);
+  if (!daemons[host]->is_alive()) return;
+  const auto& plugin = plugins[host];
+  if (plugin && plugin->is_serving()) {
+    // A volume that has failed is started anew by its operator.
+    if (plugin->core().failure() && world.random.chance(20)) return plugin->die();
+    if (!healing_) return;
+    for (HostIndex other = 0; other < options.hosts; ++other)
+      plugin->request_copy(other);
+    return;
+  }
+  if (!daemons[host]->can_activate() || (!healing_ && world.random.chance(50))) return;
+  plugins[host] = std::make_shared<Plugin>(*this, host);
+  plugins[host]->start();
+}
+
+}  // namespace replicad::sim

@@ -1,0 +1,269 @@
+#include "tests/sim/daemon.h"
+
+#include <algorithm>
+
+#include "core/base/check.h"
+#include "tests/sim/cluster.h"
+
+namespace replicad::sim {
+
+namespace {
+
+constexpr auto acceptor = Connection::Side::acceptor;
+constexpr Duration role_retry = std::chrono::milliseconds(300);
+constexpr Duration call_delay = std::chrono::microseconds(100);
+
+}  // namespace
+
+Daemon::Daemon(Cluster& cluster, HostIndex host)
+    : cluster_(cluster), world_(cluster.world), machine_(*cluster.machines[host]), host_(host) {}
+
+void Daemon::start() {
+  cluster_.network.listen(host_, life_.guard([this](const std::shared_ptr<Connection>& connection) {
+    accept(connection);
+  }));
+  take_role();
+  settle();
+}
+
+void Daemon::die() {
+  if (!life_.is_alive()) return;
+  life_.end();
+  cluster_.network.listen(host_, nullptr);
+  cluster_.network.program_died(host_, acceptor);
+  replica_.reset();
+  if (cluster_.plugins[host_]) cluster_.plugins[host_]->daemon_died();
+}
+
+std::shared_ptr<Plugin> Daemon::plugin() const {
+  auto plugin = session_.lock();
+  return plugin && plugin->is_alive() ? plugin : nullptr;
+}
+
+// --- the state file
+
+void Daemon::update(std::function<Status(VolumeState&)> change, Done done) {
+  updates_.push_back({std::move(change), std::move(done)});
+  if (updating_) return;
+  updating_ = true;
+  machine_.after(Duration{}, life_.guard([this] { run_next(); }));
+}
+
+void Daemon::run_next() {
+  const auto finish = [this](const Status& status) {
+    const Done done = std::move(updates_.front().done);
+    updates_.pop_front();
+    updating_ = !updates_.empty();
+    if (updating_) machine_.after(Duration{}, life_.guard([this] { run_next(); }));
+    if (done) done(status);
+  };
+  auto next = std::make_shared<VolumeState>(state());
+  if (const Status allowed = updates_.front().change(*next); !allowed) return finish(allowed);
+  if (*next == state()) return finish({});
+  ++next->generation;
+  machine_.io(
+      [&cluster = cluster_, host = host_, next] {
+        cluster.machines[host]->state = *next;
+        cluster.state_written(host);
+      },
+      life_.guard([finish](int error) {
+        finish(error == 0 ? Status() : fail_errno(error, "write state file"));
+      }),
+      true);
+}
+
+// --- role
+
+/// The images are free when no plugin has them and no I/O of a dead program is in flight.
+void Daemon::take_role() {
+  if (replica_busy_ || replica_ || is_primary() || opened_badly_) return;
+  if (cluster_.plugins[host_] || machine_.has_io_in_flight()) {
+    if (role_pending_) return;
+    role_pending_ = true;
+    machine_.after(role_retry, life_.guard([this] {
+      role_pending_ = false;
+      take_role();
+    }));
+    return;
+  }
+  ReplicaProgram::Hooks hooks;
+  hooks.update_state = [this](ReplicaProgram::StateChange change, Done done) {
+    update(
+        [change = std::move(change)](VolumeState& state) -> Status {
+          change(state);
+          return {};
+        },
+        std::move(done));
+  };
+  hooks.state = [this]() -> const VolumeState& { return state(); };
+  auto replica = std::make_shared<ReplicaProgram>(
+      world_, machine_, cluster_.options, cluster_.histories, life_, std::move(hooks));
+  if (const Status opened = replica->open(); !opened) {
+    // A disk that fails now may not later. The product waits for its restart here.
+    world_.reached("replica could not be opened");
+    machine_.after(role_retry, life_.guard([this] { take_role(); }));
+    return;
+  }
+  replica_ = std::move(replica);
+}
+
+void Daemon::accept(const std::shared_ptr<Connection>& connection) {
+  const std::weak_ptr<Connection> weak = connection;
+  connection->start(
+      acceptor,
+      {.on_frame = [self = weak_from_this(), weak](const FrameView& frame) -> Status {
+         const auto daemon = self.lock();
+         const auto open = weak.lock();
+         if (!daemon || !open || frame.header.type != FrameType::attach) return {};
+         const auto message = decode_attach(frame.payload);
+         if (!message) return tl::unexpected(message.error());
+         if (const Status attached = daemon->attach(open, *message); !attached) {
+           const Error& error = attached.error();
+           open->send(acceptor, encode_refuse({error.code, error.message, error.hint}));
+           open->close_after_send(acceptor, error);
+         }
+         return {};
+       },
+       .on_closed = nullptr});
+}
+
+Status Daemon::attach(const std::shared_ptr<Connection>& connection, const AttachMessage& message) {
+  if (is_primary()) return fail(Errc::refused, "{} is itself the primary", machine_.name);
+  if (!replica_ || replica_busy_) return fail(Errc::busy, "{} changes its role", machine_.name);
+  replica_->attach(connection, message);
+  return {};
+}
+
+// --- requests of the plugin
+
+bool Daemon::can_activate() const {
+  return is_primary() && !plugin() && !state().transfer && !is_busy() && !cluster_.plugins[host_] &&
+         !machine_.has_io_in_flight();
+}
+
+void Daemon::claim(const std::shared_ptr<Plugin>& plugin,
+                   std::function<void(Result<ClaimGrant>)> reply) {
+  machine_.after(
+      world_.random.delay(call_delay), life_.guard([this, plugin, reply = std::move(reply)] {
+        if (!is_primary() || this->plugin() || state().transfer || is_busy()) {
+          reply(fail(Errc::busy, "not now"));
+          return;
+        }
+        session_ = plugin;
+        const bool was_clean = state().clean;
+        const Sequence step = world_.random.chance(20) ? 100 : Sequence{1} << 24;
+        const std::uint32_t tag = static_cast<std::uint32_t>(world_.random.next());
+        update(
+            [this, step, tag](VolumeState& next) -> Status {
+              if (next.primary != machine_.name)
+                return fail(Errc::refused, "no longer the primary");
+              // As change_for_claim() in replicad/volume_agent.cpp.
+              next.epoch = Epoch{next.epoch.number + 1, tag};
+              if (!next.clean) {
+                const Sequence at = std::max(next.sequence_reserved, next.history.sequence);
+                DigestItem item;
+                item.epoch = next.epoch;
+                item.sequence = at;
+                next.history = HistoryPoint{next.epoch, at, extend_digest({}, item)};
+                next.in_sync = {machine_.name};
+              }
+              next.sequence_reserved =
+                  std::max(next.sequence_reserved, next.history.sequence + step);
+              next.clean = false;
+              return {};
+            },
+            [this, was_clean, plugin, reply](const Status& written) {
+              on_claimed(written, was_clean, plugin, reply);
+            });
+      }));
+}
+
+void Daemon::on_claimed(const Status& written,
+                        bool was_clean,
+                        const std::shared_ptr<Plugin>& plugin,
+                        const std::function<void(Result<ClaimGrant>)>& reply) {
+  if (!written) {
+    session_.reset();
+    reply(tl::unexpected(written.error()));
+    return;
+  }
+  if (!plugin->is_alive()) {
+    // The plugin went away before it served anything: the images are as they were.
+    update(
+        [was_clean](VolumeState& next) -> Status {
+          next.clean = was_clean;
+          return {};
+        },
+        nullptr);
+    session_.reset();
+    return;
+  }
+  cluster_.claimed(host_, was_clean);
+  reply(ClaimGrant{state().epoch, state().history, state().sequence_reserved, state().in_sync});
+}
+
+/// After a restart of replicad.
+void Daemon::rejoin(const std::shared_ptr<Plugin>& plugin) {
+  machine_.after(world_.random.delay(call_delay), life_.guard([this, plugin] {
+    if (!plugin->is_serving()) return;
+    const Epoch epoch = plugin->core().epoch();
+    const bool missed_term = epoch.number < state().epoch.number && !state().transfer;
+    if (!is_primary() || state().clean || (state().epoch != epoch && !missed_term)) {
+      world_.reached("export fenced at its rejoin");
+      plugin->die();
+      return;
+    }
+    session_ = plugin;
+    plugin->join(shared_from_this());
+    world_.reached("export rejoined");
+    if (missed_term) plugin->resume(state().epoch);
+  }));
+}
+
+void Daemon::record_in_sync(const std::vector<std::string>& in_sync, Done reply) {
+  update(
+      [this, in_sync](VolumeState& next) -> Status {
+        if (next.primary != machine_.name) return fail(Errc::refused, "no longer the primary");
+        next.in_sync = in_sync;
+        return {};
+      },
+      std::move(reply));
+}
+
+void Daemon::reserve(Sequence until, Done reply) {
+  update(
+      [until](VolumeState& next) -> Status {
+        next.sequence_reserved = std::max(next.sequence_reserved, until);
+        return {};
+      },
+      std::move(reply));
+}
+
+void Daemon::stopped(const HistoryPoint& point,
+                     const std::vector<std::string>& in_sync,
+                     Done reply) {
+  update(
+      [this, point, in_sync](VolumeState& next) -> Status {
+        if (next.primary != machine_.name || next.transfer) {
+          return fail(Errc::refused, "a switchover is under way");
+        }
+        next.history = point;
+        next.sequence_reserved = std::max(next.sequence_reserved, point.sequence);
+        next.in_sync = in_sync;
+        next.clean = true;
+        return {};
+      },
+      std::move(reply));
+}
+
+void Daemon::plugin_died() {
+  session_.reset();
+  if (std::exchange(holding_, false)) end_operation();
+  machine_.after(role_retry, life_.guard([this] { take_role(); }));
+}
+
+void Daemon::end_operation() {
+  operation_.clear();
+}
+
+}  // namespace replicad::sim

@@ -1,0 +1,80 @@
+#include "tests/sim/machine.h"
+
+#include <cerrno>
+
+namespace replicad::sim {
+
+std::string host_name(HostIndex index) {
+  return {static_cast<char>('a' + static_cast<char>(index))};
+}
+
+HostIndex host_index(std::string_view name) {
+  return static_cast<HostIndex>(name.front() - 'a');
+}
+
+Machine::Machine(World& world, const Options& options, HostIndex host)
+    : index(host), name(host_name(host)), world_(world), options_(options) {
+  for (unsigned disk = 0; disk < options.disks; ++disk)
+    images.emplace_back(options.blocks);
+}
+
+void Machine::after(Duration delay, Action action) {
+  world_.after(delay, [this, boot = boots_, action = std::move(action)]() mutable {
+    if (boot != boots_) return;
+    if (is_paused()) {
+      world_.after(paused_until_ - world_.now(),
+                   [this, boot, action = std::move(action)]() mutable {
+                     if (boot == boots_) after(Duration{}, std::move(action));
+                   });
+      return;
+    }
+    action();
+  });
+}
+
+bool Machine::draw_error() {
+  return world_.now() < errors_until_ && world_.random.chance(25);
+}
+
+void Machine::io(std::function<void()> effect, IoDone done, bool takes_space, Program owner) {
+  Duration delay = world_.random.delay(options_.io_max);
+  if (world_.now() < slow_until_) delay += world_.random.delay(2 * options_.ack_timeout);
+  ++io_in_flight_[static_cast<std::size_t>(owner)];
+  world_.after(delay,
+               [this,
+                boot = boots_,
+                takes_space,
+                owner,
+                effect = std::move(effect),
+                done = std::move(done)]() mutable {
+                 if (boot != boots_) return;
+                 --io_in_flight_[static_cast<std::size_t>(owner)];
+                 int error = 0;
+                 if (takes_space && is_full()) error = ENOSPC;
+                 if (draw_error()) error = EIO;
+                 if (error == 0) effect();
+                 after(Duration{}, [error, done = std::move(done)] { done(error); });
+               });
+}
+
+void Machine::lose_power() {
+  powered_ = false;
+  ++boots_;
+  io_in_flight_ = {};
+  paused_until_ = {};
+  // A guest may rely on sectors; what a replica applies is written again.
+  const bool garbage = options_.garbage && state.primary != name;
+  for (Image& image : images)
+    image.lose_power(world_.random, garbage);
+  log.lose_power(world_.random, options_.garbage);
+}
+
+void Machine::heal() {
+  errors_until_ = full_until_ = slow_until_ = {};
+}
+
+std::string Machine::boot_id() const {
+  return fmt::format("{}-{}", name, boots_);
+}
+
+}  // namespace replicad::sim

@@ -1,0 +1,87 @@
+#pragma once
+// A simulated host without its programs: clock, disk, and the kernel that does their I/O and goes on when they die.
+
+#include <array>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/store/volume_state.h"
+#include "tests/sim/disk.h"
+#include "tests/sim/options.h"
+#include "tests/sim/world.h"
+
+namespace replicad::sim {
+
+using HostIndex = std::size_t;
+
+/// "a", "b" ...
+[[nodiscard]] std::string host_name(HostIndex index);
+[[nodiscard]] HostIndex host_index(std::string_view name);
+
+enum class Program : std::uint8_t { daemon, plugin };
+
+class Machine {
+ public:
+  using Action = std::function<void()>;
+  /// errno, 0 = done.
+  using IoDone = std::function<void(int)>;
+
+  Machine(World& world, const Options& options, HostIndex index);
+
+  const HostIndex index;
+  const std::string name;
+  std::vector<Image> images;
+  Directory log;
+  VolumeState state;          ///< the state file: as it is on stable storage
+  Sequence told_durable = 0;  ///< highest sequence that a replica here has called durable
+  Watermarks
+      told;  ///< the most that replicas here have ever told a primary; sequences are never reused
+
+  /// What a program reads as the time.
+  [[nodiscard]] Instant clock() const { return world_.now() + clock_offset_; }
+  void jump_clock(Duration by) { clock_offset_ += by; }
+  /// Like World::after, for a program: waits while the machine is paused, and is dropped when power is lost.
+  void after(Duration delay, Action action);
+  /// I/O: `effect` happens even if the program that asked is dead by then (unless power is lost or the I/O fails);
+  /// `done` follows. `takes_space`: fails on a full disk.
+  void io(std::function<void()> effect,
+          IoDone done,
+          bool takes_space = false,
+          Program owner = Program::daemon);
+  /// I/O that dead programs have left behind.
+  [[nodiscard]] bool has_io_in_flight() const {
+    return has_io_in_flight(Program::daemon) || has_io_in_flight(Program::plugin);
+  }
+  [[nodiscard]] bool has_io_in_flight(Program owner) const {
+    return io_in_flight_[static_cast<std::size_t>(owner)] > 0;
+  }
+  [[nodiscard]] bool draw_error();  ///< whether an I/O fails now
+  [[nodiscard]] bool is_full() const { return world_.now() < full_until_; }
+  [[nodiscard]] bool is_paused() const { return world_.now() < paused_until_; }
+
+  [[nodiscard]] bool is_powered() const { return powered_; }
+  void lose_power();
+  void power_up() { powered_ = true; }
+  void pause(Duration length) { paused_until_ = world_.now() + length; }
+  void disturb_disk(Duration length) { errors_until_ = world_.now() + length; }
+  void fill_disk(Duration length) { full_until_ = world_.now() + length; }
+  void slow_disk(Duration length) { slow_until_ = world_.now() + length; }
+  void heal();
+  /// Changes at every start of the machine.
+  [[nodiscard]] std::string boot_id() const;
+
+ private:
+  World& world_;
+  const Options& options_;
+  Duration clock_offset_{};
+  Instant paused_until_{};
+  Instant errors_until_{};
+  Instant full_until_{};
+  Instant slow_until_{};
+  bool powered_ = true;
+  std::uint64_t boots_ = 1;
+  std::array<std::size_t, 2> io_in_flight_{};
+};
+
+}  // namespace replicad::sim

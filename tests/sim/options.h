@@ -1,0 +1,62 @@
+#pragma once
+// What one seed draws: the size of the world, its load, which faults exist in it and how often.
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "core/base/modes.h"
+#include "core/base/time.h"
+
+namespace replicad::sim {
+
+enum class Fault : std::uint8_t {
+  plugin_crash,  ///< kill -9 of the primary's plugin
+  daemon_crash,  ///< kill -9 of a host's replicad; the page cache stays
+  power_loss,    ///< of a host: what was not synced is lost, torn or garbage
+  pause,         ///< a host's programs stand still, its kernel goes on
+  link_reset,    ///< the connections between two hosts break, in the middle of a frame
+  one_way,       ///< nothing gets from one host to another, for a while
+  partition,     ///< a host is cut off in both directions
+  slow_link,     ///< what goes from one host to another takes long
+  disk_error,    ///< EIO of a host's log and images, for a while
+  disk_full,     ///< ENOSPC of a host's log and images
+  slow_disk,     ///< every I/O of a host takes long
+  clock_jump,    ///< a host's clock goes forward
+};
+constexpr std::size_t fault_count = 12;
+[[nodiscard]] std::string_view fault_name(Fault fault);
+
+struct Options {
+  std::uint64_t seed = 1;
+  unsigned hosts = 3;  ///< data members
+  unsigned disks = 1;
+  unsigned blocks = 64;  ///< of 512 bytes, per disk
+  Mode mode = Mode::sync;
+  Congestion congestion = Congestion::throttle;
+  std::uint64_t ring_bytes = 64 * 1024;
+  std::uint64_t segment_bytes = 32 * 1024;
+  unsigned log_segments = 4;
+  Duration ack_timeout = std::chrono::milliseconds(1000);
+  unsigned writes = 200;  ///< changes that the guest makes
+  unsigned depth = 4;     ///< requests in flight
+  unsigned write_blocks_max = 8;
+  Duration think_max = std::chrono::milliseconds(10);
+  Duration io_max = std::chrono::microseconds(500);
+  Duration latency_max = std::chrono::milliseconds(1);
+  Duration fault_interval = std::chrono::milliseconds(300);
+  std::array<unsigned, fault_count> fault_weights{};
+  unsigned faults_max = 30;
+  unsigned operator_percent = 30;  ///< of the disturbances are actions of an operator instead
+  bool garbage = true;             ///< power loss may leave garbage in sectors that were not synced
+  std::set<unsigned> skipped_faults;  ///< by number; for shrinking
+
+  /// Everything but `seed` from it.
+  [[nodiscard]] static Options draw(std::uint64_t seed);
+  [[nodiscard]] std::string describe() const;
+};
+
+}  // namespace replicad::sim

@@ -1,0 +1,375 @@
+#include "tests/sim/replica_program.h"
+
+#include <algorithm>
+
+#include "core/base/check.h"
+
+namespace replicad::sim {
+
+namespace {
+
+constexpr auto acceptor = Connection::Side::acceptor;
+
+}  // namespace
+
+ReplicaProgram::ReplicaProgram(World& world,
+                               Machine& machine,
+                               const Options& options,
+                               Histories& histories,
+                               Life life,
+                               Hooks hooks)
+    : world_(world),
+      machine_(machine),
+      options_(options),
+      histories_(histories),
+      life_(std::move(life)),
+      hooks_(std::move(hooks)) {}
+
+Status ReplicaProgram::open() {
+  const auto found = recover();
+  if (!found) return tl::unexpected(found.error());
+  begin(*found);
+  return {};
+}
+
+// --- events and effects
+
+void ReplicaProgram::feed(ReplicaEvent event) {
+  events_.push_back(std::move(event));
+  if (feeding_) return;
+  feeding_ = true;
+  while (!events_.empty()) {
+    const ReplicaEvent next = std::move(events_.front());
+    events_.pop_front();
+    effects_.clear();
+    core_->step(next, machine_.clock(), effects_);
+    core_->check_invariants();
+    for (std::size_t i = 0; i < effects_.size(); ++i) {
+      std::visit([this](const auto& effect) { perform(effect); }, effects_[i]);
+    }
+  }
+  feeding_ = false;
+  after_step();
+}
+
+void ReplicaProgram::after_step() {
+  if (const auto id = core_->session()) {
+    if (const auto session = sessions_.find(*id); session != sessions_.end()) {
+      if (core_->takes_input()) {
+        session->second.connection->resume(acceptor);
+      } else {
+        session->second.connection->pause(acceptor);
+      }
+    }
+  }
+  arm_timer();
+}
+
+void ReplicaProgram::arm_timer() {
+  const auto at = core_->wake_at();
+  if (!at || (timer_at_ && *timer_at_ <= *at)) return;
+  timer_at_ = *at;
+  const Duration delay = std::max(Duration{}, *at - machine_.clock());
+  machine_.after(delay, life_.guard([weak = weak_from_this(), at = *at] {
+    const auto self = weak.lock();
+    if (!self || self->timer_at_ != at) return;
+    self->timer_at_.reset();
+    self->feed(replica_event::TimePassed{});
+  }));
+}
+
+void ReplicaProgram::learn_promise() {
+  const Epoch& recorded = hooks_.state().epoch;
+  if (recorded.number > core_->promised().number) feed(replica_event::PromiseRaised{recorded});
+}
+
+void ReplicaProgram::send(SessionId session, std::vector<std::byte> frame) {
+  const auto found = sessions_.find(session);
+  if (found != sessions_.end()) found->second.connection->send(acceptor, std::move(frame));
+}
+
+void ReplicaProgram::perform(const replica_effect::SendAttached& effect) {
+  const AttachedMessage& message = effect.message;
+  world_.note("{} attached: logged {} durable {} applied {} consistent {}",
+              machine_.name,
+              message.logged.sequence,
+              message.durable,
+              message.applied,
+              message.consistent);
+  world_.require(machine_.state.epoch.number >= core_->promised().number,
+                 "P3 fence: {} attached before its promise was durable",
+                 machine_.name);
+  world_.require(message.durable <= log_->durable() || !message.consistent,
+                 "P1 durable: {} says that {} is durable, its log is so up to {}",
+                 machine_.name,
+                 message.durable,
+                 log_->durable());
+  if (message.consistent) {
+    check_prefix();
+    // `attached` tells of watermarks as well.
+    Watermarks& told = machine_.told;
+    told.received = std::max(told.received, message.logged.sequence);
+    told.logged = std::max(told.logged, message.logged.sequence);
+    told.durable = std::max(told.durable, message.durable);
+  }
+  send(effect.session, encode_attached(message));
+}
+
+void ReplicaProgram::perform(const replica_effect::SendWatermarks& effect) {
+  const Watermarks& marks = effect.marks;
+  if (core_->is_consistent()) {
+    world_.require(marks.logged <= log_->logged().sequence,
+                   "P1 logged: {} says that {} is logged, its log ends at {}",
+                   machine_.name,
+                   marks.logged,
+                   log_->logged().sequence);
+    world_.require(marks.durable <= log_->durable(),
+                   "P1 durable: {} says that {} is durable, its log is so up to {}",
+                   machine_.name,
+                   marks.durable,
+                   log_->durable());
+    machine_.told_durable = std::max(machine_.told_durable, marks.durable);
+    Watermarks& told = machine_.told;
+    told.received = std::max(told.received, marks.received);
+    told.logged = std::max(told.logged, marks.logged);
+    told.durable = std::max(told.durable, marks.durable);
+  }
+  send(effect.session, encode_watermarks(marks));
+}
+
+void ReplicaProgram::perform(const replica_effect::SendCopyDone& effect) {
+  world_.note("{} has a whole copy at {}", machine_.name, effect.point.sequence);
+  world_.require(machine_.state.consistent && machine_.state.checkpoint == effect.point,
+                 "P2 copy: {} says that its copy is whole before that is on record",
+                 machine_.name);
+  Watermarks& told = machine_.told;
+  told.received = told.logged = told.durable = std::max(told.durable, effect.point.sequence);
+  send(effect.session, encode_copy_done({effect.point}));
+}
+
+void ReplicaProgram::perform(const replica_effect::Refuse& effect) {
+  const auto found = sessions_.find(effect.session);
+  if (found == sessions_.end()) return;
+  const Error& error = effect.error;
+  world_.note("{} refuses: {}", machine_.name, error.message);
+  if (error.code == Errc::protocol) {
+    world_.violate(
+        fmt::format("protocol: {} refuses a correct primary: {}", machine_.name, error.message));
+  }
+  found->second.connection->send(acceptor, encode_refuse({error.code, error.message, error.hint}));
+  found->second.connection->close_after_send(acceptor, error);
+}
+
+void ReplicaProgram::perform(const replica_effect::CloseSession& effect) {
+  const auto found = sessions_.find(effect.session);
+  if (found != sessions_.end()) found->second.connection->close(acceptor, effect.error);
+}
+
+void ReplicaProgram::perform(const replica_effect::AppendFrame& effect) {
+  if (!log_) return;
+  log_->append({frame_->bytes.begin(), frame_->bytes.end()}, effect.after);
+}
+
+void ReplicaProgram::perform(const replica_effect::WriteImage& /*effect*/) {
+  if (!copy_writer_) return;
+  const FrameHeader& header = frame_->header;
+  const auto tag = copy_writer_->add(header, frame_->payload);
+  copy_frames_.push_back({tag, is_numbered(header.type) ? header.sequence : 0});
+}
+
+void ReplicaProgram::perform(const replica_effect::SyncLog& /*effect*/) {
+  if (!log_) return;
+  log_->sync(guarded([](ReplicaProgram& self, const Result<Sequence>& through) {
+    if (!through) return;
+    self.feed(replica_event::LogSynced{*through});
+    self.apply_more();
+  }));
+}
+
+void ReplicaProgram::perform(const replica_effect::DropLog& /*effect*/) {
+  if (!log_) return;
+  world_.require(!machine_.state.consistent,
+                 "P2 mark: {} drops its log before it is recorded inconsistent",
+                 machine_.name);
+  machine_.told_durable = 0;
+  ++generation_;
+  checkpointing_ = false;
+  stop_images(guarded([](ReplicaProgram& self) {
+    self.log_->drop(self.guarded([](ReplicaProgram& program, const Status& status) {
+      if (!status) return;
+      program.checkpoint_bytes_ = 0;
+      program.start_copy_writer();
+      program.feed(replica_event::LogDropped{});
+    }));
+  }));
+}
+
+void ReplicaProgram::perform(const replica_effect::SyncImages& /*effect*/) {
+  auto sync = guarded([](ReplicaProgram& self) {
+    sync_images(self.machine_,
+                self.life_,
+                self.guarded([](ReplicaProgram& program, const Status& status) {
+                  if (status) {
+                    program.feed(replica_event::ImagesSynced{});
+                  } else {
+                    program.fail(status.error());
+                  }
+                }),
+                false);
+  });
+  if (copy_writer_) {
+    copy_writer_->when_idle(std::move(sync));
+  } else {
+    sync();
+  }
+}
+
+void ReplicaProgram::perform(const replica_effect::RestartLog& effect) {
+  if (!log_) return;
+  log_->restart(effect.point);
+  machine_.told_durable = effect.point.sequence;
+  copy_writer_.reset();
+  copy_frames_.clear();
+  start_applier(effect.point, 0, segment_header_bytes);
+}
+
+void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
+  const ReplicaRecord record = effect.record;
+  if (record.kind == ReplicaRecord::Kind::copy_done) {
+    // It is about to be believed: the image must be that of the history, on stable storage.
+    const Images wanted = histories_.at(record.point);
+    for (std::size_t disk = 0; disk < wanted.size(); ++disk) {
+      world_.require(machine_.images[disk].stable() == wanted[disk],
+                     "P2 copy: {} ends a copy at {}, but its image is another one",
+                     machine_.name,
+                     record.point.sequence);
+    }
+  }
+  hooks_.update_state(
+      [record](VolumeState& state) {
+        switch (record.kind) {
+          case ReplicaRecord::Kind::promise:
+            if (record.epoch.number < state.epoch.number) return;
+            state.epoch = record.epoch;
+            state.primary = record.primary;
+            return;
+          case ReplicaRecord::Kind::inconsistent:
+            state.consistent = false;
+            return;
+          case ReplicaRecord::Kind::copy_done:
+            state.consistent = true;
+            state.checkpoint = record.point;
+            return;
+        }
+      },
+      life_.guard([weak = weak_from_this(), core = core_serial_](const Status& status) {
+        const auto self = weak.lock();
+        if (!self || self->core_serial_ != core) return;
+        self->learn_promise();
+        self->feed(replica_event::StateRecorded{status});
+      }));
+}
+
+void ReplicaProgram::perform(const replica_effect::PromotionDone& effect) {
+  machine_.after(
+      Duration{},
+      life_.guard([done = std::exchange(promotion_done_, nullptr), status = effect.status] {
+        if (done) done(status);
+      }));
+}
+
+// --- sessions
+
+void ReplicaProgram::attach(const std::shared_ptr<Connection>& connection,
+                            const AttachMessage& message) {
+  if (closing_) {
+    const Error error{Errc::busy, 0, "the replica is being closed", {}};
+    connection->send(acceptor, encode_refuse({error.code, error.message, error.hint}));
+    connection->close_after_send(acceptor, error);
+    return;
+  }
+  if (!failure_ && !recovering_ && !retrying_) {
+    open_session(connection, message);
+    return;
+  }
+  refuse_pending_attach({Errc::busy, 0, "replaced by a new connection of the primary", {}});
+  connection->pause(acceptor);
+  pending_attach_ = PendingAttach{connection, message};
+  if (failure_ && quiet_) retry();
+}
+
+void ReplicaProgram::open_session(const std::shared_ptr<Connection>& connection,
+                                  const AttachMessage& message) {
+  const SessionId id = ++last_session_;
+  sessions_[id] = Session{connection};
+  connection->pause(acceptor);
+  const std::weak_ptr<ReplicaProgram> weak = weak_from_this();
+  connection->start(acceptor,
+                    {.on_frame = [weak, id, life = life_](const FrameView& frame) -> Status {
+                       const auto self = weak.lock();
+                       return self && life.is_alive() ? self->on_frame(id, frame) : Status();
+                     },
+                     .on_closed = life_.guard([weak, id](const Error& /*error*/) {
+                       if (const auto self = weak.lock()) self->on_closed(id);
+                     })});
+  learn_promise();
+  feed(replica_event::AttachArrived{id, message, hooks_.state().primary == machine_.name});
+}
+
+Status ReplicaProgram::on_frame(SessionId session, const FrameView& frame) {
+  learn_promise();
+  if (core_->session() != session) return {};
+  switch (frame.header.type) {
+    case FrameType::start: {
+      const auto message = decode_start(frame.payload);
+      if (!message) return tl::unexpected(message.error());
+      feed(replica_event::StartArrived{session, *message});
+      return {};
+    }
+    case FrameType::digest: {
+      const auto point = decode_digest(frame.header, frame.payload);
+      if (!point) return tl::unexpected(point.error());
+      feed(replica_event::DigestArrived{session, *point});
+      return {};
+    }
+    case FrameType::copy_end: {
+      const auto message = decode_copy_end(frame.payload);
+      if (!message) return tl::unexpected(message.error());
+      feed(replica_event::CopyEndArrived{session, message->point});
+      return {};
+    }
+    default:
+      break;
+  }
+  frame_ = &frame;
+  feed(replica_event::FrameArrived{session, frame.header});
+  frame_ = nullptr;
+  return {};
+}
+
+void ReplicaProgram::on_closed(SessionId session) {
+  sessions_.erase(session);
+  if (core_->session() != session) return;
+  world_.note("{} lost its session", machine_.name);
+  feed(replica_event::SessionClosed{session});
+}
+
+void ReplicaProgram::prepare_promotion(const Epoch& epoch,
+                                       const HistoryPoint& point,
+                                       std::function<void(Status)> done) {
+  std::optional<Error> refused = failure_;
+  if (closing_ || promotion_done_ || recovering_) {
+    refused = Error{Errc::busy, 0, "the replica is being promoted or closed", {}};
+  }
+  if (refused) {
+    machine_.after(Duration{}, life_.guard([done = std::move(done), error = *refused] {
+      done(tl::unexpected(error));
+    }));
+    return;
+  }
+  promotion_done_ = std::move(done);
+  learn_promise();
+  feed(replica_event::PromotionRequested{epoch, point});
+}
+
+}  // namespace replicad::sim

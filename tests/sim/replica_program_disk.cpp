@@ -1,0 +1,410 @@
+// The disk side of ReplicaProgram: recovery, applying, checkpoints, failures and the end.
+
+#include <algorithm>
+
+#include "core/base/check.h"
+#include "tests/sim/replica_program.h"
+
+namespace replicad::sim {
+
+namespace {
+
+constexpr std::size_t read_ahead_max = 16;
+
+}  // namespace
+
+Result<FoundLog> ReplicaProgram::recover() const {
+  RecoveryFiles files(machine_.log, [this] { return machine_.draw_error(); });
+  const VolumeState& state = hooks_.state();
+  if (!state.consistent) {
+    RD_TRY(remove_log_files(files));
+    return FoundLog{};
+  }
+  auto found = find_log(files,
+                        {.directory = "log",
+                         .volume_uuid = volume_uuid,
+                         .checkpoint = state.checkpoint,
+                         .rewrite = rewrite_});
+  if (!found && found.error().code == Errc::corrupt) {
+    world_.violate(fmt::format("P2 log: recovery of {} takes what power loss leaves for damage: {}",
+                               machine_.name,
+                               found.error().message));
+  }
+  if (!found) return found;
+  world_.note("{} recovered: checkpoint {} logged {} epoch {}{}",
+              machine_.name,
+              state.checkpoint.sequence,
+              found->logged.sequence,
+              found->logged.epoch.number,
+              found->cut.empty() ? "" : ", cut");
+  if (!found->cut.empty()) world_.reached("torn tail of a log cut");
+  world_.require(found->logged.sequence >= machine_.told_durable,
+                 "P1 durable: {} said that {} is durable, its log ends at {}",
+                 machine_.name,
+                 machine_.told_durable,
+                 found->logged.sequence);
+  return found;
+}
+
+void ReplicaProgram::begin(const FoundLog& found) {
+  const VolumeState& state = hooks_.state();
+  ++generation_;
+  ++core_serial_;
+  quiet_ = false;
+  checkpointing_ = false;
+  checkpoint_bytes_ = 0;
+  core_.emplace(ReplicaConfig{.host = machine_.name,
+                              .volume = state.name,
+                              .volume_uuid = state.uuid,
+                              .disk_bytes = std::vector<std::uint64_t>(
+                                  options_.disks, options_.blocks * block_bytes),
+                              .boot_id = machine_.boot_id(),
+                              .sync_bytes = 16 * kib},
+                ReplicaStanding{.promised = state.epoch,
+                                .primary = state.primary,
+                                .consistent = state.consistent,
+                                .logged = found.logged,
+                                .durable = found.logged.sequence,
+                                .applied = state.checkpoint});
+  const std::weak_ptr<ReplicaProgram> weak = weak_from_this();
+  LogModel::Hooks hooks;
+  hooks.on_logged = [weak](Sequence through) {
+    const auto self = weak.lock();
+    if (!self) return;
+    self->feed(replica_event::Logged{through});
+    self->apply_more();
+  };
+  hooks.on_full = [weak] {
+    if (const auto self = weak.lock()) self->checkpoint_if_due();
+  };
+  hooks.on_error = [weak](const Error& error) {
+    if (const auto self = weak.lock()) self->fail(error);
+  };
+  log_ = std::make_shared<LogModel>(world_, machine_, options_, life_, std::move(hooks));
+  log_->adopt(found);
+  if (!core_->is_consistent()) return;
+  check_prefix();
+  start_applier(state.checkpoint, found.apply_segment, found.apply_offset);
+}
+
+void ReplicaProgram::check_prefix() const {
+  Images images;
+  for (const Image& image : machine_.images)
+    images.push_back(image.blocks());
+  HistoryPoint point = hooks_.state().checkpoint;
+  for (const auto& segment : log_->segments()) {
+    const auto bytes = segment->file->bytes().subspan(segment_header_bytes,
+                                                      segment->end_bytes - segment_header_bytes);
+    const ScanResult found = scan_frames(bytes, segment->before);
+    world_.require(found.valid_bytes == bytes.size(),
+                   "P2 log: a segment of {} does not hold what was logged: {}",
+                   machine_.name,
+                   found.reason);
+    for (const ScannedFrame& frame : found.frames) {
+      if (frame.header.sequence <= point.sequence) continue;
+      const FrameHeader& header = frame.header;
+      point = frame.after;
+      if (header.type == FrameType::flush) continue;
+      Blocks stamps(header.range.length_bytes / block_bytes, 0);
+      if (header.type == FrameType::write) {
+        stamps =
+            stamps_of(bytes.subspan(frame.offset_bytes + frame_header_bytes, header.payload_bytes));
+      }
+      apply_stamps(images, header.range, stamps);
+    }
+  }
+  const Images wanted = histories_.at(point);
+  for (std::size_t disk = 0; disk < images.size(); ++disk) {
+    const auto [have, want] = std::ranges::mismatch(images[disk], wanted[disk]);
+    if (have == images[disk].end()) continue;
+    world_.violate(fmt::format(
+        "P2 prefix: image and log of {} are not the history up to {} of epoch {}: block {} of "
+        "disk {} is {:#x}, should be {:#x}",
+        machine_.name,
+        point.sequence,
+        point.epoch.number,
+        have - images[disk].begin(),
+        disk,
+        *have,
+        *want));
+  }
+}
+
+void ReplicaProgram::check_image() const {
+  const Images wanted = histories_.at(core_->applied());
+  for (std::size_t disk = 0; disk < wanted.size(); ++disk) {
+    world_.require(machine_.images[disk].blocks() == wanted[disk],
+                   "P5 order: the image of {} is not the history up to {}",
+                   machine_.name,
+                   core_->applied().sequence);
+  }
+}
+
+// --- applying
+
+void ReplicaProgram::start_applier(const HistoryPoint& point,
+                                   std::size_t segment,
+                                   std::uint64_t offset) {
+  applier_ = std::make_shared<WriterModel>(machine_, life_);
+  applier_->set_hooks(
+      {.on_progress =
+           guarded([](ReplicaProgram& self, WriterModel::Tag tag) { self.on_applied(tag); }),
+       .on_error = guarded([](ReplicaProgram& self, const Error& error) { self.fail(error); }),
+       .check = nullptr});
+  applying_.clear();
+  read_point_ = point;
+  read_offset_ = offset;
+  read_segment_ = segment < log_->segments().size() ? log_->segments()[segment] : nullptr;
+  apply_more();
+}
+
+bool ReplicaProgram::find_segment() {
+  if (read_segment_ && read_offset_ < read_segment_->end_bytes) return true;
+  for (const auto& segment : log_->segments()) {
+    if (segment->before.sequence != read_point_.sequence || segment == read_segment_) continue;
+    if (segment->end_bytes == segment_header_bytes) return false;
+    read_segment_ = segment;
+    read_offset_ = segment_header_bytes;
+    return true;
+  }
+  return false;
+}
+
+void ReplicaProgram::apply_more() {
+  if (!applier_ || !log_) return;
+  while (applying_.size() < read_ahead_max && find_segment()) {
+    const auto rest =
+        read_segment_->file->bytes().subspan(read_offset_, read_segment_->end_bytes - read_offset_);
+    const ScanResult found = scan_frames(rest, read_point_);
+    world_.require(!found.frames.empty(),
+                   "P2 log: the log of {} at offset {} cannot be applied: {}",
+                   machine_.name,
+                   read_offset_,
+                   found.reason);
+    const Sequence before = read_point_.sequence;
+    for (const ScannedFrame& frame : found.frames) {
+      // What the log may lose with power must not be in the image.
+      if (frame.after.sequence > log_->durable()) break;
+      const auto payload =
+          rest.subspan(frame.offset_bytes + frame_header_bytes, frame.header.payload_bytes);
+      applying_.push_back({applier_->add(frame.header, payload), frame.after, frame.frame_bytes()});
+      read_point_ = frame.after;
+      read_offset_ += frame.frame_bytes();
+    }
+    if (read_point_.sequence == before) return;
+  }
+}
+
+void ReplicaProgram::on_applied(WriterModel::Tag tag) {
+  HistoryPoint point;
+  while (!applying_.empty() && applying_.front().tag <= tag) {
+    point = applying_.front().after;
+    checkpoint_bytes_ += applying_.front().frame_bytes;
+    applying_.pop_front();
+  }
+  feed(replica_event::Applied{point});
+  if (!applier_) return;
+  checkpoint_if_due();
+  apply_more();
+  if (retrying_) take_pending_attach();
+}
+
+void ReplicaProgram::start_copy_writer() {
+  copy_frames_.clear();
+  copy_writer_ = std::make_shared<WriterModel>(machine_, life_);
+  copy_writer_->set_hooks(
+      {.on_progress = guarded([](ReplicaProgram& self, WriterModel::Tag tag) {
+         Sequence through = 0;
+         while (!self.copy_frames_.empty() && self.copy_frames_.front().tag <= tag) {
+           through = std::max(through, self.copy_frames_.front().sequence);
+           self.copy_frames_.pop_front();
+         }
+         const auto session = self.core_->session();
+         if (through > 0 && session) self.feed(replica_event::CopyWritten{*session, through});
+       }),
+       .on_error = guarded([](ReplicaProgram& self, const Error& error) { self.fail(error); }),
+       .check = [this] {
+         world_.require(!machine_.state.consistent,
+                        "P2 mark: a copy changes the image of {}, which is not recorded "
+                        "inconsistent",
+                        machine_.name);
+       }});
+}
+
+void ReplicaProgram::stop_images(std::function<void()> done) {
+  const auto applier = std::exchange(applier_, nullptr);
+  const auto writer = std::exchange(copy_writer_, nullptr);
+  auto stop_writer = [writer, done = std::move(done)] {
+    if (writer) {
+      writer->stop(done);
+    } else {
+      done();
+    }
+  };
+  if (applier) {
+    applier->stop(stop_writer);
+  } else {
+    stop_writer();
+  }
+}
+
+// --- checkpoint
+
+void ReplicaProgram::checkpoint_if_due() {
+  if (checkpointing_ || failure_ || closing_ || !applier_) return;
+  const HistoryPoint point = core_->applied();
+  const auto& segments = log_->segments();
+  const bool frees_space = log_->waits_for_space() && segments.size() > 1 &&
+                           segments[1]->before.sequence <= point.sequence;
+  const bool much = checkpoint_bytes_ >= options_.segment_bytes;
+  if (!much && !frees_space) return;
+  checkpointing_ = true;
+  const std::uint64_t bytes = checkpoint_bytes_;
+  sync_images(machine_,
+              life_,
+              guarded([point, bytes](ReplicaProgram& self, const Status& status) {
+                if (!status) return self.fail(status.error());
+                self.log_->sync(self.guarded(
+                    [point, bytes](ReplicaProgram& program, const Result<Sequence>& synced) {
+                      if (synced) program.record_checkpoint(point, bytes);
+                    }));
+              }),
+              false);
+}
+
+void ReplicaProgram::record_checkpoint(const HistoryPoint& point, std::uint64_t bytes) {
+  if (failure_ || closing_) return;
+  hooks_.update_state([point](VolumeState& state) { state.checkpoint = point; },
+                      guarded([point, bytes](ReplicaProgram& self, const Status& status) {
+                        self.checkpointing_ = false;
+                        if (!status) return self.fail(status.error());
+                        self.world_.reached("checkpoint recorded");
+                        self.checkpoint_bytes_ -= std::min(self.checkpoint_bytes_, bytes);
+                        self.log_->recycle(point.sequence);
+                        self.checkpoint_if_due();
+                      }));
+}
+
+// --- failure and recovery
+
+void ReplicaProgram::fail(const Error& error) {
+  if (failure_ || closing_) return;
+  world_.note("{} failed: {}", machine_.name, error.message);
+  world_.reached("replica failed");
+  failure_ = error;
+  retrying_ = false;
+  feed(replica_event::Failed{error});
+  refuse_pending_attach(error);
+  stop_all(life_.guard([weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self) return;
+    self->quiet_ = true;
+    if (self->quiet_done_) {
+      std::exchange(self->quiet_done_, nullptr)();
+    } else if (self->pending_attach_) {
+      self->retry();
+    }
+  }));
+}
+
+void ReplicaProgram::stop_all(std::function<void()> done) {
+  ++generation_;
+  const auto store = std::exchange(log_, nullptr);
+  stop_images([store, done = std::move(done), weak = weak_from_this()] {
+    if (!store) {
+      done();
+      return;
+    }
+    store->stop([store, done, weak] {
+      if (const auto self = weak.lock(); self && store->sync_failed()) self->rewrite_ = true;
+      done();
+    });
+  });
+}
+
+void ReplicaProgram::retry() {
+  if (recovering_ || closing_) return;
+  recovering_ = true;
+  machine_.io([] {}, life_.guard([weak = weak_from_this()](int /*error*/) {
+    const auto self = weak.lock();
+    if (!self) return;
+    const auto found = self->recover();
+    self->recovering_ = false;
+    if (self->quiet_done_) {
+      std::exchange(self->quiet_done_, nullptr)();
+      return;
+    }
+    if (!found) {
+      self->failure_ = found.error();
+      self->refuse_pending_attach(found.error());
+      return;
+    }
+    self->world_.reached("replica recovered after a failure");
+    self->failure_.reset();
+    self->rewrite_ = false;
+    self->retrying_ = true;
+    self->begin(*found);
+    self->take_pending_attach();
+  }));
+}
+
+void ReplicaProgram::take_pending_attach() {
+  if (core_->is_consistent() && core_->applied() != core_->logged()) return;
+  retrying_ = false;
+  if (!pending_attach_) return;
+  const PendingAttach attach = std::move(*pending_attach_);
+  pending_attach_.reset();
+  if (attach.connection->is_open(Connection::Side::acceptor)) {
+    open_session(attach.connection, attach.message);
+  }
+}
+
+void ReplicaProgram::refuse_pending_attach(const Error& error) {
+  if (!pending_attach_) return;
+  const auto connection = pending_attach_->connection;
+  pending_attach_.reset();
+  connection->send(Connection::Side::acceptor,
+                   encode_refuse({error.code, error.message, error.hint}));
+  connection->close_after_send(Connection::Side::acceptor, error);
+}
+
+// --- the end
+
+void ReplicaProgram::shutdown(bool discard_log, std::function<void()> done) {
+  if (closing_) {
+    machine_.after(Duration{}, life_.guard(std::move(done)));
+    return;
+  }
+  const bool failed = failure_.has_value();
+  closing_ = true;
+  const Error error{Errc::busy, 0, "the replica is being closed", {}};
+  refuse_pending_attach(error);
+  for (const auto& [id, session] : sessions_)
+    session.connection->close(Connection::Side::acceptor, error);
+  auto finish = [weak = weak_from_this(), discard_log, done = std::move(done)] {
+    if (const auto self = weak.lock()) self->finish_shutdown(discard_log, done);
+  };
+  if (failed) {
+    if (quiet_ && !recovering_) {
+      machine_.after(Duration{}, life_.guard(std::move(finish)));
+    } else {
+      quiet_done_ = std::move(finish);
+    }
+    return;
+  }
+  // The last checkpoint is left out: not recording it is what a crash at this moment does.
+  ++generation_;
+  stop_all(std::move(finish));
+}
+
+void ReplicaProgram::finish_shutdown(bool discard_log, std::function<void()> done) {
+  if (discard_log) {
+    // Whatever of this fails is left over; the daemon removes it later.
+    RecoveryFiles files(machine_.log, [] { return false; });
+    (void)remove_log_files(files);
+    machine_.told_durable = 0;
+  }
+  machine_.after(Duration{}, life_.guard(std::move(done)));
+}
+
+}  // namespace replicad::sim

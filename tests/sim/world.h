@@ -1,0 +1,95 @@
+#pragma once
+// Virtual time, the events that wait for it, the trace and the counters of one simulated run. One thread; nothing here
+// or above reads a real clock, so a seed replays exactly.
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "core/base/time.h"
+#include "tests/sim/random.h"
+
+namespace replicad::sim {
+
+/// A broken promise. `text` begins with the checker's name.
+struct Violation {
+  std::string text;
+};
+
+/// How often something happened, by name.
+using Counters = std::map<std::string_view, std::uint64_t>;
+
+class World {
+ public:
+  using Action = std::function<void()>;
+
+  /// `traced`: every note is also written to stdout.
+  World(std::uint64_t seed, bool traced) : random(seed), traced_(traced) {}
+
+  Random random;
+  Counters faults;
+  Counters branches;  ///< rare places that a run has come to
+  Counters counts;
+
+  [[nodiscard]] Instant now() const { return now_; }
+  /// Runs `action` `delay` from now, after what was asked for earlier for the same instant.
+  void after(Duration delay, Action action);
+  /// Runs the next event; false if there is none.
+  bool step();
+
+  /// Part of the trace: its hash is taken of every run, its text only of traced ones. Arguments are numbers or strings.
+  template <typename... Args>
+  void note(fmt::format_string<const Args&...> format, const Args&... args) {
+    mix(std::string_view(fmt::string_view(format).data(), fmt::string_view(format).size()));
+    mix(static_cast<std::uint64_t>(now_.time_since_epoch().count()));
+    (mix(args), ...);
+    if (traced_) print(fmt::format(format, args...));
+  }
+  void reached(std::string_view branch) { ++branches[branch]; }
+  [[noreturn]] void violate(std::string text) const;
+  template <typename... Args>
+  void require(bool condition, fmt::format_string<const Args&...> format, const Args&... args) {
+    if (!condition) violate(fmt::format(format, args...));
+  }
+  [[nodiscard]] std::uint64_t trace_hash() const { return hash_; }
+  [[nodiscard]] Duration elapsed() const { return now_ - start; }
+
+  static constexpr Instant start{std::chrono::hours(1)};
+
+ private:
+  struct Event {
+    Instant at;
+    std::uint64_t serial;
+    Action action;
+  };
+  static bool later(const Event& a, const Event& b) {
+    return a.at != b.at ? a.at > b.at : a.serial > b.serial;
+  }
+  void mix(std::string_view text) {
+    for (const char c : text)
+      hash_ = (hash_ ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
+  }
+  void mix(const std::string& text) { mix(std::string_view(text)); }
+  void mix(const char* text) { mix(std::string_view(text)); }
+  template <typename Number>
+  requires std::is_arithmetic_v<Number>
+  void mix(Number number) {
+    hash_ = (hash_ ^ static_cast<std::uint64_t>(number)) * 0x9fb21c651e98df25U;
+    hash_ ^= hash_ >> 29;
+  }
+  void print(const std::string& line) const;
+
+  bool traced_;
+  Instant now_ = start;
+  std::uint64_t serial_ = 0;
+  std::uint64_t hash_ = 0xcbf29ce484222325U;
+  std::vector<Event> events_;  ///< heap
+};
+
+}  // namespace replicad::sim
