@@ -6,6 +6,8 @@
 #include <liburing.h>
 
 #include "core/base/check.h"
+#include "io/cached_writes.h"
+#include "io/clock.h"
 #include "io/file.h"
 #include "io/ring.h"
 
@@ -162,16 +164,31 @@ class UringRing final : public Ring {
   }
 
   bool prepare(const RingOperation& operation) override {
+    const bool is_write =
+        operation.opcode == RingOpcode::write || operation.opcode == RingOpcode::writev;
+    if (is_write && writes_.may_take(boot_time_now())) {
+      writes_.add(operation);
+      return true;
+    }
     io_uring_sqe* entry = io_uring_get_sqe(&ring_);
     if (entry == nullptr) return false;
     fill_entry(entry, operation);
     io_uring_sqe_set_data64(entry, operation.user_data);
+    if (operation.opcode == RingOpcode::fdatasync) {
+      writes_.sync_begins(operation.user_data, boot_time_now());
+    }
     return true;
   }
 
-  int submit() override { return io_uring_submit(&ring_); }
+  int submit() override {
+    const int result = io_uring_submit(&ring_);
+    writes_.run();
+    return result;
+  }
 
   int submit_and_wait(std::optional<Duration> timeout) override {
+    // What others wait for leaves first.
+    if (!writes_.idle()) return submit();
     if (!timeout) return io_uring_submit_and_wait(&ring_, 1);
     if (*timeout <= Duration::zero()) return io_uring_submit_and_get_events(&ring_);
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(*timeout);
@@ -183,19 +200,23 @@ class UringRing final : public Ring {
   }
 
   std::size_t reap(std::span<RingCompletion> completions) override {
+    const std::size_t written = writes_.reap(completions);
+    completions = completions.subspan(written);
     std::array<io_uring_cqe*, 64> entries{};
     const auto wanted = static_cast<unsigned>(std::min(completions.size(), entries.size()));
     // Also moves completions that did not fit into the queue back into it.
     const unsigned count = io_uring_peek_batch_cqe(&ring_, entries.data(), wanted);
     for (unsigned i = 0; i < count; ++i) {
       completions[i] = {entries[i]->user_data, entries[i]->res};
+      writes_.sync_ends(entries[i]->user_data);
     }
     io_uring_cq_advance(&ring_, count);
-    return count;
+    return written + count;
   }
 
  private:
   io_uring ring_;
+  CachedWrites writes_;
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "nbd-plugin/disk_image.h"
 
+#include <algorithm>
 #include <cerrno>
 
 #include <fcntl.h>
@@ -40,10 +41,11 @@ int DiskImage::read(std::span<std::byte> to, std::uint64_t offset) const {
 
 int DiskImage::write(std::span<const std::byte> from, std::uint64_t offset, bool durable) const {
   while (!from.empty()) {
-    const iovec vector{const_cast<std::byte*>(from.data()), from.size()};
+    const iovec vector{const_cast<std::byte*>(from.data()),
+                       std::min(from.size(), cached_write_bytes_max)};
     const ssize_t count =
         durable ? ::pwritev2(fd_.get(), &vector, 1, static_cast<off_t>(offset), RWF_DSYNC)
-                : ::pwrite(fd_.get(), from.data(), from.size(), static_cast<off_t>(offset));
+                : ::pwrite(fd_.get(), vector.iov_base, vector.iov_len, static_cast<off_t>(offset));
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return errno;
     if (count == 0) return EIO;

@@ -71,6 +71,8 @@ int run(const std::vector<std::string>& arguments) {
   set_log_level(parsed->options.log_level);
   const sigset_t signals = end_signals();
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // A limit on file sizes (ulimit -f) is an error of the write, not the end of the process.
+  std::signal(SIGXFSZ, SIG_IGN);
   auto daemon = Daemon::start(parsed->options);
   if (!daemon) return report(daemon.error(), exit_failed);
   notify_service_manager("READY=1");
