@@ -330,6 +330,7 @@ void LogStore::finish_sync(const std::shared_ptr<SyncJob>& job) {
   }
   durable_ = std::max(durable_, job->through);
   job->done(job->through);
+  if (!stopped_ && hooks_.on_durable) hooks_.on_durable();
 }
 
 // --- space

@@ -29,6 +29,8 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
   struct Hooks {
     /// The file has every frame up to this sequence: it survives this process, not yet a power loss.
     std::function<void(Sequence)> on_logged;
+    /// More of the log is on stable storage; after the sync's own `done`.
+    std::function<void()> on_durable;
     /// The budget is used up: frames wait until recycle() makes room.
     std::function<void()> on_full;
     /// Once; nothing more is appended after it.
@@ -75,6 +77,8 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
     return segments_;
   }
   [[nodiscard]] const HistoryPoint& logged() const { return logged_; }
+  /// The log is on stable storage up to here.
+  [[nodiscard]] Sequence durable() const { return durable_; }
   [[nodiscard]] bool waits_for_space() const { return waits_for_space_; }
   /// Space that segments and spares take.
   [[nodiscard]] std::uint64_t bytes() const;

@@ -80,7 +80,7 @@ bool ReplicaApplier::find_segment() {
 }
 
 void ReplicaApplier::kick() {
-  if (reading_ || stopped_ || failed_) return;
+  if (reading_ || stopped_ || failed_ || read_point_.sequence >= log_->durable()) return;
   std::erase_if(chunks_, [](const std::weak_ptr<Chunk>& chunk) { return chunk.expired(); });
   if (chunks_.size() < chunks_max && find_segment()) read_next();
 }
@@ -130,9 +130,10 @@ void ReplicaApplier::on_read(const std::shared_ptr<Chunk>& chunk, std::size_t by
   if (stopped_ || failed_) return;
   const ScanResult found = scan_frames(std::span(chunk->bytes.get(), bytes), read_point_);
   for (const ScannedFrame& frame : found.frames) {
+    if (frame.after.sequence > log_->durable()) return kick();
     if (!hand_over(frame, chunk)) return;
+    offset_bytes_ += frame.frame_bytes();
   }
-  offset_bytes_ += found.valid_bytes;
   if (found.end == ScanEnd::invalid || found.valid_bytes == 0) {
     fail(Error{Errc::corrupt,
                0,

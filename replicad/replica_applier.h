@@ -1,7 +1,8 @@
 #pragma once
 // Brings a log into the images, in the background and in order: reads the segments in large pieces, checks every
-// frame again, and takes the applied digest over the bytes that are handed to the images. Reactor thread only;
-// operations in flight keep the object alive.
+// frame again, and takes the applied digest over the bytes that are handed to the images. Only what is on stable
+// storage in the log is applied: else a power loss could keep a write in the image whose frame is gone. Reactor thread
+// only; operations in flight keep the object alive.
 
 #include <deque>
 #include <functional>
@@ -40,7 +41,7 @@ class ReplicaApplier : public std::enable_shared_from_this<ReplicaApplier> {
   ~ReplicaApplier() = default;
 
   void start(const Start& start);
-  /// The log has grown.
+  /// More of the log is on stable storage.
   void kick();
   /// `done` runs when no operation is in flight any more. The last call.
   void stop(std::function<void()> done);

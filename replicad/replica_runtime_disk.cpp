@@ -15,6 +15,11 @@ namespace {
 // A copy is brought to the disk while it runs, so that its last sync is short.
 constexpr std::uint64_t copy_sync_bytes = 64 * mib;
 
+/// Small enough that a full log need not wait for the time trigger: only what is durable is applied and leaves it.
+std::uint64_t sync_bytes(const VolumeSettings& settings) {
+  return std::min(16 * mib, settings.log_bytes / 4);
+}
+
 std::vector<std::uint64_t> sizes_of(const std::vector<DiskState>& disks) {
   std::vector<std::uint64_t> sizes;
   for (const DiskState& disk : disks)
@@ -58,7 +63,8 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
                               .volume = state.name,
                               .volume_uuid = state.uuid,
                               .disk_bytes = sizes_of(state.disks),
-                              .boot_id = setup_.boot_id},
+                              .boot_id = setup_.boot_id,
+                              .sync_bytes = sync_bytes(state.settings)},
                 ReplicaStanding{.promised = state.epoch,
                                 .primary = state.primary,
                                 .consistent = state.consistent,
@@ -69,8 +75,9 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
                                     .segment_index = recovered.apply_segment,
                                     .offset_bytes = recovered.apply_offset};
   LogStore::Hooks hooks;
-  hooks.on_logged = guarded_always([](ReplicaRuntime& self, Sequence through) {
-    self.feed(replica_event::Logged{through});
+  hooks.on_logged = guarded_always(
+      [](ReplicaRuntime& self, Sequence through) { self.feed(replica_event::Logged{through}); });
+  hooks.on_durable = guarded_always([](ReplicaRuntime& self) {
     if (self.applier_) self.applier_->kick();
   });
   hooks.on_full = guarded_always([](ReplicaRuntime& self) { self.checkpoint_if_due(); });

@@ -362,7 +362,8 @@ void Replica::on_event(const replica_event::Logged& event, Instant now, Effects&
     const Pending& frame = pending_.front();
     logged_ = frame.after;
     unsynced_bytes_ += frame.frame_bytes;
-    sync_due_ = sync_due_ || frame.wants_sync;
+    // A promotion waits until all of it is applied, and only what is durable is.
+    sync_due_ = sync_due_ || frame.wants_sync || promotion_ != PromotionStep::none;
     pending_.pop_front();
   }
   if (!unsynced_since_) unsynced_since_ = now;
@@ -647,7 +648,7 @@ void Replica::advance_waiting(Effects& effects) {
 }
 
 void Replica::on_event(const replica_event::PromotionRequested& event,
-                       Instant /*now*/,
+                       Instant now,
                        Effects& effects) {
   const auto refuse_promotion = [&](Error error) {
     effects.push_back(replica_effect::PromotionDone{tl::unexpected(std::move(error))});
@@ -677,6 +678,8 @@ void Replica::on_event(const replica_event::PromotionRequested& event,
       leave_session();
     }
     record({ReplicaRecord::Kind::promise, event.epoch, primary_, {}}, effects);
+    sync_due_ = true;
+    sync_if_due(now, effects);
   }
 }
 

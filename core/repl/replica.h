@@ -105,7 +105,8 @@ struct Logged {
 struct LogSynced {
   Sequence through = 0;
 };
-/// The image has everything up to `point`; its digest was taken over the bytes that were written.
+/// The image has everything up to `point`; its digest was taken over the bytes that were written. Only what is
+/// durable in the log may be brought into the image: of the rest a power loss could take the frame and leave the write.
 struct Applied {
   HistoryPoint point;
 };

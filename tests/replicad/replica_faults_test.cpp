@@ -67,7 +67,7 @@ TEST_CASE("replica faults: short and late disk operations end in equal images") 
   CHECK(faulty.faults->overlaps == 0);
 }
 
-TEST_CASE("replica faults: nothing is reported durable before the sync has ended") {
+TEST_CASE("replica faults: nothing is durable or applied before the log's sync has ended") {
   FaultyReactor faulty;
   const TempDirectory directory;
   ReplicaHost host(faulty.reactor, directory.path(), one_disk);
@@ -77,15 +77,18 @@ TEST_CASE("replica faults: nothing is reported durable before the sync has ended
   faulty.faults->hold_syncs = true;
   primary.send(primary.write_pattern(0, 0, 4096, 1, frame_flag_fua));
   primary.send(primary.flush());
-  primary.wait_applied();
+  primary.wait_marks([](const Watermarks& at) { return at.logged == 2; });
   for (int i = 0; i < 20; ++i) {
     primary.send(encode_empty(FrameType::heartbeat));
     primary.take(*primary.receive());
   }
   CHECK(primary.marks.logged == 2);
   CHECK(primary.marks.durable == 0);
+  CHECK(primary.marks.applied == 0);
+  CHECK((host.image(0) == std::vector<std::byte>(one_disk[0])));
   faulty.faults->hold_syncs = false;
-  primary.wait_marks([](const Watermarks& at) { return at.durable == 2; });
+  primary.wait_marks([](const Watermarks& at) { return at.durable == 2 && at.applied == 2; });
+  primary.check_images(host);
 }
 
 TEST_CASE("replica faults: a promotion is not done before the images are synced") {
@@ -118,7 +121,7 @@ TEST_CASE("replica faults: a checkpoint is not recorded before images and log ar
   faulty.faults->hold_syncs = true;
   for (std::uint64_t i = 0; i < 12; ++i)
     primary.send(primary.write_pattern(0, i * 4096, 700'000, i));
-  primary.wait_applied();
+  primary.wait_marks([](const Watermarks& at) { return at.logged == 12; });
   const std::size_t files = host.log_files().size();
   CHECK(host.state().checkpoint.sequence == 0);
   CHECK(std::filesystem::exists(host.log_dir() + "/" + segment_file_name(1)));

@@ -580,6 +580,24 @@ TEST_CASE("replica: a promotion promises, waits for the image, compares and sync
   CHECK(world.attached.has_value());
 }
 
+TEST_CASE("replica: a promotion asks for the log's sync at once, because only that is applied") {
+  Streaming streaming(3);
+  ReplicaWorld& world = streaming.world;
+  SUBCASE("everything is logged") {
+    streaming.write();
+    world.log_all();
+    CHECK_FALSE(world.syncing);
+    world.step(replica_event::PromotionRequested{{2, 9}, streaming.source.point()});
+  }
+  SUBCASE("some is on its way to the log") {
+    streaming.write();
+    world.step(replica_event::PromotionRequested{{2, 9}, streaming.source.point()});
+    world.finish_sync();
+    world.log_all();
+  }
+  CHECK(world.syncing == 4);
+}
+
 TEST_CASE("replica: promotions against the rules are refused and change nothing") {
   Streaming streaming(1);
   ReplicaWorld& world = streaming.world;
