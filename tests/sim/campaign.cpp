@@ -62,6 +62,7 @@ RunResult run_options(const Options& options, bool traced, Totals* totals) {
   add(totals->faults, cluster.world.faults);
   add(totals->branches, cluster.world.branches);
   add(totals->counts, cluster.world.counts);
+  totals->counts["events"] += cluster.world.events_run();
   return result;
 }
 

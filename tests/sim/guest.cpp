@@ -11,6 +11,7 @@ namespace {
 // A few places are written more often than others, so that requests overlap.
 constexpr unsigned hot_percent = 60;
 constexpr std::uint64_t hot_blocks = 12;
+constexpr Duration slow_reads = std::chrono::milliseconds(50);
 
 }  // namespace
 
@@ -22,8 +23,13 @@ void Guest::start() {
 }
 
 void Guest::think() {
-  world_.after(world_.random.delay(options_.think_max), [this] {
-    if (!finished_ && open_.size() < options_.depth) issue();
+  if (thinking_ || finished_ || open_.size() >= options_.depth) return;
+  thinking_ = true;
+  // When all is written it still reads, without haste.
+  const Duration most = has_written_all() ? options_.think_max + slow_reads : options_.think_max;
+  world_.after(world_.random.delay(most), [this] {
+    thinking_ = false;
+    if (!finished_) issue();
     think();
   });
 }
@@ -88,6 +94,7 @@ void Guest::disconnect(const Plugin* plugin) {
 void Guest::close(const GuestOp& op, bool failed) {
   history_.answered(op, failed);
   open_.erase(op.id);
+  think();
   ++world_.counts[failed ? "answers with an error" : "answers"];
 }
 

@@ -44,6 +44,7 @@ class Guest {
   std::map<std::uint64_t, GuestOp> open_;
   std::uint64_t next_id_ = 1;
   unsigned written_ = 0;
+  bool thinking_ = false;
   bool finished_ = false;
 };
 

@@ -53,7 +53,9 @@ void Machine::io(std::function<void()> effect, IoDone done, bool takes_space, Pr
                  if (takes_space && is_full()) error = ENOSPC;
                  if (draw_error()) error = EIO;
                  if (error == 0) effect();
-                 after(Duration{}, [error, done = std::move(done)] { done(error); });
+                 // When the program hears of it, others may have been done that were begun later.
+                 after(world_.random.delay(options_.io_max / 2),
+                       [error, done = std::move(done)] { done(error); });
                });
 }
 

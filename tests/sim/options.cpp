@@ -41,7 +41,7 @@ Options Options::draw(std::uint64_t seed) {
   Options options;
   options.seed = seed;
   // Most seeds have at least three data members, so that they count.
-  options.hosts = static_cast<unsigned>(random.chance(15) ? 2 : random.between(3, 5));
+  options.hosts = static_cast<unsigned>(random.chance(8) ? 2 : random.between(3, 5));
   if (options.hosts > 3 && random.chance(50)) options.hosts = 3;
   options.disks = static_cast<unsigned>(random.between(1, 2));
   options.blocks = 16U << random.below(4);
@@ -59,7 +59,7 @@ Options Options::draw(std::uint64_t seed) {
   options.io_max = std::chrono::microseconds(20 << random.below(8));
   options.latency_max = std::chrono::microseconds(50 << random.below(9));
   options.fault_interval = std::chrono::milliseconds(20 << random.below(6));
-  options.faults_max = static_cast<unsigned>(random.between(3, 40));
+  options.faults_max = static_cast<unsigned>(random.between(8, 40));
   options.operator_percent = static_cast<unsigned>(random.below(60));
   options.garbage = random.chance(50);
   // Swarm: a run has some kinds of faults and not others.

@@ -111,12 +111,22 @@ void GuestHistory::answered(const GuestOp& op, bool failed) {
       write.flushed = op.fua;
     }
   }
-  if (op.kind != GuestOp::Kind::flush) return;
-  for (auto& disk : disks_) {
-    for (Block& block : disk) {
-      for (Write& write : block)
-        write.flushed = write.flushed || (write.answered != 0 && write.answered < begun);
-    }
+  if (op.kind != GuestOp::Kind::flush) {
+    if (!op.stamps.empty() && !op.fua) unflushed_.push_back({op.id, clock_, op.range});
+    return;
+  }
+  std::erase_if(unflushed_, [&](const Answered& answered) {
+    if (answered.at >= begun) return false;
+    mark_flushed(answered);
+    return true;
+  });
+}
+
+void GuestHistory::mark_flushed(const Answered& answered) {
+  const std::size_t first = answered.range.offset_bytes / block_bytes;
+  for (std::size_t i = 0; i < answered.range.length_bytes / block_bytes; ++i) {
+    for (Write& write : disks_[answered.range.disk][first + i])
+      write.flushed = write.flushed || (write.op == answered.op && write.answered != 0);
   }
 }
 

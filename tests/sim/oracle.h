@@ -88,6 +88,12 @@ class GuestHistory {
     std::uint64_t op = 0;
   };
   using Block = std::vector<Write>;
+  struct Answered {
+    std::uint64_t op;
+    std::uint64_t at;
+    Range range;
+  };
+  void mark_flushed(const Answered& answered);
   void check_block(
       DiskIndex disk, std::size_t block, Stamp got, std::uint64_t begun, std::string_view where);
 
@@ -95,6 +101,7 @@ class GuestHistory {
   std::uint64_t clock_ = 0;
   std::vector<std::vector<Block>> disks_;
   std::map<std::uint64_t, std::uint64_t> begun_;  ///< of requests in flight, by id
+  std::vector<Answered> unflushed_;
 };
 
 }  // namespace replicad::sim

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "core/base/check.h"
 #include "tests/sim/cluster.h"
@@ -350,8 +351,10 @@ void Plugin::put_frame(FrameHeader header, std::uint64_t offset, const Blocks& s
     header.payload_crc32c = crc32c(std::span<const std::byte>(bytes).subspan(frame_header_bytes));
   }
   encode_header(header, std::span(bytes).first<frame_header_bytes>());
-  for (std::size_t i = 0; i < bytes.size(); ++i)
-    ring_[(offset + i) % ring_.size()] = bytes[i];
+  const std::size_t at = offset % ring_.size();
+  const std::size_t first = std::min(bytes.size(), ring_.size() - at);
+  std::memcpy(ring_.data() + at, bytes.data(), first);
+  std::memcpy(ring_.data(), bytes.data() + first, bytes.size() - first);
   filled_[header.sequence] = {header.payload_crc32c, header.range, stamps};
   turn();
 }
@@ -375,8 +378,10 @@ void Plugin::answer(RequestId id, bool failed) {
 
 std::vector<std::byte> Plugin::ring_bytes(const Primary::SendWindow& window) const {
   std::vector<std::byte> bytes(window.end_bytes - window.begin_bytes);
-  for (std::size_t i = 0; i < bytes.size(); ++i)
-    bytes[i] = ring_[(window.begin_bytes + i) % ring_.size()];
+  const std::size_t at = window.begin_bytes % ring_.size();
+  const std::size_t first = std::min(bytes.size(), ring_.size() - at);
+  std::memcpy(bytes.data(), ring_.data() + at, first);
+  std::memcpy(bytes.data() + first, ring_.data(), bytes.size() - first);
   return bytes;
 }
 

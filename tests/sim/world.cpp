@@ -5,18 +5,26 @@
 namespace replicad::sim {
 
 void World::after(Duration delay, Action action) {
-  events_.push_back({now_ + delay, ++serial_, std::move(action)});
+  if (free_slots_.empty()) {
+    free_slots_.push_back(actions_.size());
+    actions_.emplace_back();
+  }
+  const std::size_t slot = free_slots_.back();
+  free_slots_.pop_back();
+  actions_[slot] = std::move(action);
+  events_.push_back({now_ + delay, ++serial_, slot});
   std::push_heap(events_.begin(), events_.end(), later);
 }
 
 bool World::step() {
   if (events_.empty()) return false;
   std::pop_heap(events_.begin(), events_.end(), later);
-  const Event event = std::move(events_.back());
+  const Event event = events_.back();
   events_.pop_back();
   now_ = event.at;
-  ++counts["events"];
-  event.action();
+  const Action action = std::move(actions_[event.slot]);
+  free_slots_.push_back(event.slot);
+  action();
   return true;
 }
 

@@ -59,6 +59,7 @@ class World {
   }
   [[nodiscard]] std::uint64_t trace_hash() const { return hash_; }
   [[nodiscard]] Duration elapsed() const { return now_ - start; }
+  [[nodiscard]] std::uint64_t events_run() const { return serial_ - events_.size(); }
 
   static constexpr Instant start{std::chrono::hours(1)};
 
@@ -66,7 +67,7 @@ class World {
   struct Event {
     Instant at;
     std::uint64_t serial;
-    Action action;
+    std::size_t slot;  ///< of its action
   };
   static bool later(const Event& a, const Event& b) {
     return a.at != b.at ? a.at > b.at : a.serial > b.serial;
@@ -90,6 +91,8 @@ class World {
   std::uint64_t serial_ = 0;
   std::uint64_t hash_ = 0xcbf29ce484222325U;
   std::vector<Event> events_;  ///< heap
+  std::vector<Action> actions_;
+  std::vector<std::size_t> free_slots_;
 };
 
 }  // namespace replicad::sim
