@@ -188,7 +188,8 @@ void Volume::send_record(const primary_effect::Record& record) {
           bridge_->step(primary_event::Recorded{});
           return;
         }
-        // Nothing may be answered without the record: try again until the disk takes it.
+        if (result.error().code == Errc::stale_epoch) return on_fenced(result.error());
+        // Nothing may be answered without the record: try again until a quorum takes it.
         log(LogLevel::error, "record_failed", "error={}", log_value(result.error().message));
         reactor_->add_timer(std::chrono::milliseconds(500), [this, copy] { send_record(copy); });
       });

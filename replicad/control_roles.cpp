@@ -1,9 +1,14 @@
-// Requests that change who is the primary: switchover here, promote and fence between hosts.
+// Requests that change who is the primary: switchover here, promote between hosts.
+
+#include <algorithm>
 
 #include "core/base/log.h"
+#include "io/file.h"
 #include "replicad/control_api.h"
 #include "replicad/reactor_call.h"
+#include "replicad/settlement.h"
 #include "replicad/switchover.h"
+#include "replicad/vote_driver.h"
 
 namespace replicad {
 
@@ -21,22 +26,53 @@ Result<PromotionRequest> parse_promotion(const std::string& body) {
   FieldReader fields(*document);
   PromotionRequest request;
   request.from = fields.text("from", host_name_bytes_max);
+  request.term = fields.epoch("term");
   request.epoch = fields.epoch("epoch");
   request.history = fields.point("history");
-  request.in_sync = fields.texts("in_sync", members_max, host_name_bytes_max);
   request.activate = fields.boolean("activate");
   RD_TRY(fields.finish());
   return request;
 }
 
-/// The export did not start and no guest was served: a replica again, as if nothing had been asked.
-/// On error it is the primary, with its export stopped.
+/// Becomes the primary by a majority's word. On error it has stayed a replica, unless the voters say
+/// otherwise later: then the role keeper goes on.
+Result<Record> take_primary(ControlContext& context,
+                            const std::shared_ptr<Volume>& volume,
+                            const PromotionRequest& request) {
+  RD_TRY(run_on_reactor(context.reactor,
+                        [volume, request] { return volume->check_promotion(request); }));
+  const auto point = call_reactor<HistoryPoint>(context.reactor, [volume, request](auto done) {
+    volume->seal_replica(request.epoch, request.history, promotion_timeout, std::move(done));
+  });
+  if (!point) return tl::unexpected(point.error());
+  auto record = context.environment.votes->propose(
+      volume, change_promote({context.options.host, request.term, request.epoch}));
+  if (!record) {
+    run_on_reactor(context.reactor, [volume] {
+      volume->set_recheck(true);
+      volume->reopen_replica();
+    });
+    return record;
+  }
+  RD_TRY(call_reactor<void>(context.reactor, [volume, request, record, point](auto done) {
+    volume->record_promotion(*record, *point, request.activate, std::move(done));
+  }));
+  return record;
+}
+
+/// The export did not start and no guest was served: the role goes back, and this host is a replica
+/// as before. On error it is the primary, with its export stopped.
 Status put_back(ControlContext& context,
                 const std::shared_ptr<Volume>& volume,
                 const PromotionRequest& request) {
-  const Epoch epoch = run_on_reactor(context.reactor, [volume] { return volume->state().epoch; });
-  RD_TRY(call_reactor<void>(context.reactor, [volume, request, epoch](auto done) {
-    volume->become_replica(request.from, epoch, request.history, std::move(done));
+  const VolumeState state = state_of(context, volume);
+  const Epoch term = state.vote.record->epoch;
+  const Epoch next{std::max(state.epoch.number, term.number) + 1, random_tag()};
+  const auto record =
+      context.environment.votes->propose(volume, change_promote({request.from, term, next}));
+  if (!record) return tl::unexpected(record.error());
+  RD_TRY(call_reactor<void>(context.reactor, [volume, request](auto done) {
+    volume->become_replica(request.from, request.history, std::move(done));
   }));
   run_on_reactor(context.reactor, [volume] { volume->take_role(); });
   return {};
@@ -75,9 +111,8 @@ ControlApi::Answer ControlApi::promote(const std::string& name, const std::strin
   const auto operation = OperationGuard::begin(context_, name, "promote");
   if (!operation) return tl::unexpected(operation.error());
   const auto& volume = operation->volume();
-  RD_TRY(call_reactor<void>(context_.reactor, [volume, request](auto done) {
-    volume->promote(*request, promotion_timeout, std::move(done));
-  }));
+  const auto record = take_primary(context_, volume, *request);
+  if (!record) return tl::unexpected(record.error());
   json nbd_export = nullptr;
   if (request->activate) {
     bool served = false;
@@ -100,21 +135,11 @@ ControlApi::Answer ControlApi::promote(const std::string& name, const std::strin
       });
     }
   }
-  const Epoch epoch = run_on_reactor(context_.reactor, [volume] { return volume->state().epoch; });
-  return json{{"schema", 1}, {"volume", name}, {"epoch", to_json(epoch)}, {"export", nbd_export}};
-}
-
-ControlApi::Answer ControlApi::fence(const std::string& name, const std::string& body) {
-  const auto document = parse_json_object(body, Errc::invalid_argument);
-  if (!document) return tl::unexpected(document.error());
-  FieldReader fields(*document);
-  const Epoch epoch = fields.epoch("epoch");
-  RD_TRY(fields.finish());
-  const auto volume = find_volume(context_, name);
-  if (!volume) return tl::unexpected(volume.error());
-  RD_TRY(call_reactor<void>(
-      context_.reactor, [volume, epoch](auto done) { (*volume)->fence(epoch, std::move(done)); }));
-  return json{{"schema", 1}, {"volume", name}, {"epoch", to_json(epoch)}};
+  const VolumeState state = state_of(context_, volume);
+  return json{{"schema", 1},
+              {"volume", name},
+              {"epoch", to_json(state.vote.record->epoch)},
+              {"export", nbd_export}};
 }
 
 }  // namespace replicad

@@ -18,7 +18,8 @@ using nlohmann::json;
 namespace {
 
 constexpr std::size_t body_bytes_max = 1 * mib;
-constexpr std::size_t pool_threads = 8;
+/// Enough that voters are heard while others wait for a switchover or an export's start.
+constexpr std::size_t pool_threads = 32;
 constexpr std::string_view unix_prefix = "unix:";
 constexpr const char* json_type = "application/json";
 
@@ -97,7 +98,9 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   post("resync", &ControlApi::resync);
   post("switchover", &ControlApi::switchover);
   post("promote", &ControlApi::promote);
-  post("fence", &ControlApi::fence);
+  post("vote/prepare", &ControlApi::vote_prepare);
+  post("vote/accept", &ControlApi::vote_accept);
+  post("vote/chosen", &ControlApi::vote_chosen);
   server.Put("/v1/volumes/([^/]+)/members", [&context](Request request, Response response) {
     answer(response, ControlApi(context).members(name_of(request), request.body));
   });

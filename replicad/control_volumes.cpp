@@ -8,7 +8,9 @@
 #include "replicad/control_api.h"
 #include "replicad/host_metrics.h"
 #include "replicad/reactor_call.h"
+#include "replicad/settlement.h"
 #include "replicad/volume_files.h"
+#include "replicad/vote_driver.h"
 
 namespace replicad {
 
@@ -85,6 +87,7 @@ Result<CreateRequest> parse_create(const json& body, const Options& options) {
   }
   state.consistent = fields.boolean_or("consistent", true);
   state.in_sync = fields.texts("in_sync", members_max, host_name_bytes_max);
+  const bool founder = fields.boolean_or("founder", true);
   RD_TRY(fields.finish());
   // Before any of its names becomes part of a path.
   if (!is_valid_name(state.name)) {
@@ -96,6 +99,8 @@ Result<CreateRequest> parse_create(const json& body, const Options& options) {
       return fail(Errc::invalid_argument, "\"{}\" is not a valid disk name", disk.name);
     }
   }
+  if (founder)
+    state.vote = founding_state(first_record(state.primary, state.in_sync, state.members));
   return request;
 }
 
@@ -112,6 +117,11 @@ Status check_create(const CreateRequest& request, const std::string& host) {
     if (!has_member(state.members, member)) {
       return fail(Errc::invalid_argument, "{} is in sync and not among the members", member);
     }
+  }
+  if (state.vote.record) {
+    if (const Status valid = check_record(*state.vote.record); !valid) return valid;
+  } else if (state.primary == host) {
+    return fail(Errc::invalid_argument, "the primary is a founder");
   }
   if (state.primary == host && !state.consistent) {
     return fail(Errc::invalid_argument, "the primary's images cannot be inconsistent");
@@ -272,29 +282,43 @@ ControlApi::Answer ControlApi::set(const std::string& name, const std::string& b
   return json{{"schema", 1}, {"settings", to_json(settings)}};
 }
 
+namespace {
+
+/// From the members of `state` to `members`, one at a time.
+std::vector<RecordChange> member_changes(const VolumeState& state,
+                                         const std::vector<MemberState>& members) {
+  std::vector<RecordChange> changes;
+  for (const MemberState& member : members)
+    changes.push_back(change_add_member(state.primary, member));
+  for (const MemberState& member : state.members) {
+    if (!has_member(members, member.host))
+      changes.push_back(change_remove_member(state.primary, member.host));
+  }
+  return changes;
+}
+
+}  // namespace
+
 ControlApi::Answer ControlApi::members(const std::string& name, const std::string& body) {
   const auto document = parse_json_object(body, Errc::invalid_argument);
   if (!document) return tl::unexpected(document.error());
   FieldReader fields(*document);
   const std::vector<MemberState> members = read_members(fields, "members");
   RD_TRY(fields.finish());
-  RD_TRY(check_member_addresses(context_.options, members));
   const auto operation = OperationGuard::begin(context_, name, "members");
   if (!operation) return tl::unexpected(operation.error());
   const auto& volume = operation->volume();
-  RD_TRY(update_volume(
-      context_, volume, [members, host = context_.options.host](VolumeState& state) -> Status {
-        for (const std::string& needed : {host, state.primary}) {
-          if (!has_member(members, needed)) {
-            return fail(
-                Errc::refused, "the new list lacks {}, which cannot be left out here", needed);
-          }
-        }
-        state.members = members;
-        std::erase_if(state.in_sync,
-                      [&](const std::string& member) { return !has_member(members, member); });
-        return {};
-      }));
+  RD_TRY(require_primary(context_, volume));
+  RD_TRY(check_member_addresses(context_.options, members));
+  if (!has_member(members, context_.options.host)) {
+    return fail(Errc::refused,
+                "the new list lacks {}, which cannot be left out here",
+                context_.options.host);
+  }
+  for (const RecordChange& change : member_changes(state_of(context_, volume), members)) {
+    const auto record = context_.environment.votes->propose(volume, change);
+    if (!record) return tl::unexpected(record.error());
+  }
   if (run_on_reactor(context_.reactor, [volume] { return volume->is_serving(); })) {
     const auto told =
         ask_plugin(context_, volume, "members", {{"members", to_json(members)}}, plugin_timeout);

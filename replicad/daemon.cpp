@@ -1,6 +1,7 @@
 #include "replicad/daemon.h"
 
 #include <cerrno>
+#include <mutex>
 #include <thread>
 
 #include <fcntl.h>
@@ -11,8 +12,9 @@
 #include "io/net.h"
 #include "replicad/control_server.h"
 #include "replicad/reactor_call.h"
-#include "replicad/settlement.h"
+#include "replicad/role_keeper.h"
 #include "replicad/stability_keeper.h"
+#include "replicad/vote_driver.h"
 
 namespace replicad {
 
@@ -104,7 +106,9 @@ class RunningDaemon final : public Daemon {
   Fd agent_socket_;
   std::unique_ptr<ControlServer> unix_server_;
   std::unique_ptr<ControlServer> tcp_server_;
-  std::unique_ptr<TransferResolver> resolver_;
+  std::unique_ptr<VoteDriver> votes_;
+  std::mutex keeper_mutex_;  ///< guards keeper_ against being woken while it begins or ends
+  std::unique_ptr<RoleKeeper> keeper_;
   unsigned housekeeping_count_ = 0;
   bool stopped_ = false;
 };
@@ -126,6 +130,12 @@ Status RunningDaemon::begin() {
                           if (trouble == HostTrouble::link_loss) stability_.count_link_loss();
                           if (trouble == HostTrouble::disk_error) stability_.count_disk_error();
                         }});
+  votes_ = std::make_unique<VoteDriver>(*environment_);
+  environment_->votes = votes_.get();
+  environment_->wake_keeper = [this] {
+    const std::lock_guard guard(keeper_mutex_);
+    if (keeper_) keeper_->wake();
+  };
   registry_ = std::make_unique<VolumeRegistry>(*environment_);
   context_.reset(new ControlContext{*reactor_,
                                     *environment_,
@@ -140,7 +150,11 @@ Status RunningDaemon::begin() {
   RD_TRY(start_volumes());
   unix_server_->serve(*context_);
   if (tcp_server_) tcp_server_->serve(*context_);
-  resolver_ = std::make_unique<TransferResolver>(*context_);
+  {
+    auto keeper = std::make_unique<RoleKeeper>(*context_);
+    const std::lock_guard guard(keeper_mutex_);
+    keeper_ = std::move(keeper);
+  }
   log(LogLevel::info,
       "started",
       "host={} version={} stream={} control={} socket={}",
@@ -253,11 +267,18 @@ void RunningDaemon::wait_until_settled() {
 void RunningDaemon::stop() {
   if (std::exchange(stopped_, true)) return;
   if (context_) context_->stopping = true;
-  resolver_.reset();
+  if (votes_) votes_->stop();
+  std::unique_ptr<RoleKeeper> keeper;
+  {
+    const std::lock_guard guard(keeper_mutex_);
+    keeper = std::move(keeper_);
+  }
+  keeper.reset();
   if (tcp_server_) tcp_server_->stop();
   if (unix_server_) unix_server_->stop();
   if (reactor_thread_.joinable()) {
     stop_volumes();
+    votes_.reset();
     wait_until_settled();
     // Volumes end on the reactor thread, in functions that are posted when their last reference
     // goes.

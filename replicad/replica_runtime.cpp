@@ -98,7 +98,10 @@ void ReplicaRuntime::arm_timer() {
 /// Another part of the daemon may have promised a higher epoch (fence).
 void ReplicaRuntime::learn_promise() {
   const Epoch& recorded = setup_.hooks.state().epoch;
-  if (recorded.number > core_->promised().number) feed(replica_event::PromiseRaised{recorded});
+  const Epoch& known = core_->promised();
+  const bool raised = recorded.number > known.number;
+  if (raised || (recorded.number == known.number && recorded.tag != known.tag))
+    feed(replica_event::PromiseRaised{recorded});
 }
 
 void ReplicaRuntime::send(SessionId session, std::vector<std::byte> frame) {
@@ -238,7 +241,8 @@ void ReplicaRuntime::perform(const replica_effect::RecordState& effect) {
             // A fence may have come in between; a promise is never taken back.
             if (record.epoch.number < state.epoch.number) return;
             state.epoch = record.epoch;
-            state.primary = record.primary;
+            // Promised to no primary in particular: by a vote.
+            if (!record.primary.empty()) state.primary = record.primary;
             return;
           case ReplicaRecord::Kind::inconsistent:
             state.consistent = false;
@@ -394,7 +398,7 @@ ReplicaStatus ReplicaRuntime::status() const {
 }
 
 void ReplicaRuntime::prepare_promotion(const Epoch& epoch,
-                                       const HistoryPoint& point,
+                                       const std::optional<HistoryPoint>& point,
                                        std::function<void(Status)> done) {
   std::optional<Error> refused = failure_;
   if (closing_ || promotion_done_) {

@@ -47,7 +47,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void attach(std::shared_ptr<FrameConnection> connection, const AttachMessage& message);
   [[nodiscard]] ReplicaStatus status() const;
   void prepare_promotion(const Epoch& epoch,
-                         const HistoryPoint& point,
+                         const std::optional<HistoryPoint>& point,
                          std::function<void(Status)> done);
   void shutdown(bool discard_log, std::function<void()> done);
 

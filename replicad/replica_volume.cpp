@@ -18,7 +18,7 @@ class Door final : public ReplicaVolume {
   }
   [[nodiscard]] ReplicaStatus status() const override { return runtime_->status(); }
   void prepare_promotion(const Epoch& epoch,
-                         const HistoryPoint& point,
+                         const std::optional<HistoryPoint>& point,
                          std::function<void(Status)> done) override {
     runtime_->prepare_promotion(epoch, point, std::move(done));
   }

@@ -90,7 +90,7 @@ Status check_volume_ready(const VolumeSnapshot& snapshot) {
                           "a switchover of volume {} to {} is not settled",
                           state.name,
                           state.transfer->to),
-                     "it settles by itself as soon as that host answers");
+                     "it settles by itself as soon as enough voters answer");
   }
   if (snapshot.shown_state == "serving") return {};
   if (snapshot.shown_state != "stopped") {
@@ -242,7 +242,7 @@ Status write_transfer(ControlContext& context,
   });
 }
 
-/// After an answer that leaves the outcome open: asks until it is settled or the daemon stops.
+/// Asks the voters until it is settled or the daemon stops.
 Settlement settle_soon(ControlContext& context,
                        const std::shared_ptr<Volume>& volume,
                        Clock::time_point until,
@@ -281,16 +281,17 @@ class Handover {
 
   Result<json> run(Clock::time_point end) {
     const VolumeState before = state_of(context_, volume_);
-    offer_ = Epoch{before.epoch.number + 1, random_tag()};
+    const Epoch term = before.vote.record ? before.vote.record->epoch : before.epoch;
+    offer_ = Epoch{std::max(before.epoch.number, term.number) + 1, random_tag()};
     if (const Status written =
             write_transfer(context_, volume_, {target_.host, offer_, held_.point});
         !written) {
       return not_moved(volume_->name(), written.error(), resume());
     }
     const json body = {{"from", context_.options.host},
+                       {"term", to_json(term)},
                        {"epoch", to_json(offer_)},
                        {"history", to_json(held_.point)},
-                       {"in_sync", before.in_sync},
                        {"activate", serving_}};
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
     const auto answer = ask_peer({target_.address,
@@ -299,9 +300,7 @@ class Handover {
                                   body,
                                   std::max<std::chrono::milliseconds>(left, promote_timeout_min)});
     if (answer && answer->ok()) return on_promoted(answer->body);
-    if (answer && answer->is_definite_refusal()) return on_refused(answer->error());
-    if (!answer && answer.error().code == Errc::unreachable) return on_refused(answer.error());
-    return on_unknown(answer ? answer->error() : answer.error());
+    return on_refused(answer ? answer->error() : answer.error());
   }
 
  private:
@@ -323,7 +322,7 @@ class Handover {
   }
 
   Result<json> moved(const Epoch& epoch, const json& nbd_export) {
-    const Status written = finish_promoted(context_, volume_, target_.host, epoch, held_.point);
+    const Status written = give_up_role(context_, volume_, target_.host, held_.point);
     if (!written) {
       return fail(Errc::io_error,
                   "{} is the primary of volume {} now, but {} cannot record it: {}",
@@ -358,19 +357,9 @@ class Handover {
     return proof_json(proof);
   }
 
+  /// Whatever the target has said, the voters decide: this host asks them for a new term. The guest
+  /// waits meanwhile, for as long as a request is allowed to take; then the role keeper goes on.
   Result<json> on_refused(const Error& why) {
-    const VolumeState state = state_of(context_, volume_);
-    Epoch epoch = epoch_above(state);
-    Error ignored;
-    const FenceOutcome fenced = fence_target(state, target_.address, epoch, ignored);
-    if (fenced == FenceOutcome::primary_there) return on_unknown(why);
-    const Status resumed = finish_not_promoted(context_, volume_, epoch);
-    return not_moved(volume_->name(), why, resumed);
-  }
-
-  /// The guest waits while the target is asked, for as long as a request is allowed to take; then
-  /// the resolver goes on.
-  Result<json> on_unknown(const Error& why) {
     log(LogLevel::warn,
         "switchover_open",
         "volume={} to={} error={}",
@@ -391,7 +380,7 @@ class Handover {
                           target_.host,
                           volume_->name(),
                           last.message),
-                     "guests wait; it settles by itself as soon as that host answers");
+                     "guests wait; it settles by itself as soon as enough voters answer");
   }
 
   ControlContext& context_;

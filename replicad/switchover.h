@@ -2,14 +2,15 @@
 // Moving the primary's role to a replica, on the old primary's side: the planned move with its
 // proof. Blocking; HTTP threads.
 //
-//   preflight   the target is in sync, reachable, a consistent replica of this volume
-//   hold        the plugin holds new writes; all before is durable everywhere and applied at the
-//   target seal        no deadline ends the hold any more transfer    durable: from here on the
-//   target may have become the primary promote     the target decides; it records itself primary,
-//   and starts its export success     durable: a replica of the target. The plugin ends without
-//   answering what it holds refusal     durable: a new epoch above the one offered; the plugin goes
-//   on in it no answer   the target is asked until it answers; nothing is served here meanwhile
-//   (settlement.h)
+//   preflight  the target is in sync, reachable, a consistent replica of this volume
+//   hold       the plugin holds new writes; all before is durable everywhere and applied there
+//   seal       no deadline ends the hold any more
+//   transfer   durable: from here on the target may have become the primary
+//   promote    the target proposes itself to the voters, and starts its export
+//   success    durable: a replica of the target. The plugin ends without answering what it holds
+//   otherwise  this host proposes a new term of its own to the voters: granted, the plugin goes on
+//              in it; refused, the target is the primary; no quorum, it asks again (settlement.h),
+//              and nothing is served here meanwhile
 
 #include <chrono>
 

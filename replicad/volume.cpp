@@ -41,6 +41,7 @@ std::shared_ptr<Volume> Volume::create(VolumeEnvironment& environment, const std
                                                 environment.worker,
                                                 environment.volume_dir(name) + "/state",
                                                 VolumeState{});
+  volume->recheck_ = false;
   return volume;
 }
 
@@ -147,9 +148,11 @@ std::optional<Error> Volume::shown_error() const {
         Errc::timeout,
         0,
         fmt::format("whether {} has become the primary is not known", state().transfer->to),
-        "guests wait; it settles by itself as soon as that host answers"};
+        "guests wait; it settles by itself as soon as enough voters answer"};
   }
-  if (phase_ == Phase::serving && plugin_status_) return plugin_status_->error;
+  if (phase_ == Phase::serving && plugin_status_ && plugin_status_->error)
+    return plugin_status_->error;
+  if (vote_error_) return vote_error_;
   if (phase_ != Phase::none) return std::nullopt;
   if (open_error_ && environment_.reactor.now() - open_since_ > open_grace) return open_error_;
   if (open_error_ && open_error_->code != Errc::busy) return open_error_;
@@ -224,7 +227,10 @@ ReplicaVolume::Hooks Volume::replica_hooks() {
   hooks.update_state = [this](std::function<void(VolumeState&)> change, Done done) {
     update(
         [change = std::move(change)](VolumeState& state) -> Status {
+          const bool was_consistent = state.consistent;
           change(state);
+          // A copy that is complete ends what an unclean end as primary had left.
+          if (!was_consistent && state.consistent) state.clean = true;
           return {};
         },
         std::move(done));
@@ -277,6 +283,11 @@ Status Volume::attach(const std::shared_ptr<FrameConnection>& connection,
                 message.volume_uuid);
   }
   if (is_primary()) {
+    // Somebody with a later epoch believes otherwise: the voters know.
+    if (message.epoch.number > state().epoch.number) {
+      recheck_ = true;
+      environment_.wake_keeper();
+    }
     return fail(
         Errc::refused, "{} is itself the primary of volume {}", environment_.options.host, name_);
   }
@@ -286,28 +297,6 @@ Status Volume::attach(const std::shared_ptr<FrameConnection>& connection,
   }
   replica_->attach(connection, message);
   return {};
-}
-
-void Volume::fence(const Epoch& epoch, Done done) {
-  if (load_error_) return done(tl::unexpected(*load_error_));
-  update(
-      [host = environment_.options.host, epoch](VolumeState& state) -> Status {
-        if (state.epoch == epoch) return {};
-        if (state.primary == host) {
-          return with_hint(fail(Errc::refused, "{} is the primary of volume {}", host, state.name),
-                           "a primary is not fenced by a lower member; use switchover");
-        }
-        if (epoch.number <= state.epoch.number) {
-          return fail(Errc::stale_epoch,
-                      "epoch {} is not above epoch {}, which {} has promised",
-                      epoch.number,
-                      state.epoch.number,
-                      host);
-        }
-        state.epoch = epoch;
-        return {};
-      },
-      std::move(done));
 }
 
 Status Volume::check_promotion(const PromotionRequest& request) const {
@@ -323,10 +312,10 @@ Status Volume::check_promotion(const PromotionRequest& request) const {
                 name_,
                 request.from);
   }
-  if (std::find(request.in_sync.begin(), request.in_sync.end(), host) == request.in_sync.end()) {
-    return fail(Errc::refused, "{} is not in the in-sync set of the request", host);
+  if (!contains_host(state().in_sync, host)) {
+    return fail(Errc::refused, "{} is not in the in-sync set of volume {}", host, name_);
   }
-  if (!state().consistent) {
+  if (!state().consistent || !state().clean) {
     return fail(Errc::inconsistent, "the images of volume {} on {} are incomplete", name_, host);
   }
   if (!replica_ || replica_busy_) {
@@ -336,8 +325,14 @@ Status Volume::check_promotion(const PromotionRequest& request) const {
   return {};
 }
 
-void Volume::promote(const PromotionRequest& request, Duration timeout, Done done) {
-  if (const Status allowed = check_promotion(request); !allowed) return done(allowed);
+void Volume::seal_replica(const Epoch& epoch,
+                          const std::optional<HistoryPoint>& point,
+                          Duration timeout,
+                          std::function<void(Result<HistoryPoint>)> done) {
+  if (!replica_ || replica_busy_) {
+    return done(open_error_ ? Result<HistoryPoint>(tl::unexpected(*open_error_))
+                            : fail(Errc::busy, "volume {} changes its role", name_));
+  }
   replica_busy_ = true;
   // Whoever comes first decides: the replica being ready, or the deadline.
   const auto decided = std::make_shared<bool>(false);
@@ -347,46 +342,48 @@ void Volume::promote(const PromotionRequest& request, Duration timeout, Done don
     done(fail(
         Errc::timeout, "volume {} could not be made ready for its promotion in time", self->name_));
   });
-  replica_->prepare_promotion(
-      request.epoch, request.history, [self, decided, timer, request, done](const Status& ready) {
-        if (std::exchange(*decided, true)) {
-          self->replica_busy_ = false;
-          if (ready) self->reopen_replica();
-          return;
-        }
-        self->environment_.reactor.cancel_timer(timer);
-        if (!ready) {
-          self->replica_busy_ = false;
-          return done(ready);
-        }
-        self->record_promotion(request, done);
-      });
+  replica_->prepare_promotion(epoch, point, [self, decided, timer, done](const Status& ready) {
+    if (std::exchange(*decided, true)) {
+      self->replica_busy_ = false;
+      if (ready) self->reopen_replica();
+      return;
+    }
+    self->environment_.reactor.cancel_timer(timer);
+    if (!ready) {
+      self->replica_busy_ = false;
+      return done(tl::unexpected(ready.error()));
+    }
+    done(self->replica_->status().logged);
+  });
 }
 
-void Volume::record_promotion(const PromotionRequest& request, Done done) {
+void Volume::record_promotion(const Record& record,
+                              const HistoryPoint& point,
+                              bool activate,
+                              Done done) {
   const auto self = shared_from_this();
   const std::string host = environment_.options.host;
-  auto change = [request, host](VolumeState& state) -> Status {
-    if (state.epoch != request.epoch) {
+  auto change = [record, point, activate, host](VolumeState& state) -> Status {
+    if (state.vote.record && state.vote.record->epoch.number > record.epoch.number) {
       return fail(Errc::stale_epoch,
-                  "a fence came first: {} has promised epoch {} meanwhile",
+                  "{} has accepted epoch {} meanwhile",
                   host,
-                  state.epoch.number);
+                  state.vote.record->epoch.number);
     }
     state.primary = host;
-    state.in_sync = request.in_sync;
-    state.history = request.history;
-    state.checkpoint = request.history;
-    state.sequence_reserved = std::max(state.sequence_reserved, request.history.sequence);
+    state.in_sync = record.in_sync;
+    if (state.epoch.number <= record.epoch.number) state.epoch = record.epoch;
+    state.history = point;
+    state.checkpoint = point;
+    state.sequence_reserved = std::max(state.sequence_reserved, point.sequence);
     state.clean = true;
-    state.active = request.activate;
+    state.active = activate;
     state.consistent = true;
     state.transfer.reset();
     return {};
   };
   update(std::move(change), [self, done = std::move(done)](const Status& written) {
     if (!written) {
-      self->replica_busy_ = false;
       self->reopen_replica();
       return done(written);
     }
@@ -405,8 +402,6 @@ void Volume::record_promotion(const PromotionRequest& request, Done done) {
   });
 }
 
-/// After a promotion that did not happen: the session ended, so the replica starts anew from its
-/// checkpoint.
 void Volume::reopen_replica() {
   if (!replica_) return take_role();
   replica_busy_ = true;
@@ -418,17 +413,17 @@ void Volume::reopen_replica() {
 }
 
 void Volume::become_replica(const std::string& primary,
-                            const Epoch& epoch,
-                            const HistoryPoint& point,
+                            const std::optional<HistoryPoint>& point,
                             Done done) {
   const auto self = shared_from_this();
-  auto change = [primary, epoch, point](VolumeState& state) -> Status {
+  auto change = [primary, point](VolumeState& state) -> Status {
     state.primary = primary;
-    if (state.epoch.number < epoch.number) state.epoch = epoch;
-    state.history = point;
-    state.checkpoint = point;
+    state.epoch = raised_fence(state.epoch, state.vote);
+    if (state.vote.record && state.vote.chosen) state.in_sync = state.vote.record->in_sync;
+    state.history = point.value_or(unclean_point(state.epoch, state));
+    state.checkpoint = state.history;
     state.consistent = true;
-    state.clean = true;
+    state.clean = point.has_value();
     state.active = false;
     state.transfer.reset();
     return {};
@@ -437,7 +432,14 @@ void Volume::become_replica(const std::string& primary,
     if (written) {
       self->images_.clear();
       self->last_end_.reset();
-      log(LogLevel::info, "now_replica", "volume={} primary={}", self->name_, primary);
+      // The new record may not have come to this host's voter yet.
+      self->recheck_ = self->state().vote.record->primary == self->environment_.options.host;
+      log(LogLevel::info,
+          "now_replica",
+          "volume={} primary={} clean={}",
+          self->name_,
+          primary,
+          self->state().clean);
     }
     done(written);
   });

@@ -24,12 +24,24 @@ constexpr Duration plugin_resume_timeout = std::chrono::seconds(10);
 
 enum class HostTrouble { link_loss, disk_error };
 
+class VoteDriver;
+
+/// What a host's role lacks to be what the record says.
+enum class RoleDue {
+  none,
+  ask,      ///< whether the record it has was chosen, or is the last one, is not known
+  promote,  ///< it is the recorded primary and still a replica
+  demote,   ///< another host is
+};
+
 /// What all volumes of a host share.
 struct VolumeEnvironment {
   Reactor& reactor;
   Worker& worker;
   const Options& options;
   std::function<void(HostTrouble)> count_trouble;
+  VoteDriver* votes = nullptr;          ///< set before any volume is loaded
+  std::function<void()> wake_keeper{};  ///< some volume's role is due (role_keeper.h)
   bool stopping = false;  ///< the daemon ends: plugins that hang up are not taken for dead
 
   [[nodiscard]] std::string volumes_dir() const { return options.state_dir + "/volumes"; }
@@ -41,9 +53,9 @@ struct VolumeEnvironment {
 /// What POST promote asks for, checked for form.
 struct PromotionRequest {
   std::string from;
-  Epoch epoch;
+  Epoch term;   ///< of `from`, which ends
+  Epoch epoch;  ///< of the new term
   HistoryPoint history;
-  std::vector<std::string> in_sync;
   bool activate = true;
 };
 
@@ -97,22 +109,42 @@ class Volume : public std::enable_shared_from_this<Volume> {
   /// Looks after the export's process (collects it when it has ended). Called every second.
   void tend();
 
+  // The voter (volume_vote.cpp). What is answered is durable by then.
+
+  void vote_prepare(const PrepareRequest& request, std::function<void(Result<PrepareReply>)> done);
+  void vote_accept(const AcceptRequest& request, std::function<void(Result<AcceptReply>)> done);
+  void vote_chosen(const ChosenNotice& notice, Done done);
+  [[nodiscard]] RoleDue role_due() const;
+  /// The record is to be asked for again, or has just been.
+  void set_recheck(bool recheck) { recheck_ = recheck; }
+  /// Why the last proposal found no quorum; shown until one does.
+  void note_vote(std::optional<Error> error) { vote_error_ = std::move(error); }
+
   // The replica's side (volume.cpp).
 
   /// A connection whose first frame was `message`. An error is for the caller to answer.
   [[nodiscard]] Status attach(const std::shared_ptr<FrameConnection>& connection,
                               const AttachMessage& message);
-  /// Waits until everything up to the point is applied, compares, and durably becomes the primary,
-  /// with the images locked. On error (also Errc::timeout after `timeout`) it has stayed a replica
-  /// for good.
-  void promote(const PromotionRequest& request, Duration timeout, Done done);
-  /// Durably promises `epoch`. Errors: Errc::stale_epoch, Errc::refused on the primary.
-  void fence(const Epoch& epoch, Done done);
-  /// Durably becomes a replica of `primary` at `point`, which its images hold; take_role() comes
-  /// later, when no plugin has them any more.
+  /// Before a promotion: ends the session, takes no more frames, waits until everything logged is
+  /// applied and synced. With `point`: promises `epoch` durably first and compares with the point.
+  /// Then either record_promotion() or reopen_replica() must follow. On error (also Errc::timeout
+  /// after `timeout`) it has stayed a replica.
+  void seal_replica(const Epoch& epoch,
+                    const std::optional<HistoryPoint>& point,
+                    Duration timeout,
+                    std::function<void(Result<HistoryPoint>)> done);
+  /// The record names this host: durably becomes the primary at `point`, with the images locked.
+  void record_promotion(const Record& record, const HistoryPoint& point, bool activate, Done done);
+  /// After a promotion that did not happen: the session ended, so the replica starts anew from its
+  /// checkpoint.
+  void reopen_replica();
+  /// Whether promote may begin.
+  [[nodiscard]] Status check_promotion(const PromotionRequest& request) const;
+  /// Durably becomes a replica of `primary`. With `point`, which its images hold; without, they hold
+  /// an unclean end and no more than a copy helps. take_role() comes later, when no plugin has them
+  /// any more.
   void become_replica(const std::string& primary,
-                      const Epoch& epoch,
-                      const HistoryPoint& point,
+                      const std::optional<HistoryPoint>& point,
                       Done done);
 
   // The plugin's side (volume_agent.cpp).
@@ -168,10 +200,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   [[nodiscard]] std::string shown_state() const;
   [[nodiscard]] std::optional<Error> shown_error() const;
   [[nodiscard]] std::string log_dir() const { return environment_.volume_dir(name_) + "/log"; }
-  void record_promotion(const PromotionRequest& request, Done done);
-  void reopen_replica();
   void discard_leftover_log() const;
-  [[nodiscard]] Status check_promotion(const PromotionRequest& request) const;
+  [[nodiscard]] Status check_voting() const;
 
   // volume_agent.cpp
   using Reply = std::function<void(Result<nlohmann::json>)>;
@@ -183,7 +213,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void claim(const std::shared_ptr<AgentSession>& session,
              const nlohmann::json& request,
              Reply reply);
-  void on_claimed(Status written, bool was_clean, bool unclean, const Reply& reply);
+  void record_claim(const Record& record, const Reply& reply);
+  void on_claimed(Status written, bool was_clean, const Reply& reply);
   void undo_claim();
   void rejoin(const std::shared_ptr<AgentSession>& session,
               const nlohmann::json& request,
@@ -213,6 +244,9 @@ class Volume : public std::enable_shared_from_this<Volume> {
   std::optional<Error> open_error_;
   Instant open_since_{};  ///< when the images were first wanted
   bool opening_ = false;  ///< a retry is scheduled
+
+  bool recheck_ = true;  ///< the record may have changed while this host was away
+  std::optional<Error> vote_error_;
 
   Phase phase_ = Phase::none;
   std::shared_ptr<AgentSession> session_;

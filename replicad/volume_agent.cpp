@@ -8,6 +8,7 @@
 #include "core/base/log.h"
 #include "io/file.h"
 #include "replicad/volume.h"
+#include "replicad/vote_driver.h"
 
 namespace replicad {
 
@@ -20,37 +21,23 @@ constexpr Sequence reserve_step = Sequence{1} << 24;
 constexpr std::uint64_t sequence_max = std::uint64_t{1} << 62;
 constexpr std::uint64_t pid_max = std::uint64_t{1} << 31;
 
-/// The in-sync set that a plugin reports, without hosts that are members no more: one may have been
-/// removed while the report was under way. Refused if this host is not in it.
-Result<std::vector<std::string>> members_in_sync(const VolumeState& state,
-                                                 const std::string& self,
-                                                 const std::vector<std::string>& reported) {
-  if (!contains_host(reported, self)) {
-    return fail(Errc::invalid_argument, "the in-sync set lacks the primary {}", self);
-  }
-  std::vector<std::string> in_sync;
-  for (const MemberState& member : state.members) {
-    if (contains_host(reported, member.host)) in_sync.push_back(member.host);
-  }
-  return in_sync;
-}
-
 /// A claim's change of the state. After an unclean end the images may hold writes that no replica
 /// has, or lack writes that one has: the history is given a new point that no replica can have
 /// reached, so that none of them is taken for equal before a full copy.
-void change_for_claim(VolumeState& state, const std::string& self) {
-  state.epoch = Epoch{state.epoch.number + 1, random_tag()};
-  if (!state.clean) {
-    const Sequence at = std::max(state.sequence_reserved, state.history.sequence);
-    DigestItem item;
-    item.epoch = state.epoch;
-    item.sequence = at;
-    state.history = HistoryPoint{state.epoch, at, extend_digest({}, item)};
-    state.in_sync = {self};
-  }
+void change_for_claim(VolumeState& state, const Record& record) {
+  state.epoch = record.epoch;
+  state.in_sync = record.in_sync;
+  state.members = record.members;
+  if (!state.clean) state.history = unclean_point(record.epoch, state);
   state.sequence_reserved =
       std::max(state.sequence_reserved, state.history.sequence + reserve_step);
   state.clean = false;
+}
+
+/// What was wanted, then why not.
+tl::unexpected<Error> fail_with_context(Error error, const std::string& what) {
+  error.message = fmt::format("{}: {}", what, error.message);
+  return tl::unexpected<Error>(std::move(error));
 }
 
 }  // namespace
@@ -133,7 +120,7 @@ Status Volume::check_claim() const {
                           "a switchover of volume {} to {} is not settled",
                           name_,
                           state().transfer->to),
-                     "it settles by itself as soon as that host answers");
+                     "it settles by itself as soon as enough voters answer");
   }
   if (released_ || (has_operation() && !starting_)) {
     return fail(Errc::busy, "volume {}: {} is under way", name_, released_ ? "delete" : operation_);
@@ -159,27 +146,47 @@ void Volume::claim(const std::shared_ptr<AgentSession>& session, const json& req
   abandoned_ = false;
   plugin_pid_ = static_cast<std::int64_t>(pid);
   plugin_status_.reset();
-  const bool was_clean = state().clean;
   log(LogLevel::info,
       "claim",
       "volume={} pid={} version={} unclean={}",
       name_,
       pid,
       log_value(version),
-      !was_clean);
+      !state().clean);
   const auto self = shared_from_this();
-  update(
-      [host = environment_.options.host](VolumeState& state) -> Status {
-        if (state.primary != host) return fail(Errc::refused, "{} is no longer the primary", host);
-        change_for_claim(state, host);
-        return {};
-      },
-      [self, was_clean, reply = std::move(reply)](const Status& written) {
-        self->on_claimed(written, was_clean, !was_clean, reply);
+  environment_.votes->propose_later(
+      self,
+      change_claim({environment_.options.host, random_tag(), state().epoch.number, state().clean}),
+      [self, reply = std::move(reply)](const Result<Record>& record) {
+        if (record) return self->record_claim(*record, reply);
+        self->note_vote(record.error());
+        if (record.error().code == Errc::stale_epoch) {
+          self->recheck_ = true;
+          self->environment_.wake_keeper();
+        }
+        self->drop_session();
+        reply(fail_with_context(record.error(), "a new term of volume " + self->name_));
       });
 }
 
-void Volume::on_claimed(Status written, bool was_clean, bool unclean, const Reply& reply) {
+void Volume::record_claim(const Record& record, const Reply& reply) {
+  vote_error_.reset();
+  const bool was_clean = state().clean;
+  const auto self = shared_from_this();
+  update(
+      [host = environment_.options.host, record](VolumeState& state) -> Status {
+        const bool overtaken =
+            state.primary != host || (state.vote.record && *state.vote.record != record);
+        if (overtaken) return fail(Errc::refused, "{} is no longer the primary", host);
+        change_for_claim(state, record);
+        return {};
+      },
+      [self, was_clean, reply](const Status& written) {
+        self->on_claimed(written, was_clean, reply);
+      });
+}
+
+void Volume::on_claimed(Status written, bool was_clean, const Reply& reply) {
   if (!written) {
     drop_session();
     return reply(tl::unexpected(written.error()));
@@ -188,7 +195,7 @@ void Volume::on_claimed(Status written, bool was_clean, bool unclean, const Repl
   last_end_.reset();
   phase_ = Phase::claimed;
   images_.clear();
-  reply(claim_result(unclean));
+  reply(claim_result(!was_clean));
   if (!session_->is_open()) undo_claim();
 }
 
@@ -200,7 +207,7 @@ json Volume::claim_result(bool unclean) const {
   }
   return {{"host", environment_.options.host},
           {"uuid", now.uuid},
-          {"epoch", to_json(now.epoch)},
+          {"epoch", to_json(now.vote.record ? now.vote.record->epoch : now.epoch)},
           {"disks", disks},
           {"members", to_json(now.members)},
           {"settings", to_json(now.settings)},
@@ -270,9 +277,19 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
   const std::string& host = environment_.options.host;
   // A plugin that a switchover had sealed may have missed its new term: replicad ended between
   // recording and telling it. It is the one that holds the images, so nobody has had a term since.
-  const bool missed_term = epoch.number < state().epoch.number && open_error_ &&
-                           open_error_->code == Errc::busy && !state().transfer;
-  if (!is_primary() || state().clean || (state().epoch != epoch && !missed_term)) {
+  const VoterState& vote = state().vote;
+  const bool recorded = vote.record && vote.record->primary == host;
+  const Epoch term = recorded ? vote.record->epoch : state().epoch;
+  const bool missed_term = recorded && epoch.number < term.number && open_error_ &&
+                           open_error_->code == Errc::busy;
+  const bool undecided = !vote.chosen && !state().transfer && (!recorded || missed_term);
+  if (is_primary() && undecided) {
+    // A move that may or may not have been decided: no answer until the voters have said so.
+    session->close(Error{Errc::busy, 0, "the record is being asked for", {}});
+    environment_.wake_keeper();
+    return;
+  }
+  if (!is_primary() || !recorded || state().clean || (term != epoch && !missed_term)) {
     return reply(fail(Errc::stale_epoch,
                       "the term {} of this export of volume {} is over on {}",
                       epoch.number,
@@ -306,13 +323,14 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
         const bool reservation_kept = reserved <= self->state().sequence_reserved;
         if (!written && !reservation_kept) return reply(tl::unexpected(written.error()));
         reply(self->claim_result(false));
-        if (missed_term) self->tell_term();
+        // With a switchover open it stays sealed until that is settled.
+        if (missed_term && !self->state().transfer) self->tell_term();
       });
 }
 
 void Volume::tell_term() {
   plugin_request("resume",
-                 {{"epoch", to_json(state().epoch)}},
+                 {{"epoch", to_json(state().vote.record->epoch)}},
                  plugin_resume_timeout,
                  [name = name_](const Result<json>& resumed) {
                    if (resumed) return;
@@ -350,23 +368,30 @@ void Volume::record_in_sync(const json& request, Reply reply) {
   const std::string reason = fields.optional_text("reason", 4096).value_or("");
   if (const Status valid = fields.finish_allow_unknown(); !valid)
     return reply(tl::unexpected(valid.error()));
+  const std::string& host = environment_.options.host;
+  const auto& record = state().vote.record;
+  if (!contains_host(in_sync, host))
+    return reply(fail(Errc::invalid_argument, "the in-sync set lacks the primary {}", host));
+  if (!record || record->primary != host) {
+    recheck_ = !state().vote.chosen;
+    environment_.wake_keeper();
+    return reply(fail(state().vote.chosen ? Errc::stale_epoch : Errc::busy,
+                      "another host may have become the primary of {}",
+                      name_));
+  }
   const auto self = shared_from_this();
-  update(
-      [host = environment_.options.host, in_sync](VolumeState& state) -> Status {
-        if (state.primary != host) return fail(Errc::refused, "{} is no longer the primary", host);
-        auto members = members_in_sync(state, host, in_sync);
-        if (!members) return tl::unexpected(members.error());
-        state.in_sync = std::move(*members);
-        return {};
-      },
-      [self, in_sync, reason, reply = std::move(reply)](const Status& written) {
-        log(written ? LogLevel::warn : LogLevel::error,
-            written ? "in_sync_changed" : "in_sync_not_recorded",
+  environment_.votes->propose_later(
+      self,
+      change_in_sync(host, record->epoch, in_sync),
+      [self, in_sync, reason, reply = std::move(reply)](const Result<Record>& chosen) {
+        self->note_vote(chosen ? std::nullopt : std::optional<Error>(chosen.error()));
+        log(chosen ? LogLevel::warn : LogLevel::error,
+            chosen ? "in_sync_changed" : "in_sync_not_recorded",
             "volume={} in_sync={} reason={}",
             self->name_,
             fmt::join(in_sync, ","),
-            log_value(written ? reason : written.error().message));
-        reply(written ? Result<json>(json::object()) : tl::unexpected(written.error()));
+            log_value(chosen ? reason : chosen.error().message));
+        reply(chosen ? Result<json>(json::object()) : tl::unexpected(chosen.error()));
       });
 }
 
@@ -390,7 +415,6 @@ void Volume::reserve(const json& request, Reply reply) {
 void Volume::stopped(const json& request, Reply reply) {
   FieldReader fields(request);
   const HistoryPoint history = fields.point("history");
-  const auto in_sync = fields.texts("in_sync", members_max, host_name_bytes_max);
   if (const Status valid = fields.finish_allow_unknown(); !valid)
     return reply(tl::unexpected(valid.error()));
   if ((phase_ != Phase::claimed && phase_ != Phase::serving) || abandoned_) {
@@ -398,13 +422,11 @@ void Volume::stopped(const json& request, Reply reply) {
   }
   const auto self = shared_from_this();
   update(
-      [host = environment_.options.host, history, in_sync](VolumeState& state) -> Status {
+      [host = environment_.options.host, history](VolumeState& state) -> Status {
         // During a switchover the point that counts is on record already.
         if (state.primary != host || state.transfer) {
           return fail(Errc::refused, "a switchover of volume {} is under way", state.name);
         }
-        auto members = members_in_sync(state, host, in_sync);
-        if (!members) return tl::unexpected(members.error());
         if (history.sequence < state.history.sequence) {
           return fail(Errc::invalid_argument,
                       "the history cannot end at {}, before {}",
@@ -413,7 +435,6 @@ void Volume::stopped(const json& request, Reply reply) {
         }
         state.history = history;
         state.sequence_reserved = std::max(state.sequence_reserved, history.sequence);
-        state.in_sync = std::move(*members);
         state.clean = true;
         return {};
       },

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/vote/record_json.h"
+
 namespace replicad {
 
 using nlohmann::json;
@@ -111,6 +113,7 @@ json replica_json(const ReplicaStatus& status) {
 void add_primary(const VolumeSnapshot& snapshot, json& volume) {
   const VolumeState& state = snapshot.state;
   const bool current = snapshot.plugin_running && snapshot.plugin;
+  volume["epoch"] = to_json(state.vote.record ? state.vote.record->epoch : state.epoch);
   volume["history"] = to_json(current ? snapshot.plugin->history : state.history);
   volume["active"] = state.active;
   volume["clean"] = state.clean;
@@ -165,7 +168,10 @@ json to_json(const VolumeSettings& settings) {
 json to_json(const std::vector<MemberState>& members) {
   json list = json::array();
   for (const MemberState& member : members) {
-    list.push_back({{"host", member.host}, {"stream", member.stream}, {"control", member.control}});
+    list.push_back({{"host", member.host},
+                    {"stream", member.stream},
+                    {"control", member.control},
+                    {"role", member.witness ? "witness" : "data"}});
   }
   return list;
 }
@@ -205,9 +211,14 @@ std::vector<MemberState> read_members(FieldReader& fields, const char* name) {
   std::vector<MemberState> members;
   for (const json& item : fields.list(name, members_max)) {
     FieldReader member(item, name);
-    members.push_back({member.text("host", host_name_bytes_max),
-                       member.text("stream", 300),
-                       member.text("control", 300)});
+    MemberState state;
+    state.host = member.text("host", host_name_bytes_max);
+    state.stream = member.text("stream", 300);
+    state.control = member.text("control", 300);
+    const std::string role = member.optional_text("role", 16).value_or("data");
+    if (role != "data" && role != "witness") fields.reject("a member is data or witness");
+    state.witness = role == "witness";
+    members.push_back(std::move(state));
     if (const Status status = member.finish(); !status) fields.reject(status.error());
   }
   return members;
@@ -282,7 +293,8 @@ json volume_json(const VolumeSnapshot& snapshot) {
                  {"members", to_json(state.members)},
                  {"in_sync", state.in_sync},
                  {"state", snapshot.shown_state},
-                 {"error", to_json(snapshot.error)}};
+                 {"error", to_json(snapshot.error)},
+                 {"vote", voter_json(state.vote)}};
   if (primary) {
     add_primary(snapshot, volume);
   } else {

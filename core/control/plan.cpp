@@ -15,30 +15,27 @@ using Json = nlohmann::json;
 using planning::check_not_moving;
 using planning::delete_request;
 using planning::make_step;
-using planning::other_members;
 using planning::refuse;
 
 Json members_json(const std::vector<MemberView>& members) {
   Json list = Json::array();
   for (const MemberView& member : members) {
-    list.push_back({{"host", member.host}, {"stream", member.stream}, {"control", member.control}});
+    list.push_back({{"host", member.host},
+                    {"stream", member.stream},
+                    {"control", member.control},
+                    {"role", member.witness ? "witness" : "data"}});
   }
   return list;
 }
 
-/// The same new list of members for all: the primary's step is required, others go on.
-void add_members_steps(const MemberReport& primary,
-                       const std::vector<const MemberReport*>& others,
-                       const std::vector<MemberView>& members,
-                       Plan& plan) {
-  const ApiRequest request{
-      "PUT", planning::volume_path(plan.volume, "/members"), {{"members", members_json(members)}}};
-  plan.steps.push_back(make_step(primary, request, "write the new list of members (primary)"));
-  for (const MemberReport* other : others) {
-    Step step = make_step(*other, request, "write the new list of members");
-    step.required = false;
-    plan.steps.push_back(std::move(step));
-  }
+/// The primary changes the record; the other members learn of it as voters.
+void add_members_step(const MemberReport& primary,
+                      const std::vector<MemberView>& members,
+                      Plan& plan) {
+  plan.steps.push_back(make_step(
+      primary,
+      {"PUT", planning::volume_path(plan.volume, "/members"), {{"members", members_json(members)}}},
+      "let the voters change the list of members"));
 }
 
 Json create_body(const CreateRequest& request, const std::string& primary, bool is_primary) {
@@ -72,7 +69,8 @@ const HostReport* host_of(const std::vector<HostReport>& hosts, const std::strin
 MemberView member_of(const HostReport& host) {
   return {host.name,
           host.facts->stream,
-          host.facts->control.empty() ? host.address : host.facts->control};
+          host.facts->control.empty() ? host.address : host.facts->control,
+          false};
 }
 
 Status check_free_name(const CreateRequest& request,
@@ -159,7 +157,6 @@ Result<Plan> plan_add_replica(const std::string& volume,
   }
   Plan plan;
   plan.volume = volume;
-  const std::vector<const MemberReport*> others = other_members(**found, reports, plan);
   std::vector<MemberView> members = primary.members;
   members.push_back(member_of(*target));
 
@@ -173,6 +170,7 @@ Result<Plan> plan_add_replica(const std::string& volume,
   body["members"] = members_json(members);
   body["consistent"] = false;
   body["in_sync"] = primary.in_sync;
+  body["founder"] = false;
   Step step;
   step.host = host;
   step.address = target->address;
@@ -180,10 +178,7 @@ Result<Plan> plan_add_replica(const std::string& volume,
   step.text = "create the images (replica, empty until its first copy)";
   step.undo = delete_request(volume, primary.uuid);
   plan.steps.push_back(std::move(step));
-  add_members_steps(**found, others, members, plan);
-  plan.skipped_hint =
-      "they learn of the new member when they are back and the command `replicactl set` or another "
-      "change of members reaches them";
+  add_members_step(**found, members, plan);
   plan.notes.push_back(
       primary.state == "stopped"
           ? "its first copy starts by itself after `replicactl activate`"
@@ -211,11 +206,11 @@ Result<Plan> plan_remove_replica(const std::string& volume,
   Plan plan;
   plan.volume = volume;
   if (!is_leftover) {
-    std::vector<const MemberReport*> others = other_members(**found, reports, plan);
-    std::erase(others, target);
     std::vector<MemberView> members = primary.members;
     std::erase_if(members, [&](const MemberView& member) { return member.host == host; });
-    add_members_steps(**found, others, members, plan);
+    add_members_step(**found, members, plan);
+    if (target == nullptr || !target->volume)
+      plan.skipped.push_back({host, why_silent(reports, host)});
   }
   if (target != nullptr && target->volume) {
     plan.steps.push_back(

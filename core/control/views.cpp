@@ -175,6 +175,7 @@ std::vector<MemberView> read_members(Fields& outer) {
     member.host = fields.string("host");
     member.stream = fields.string_or_empty("stream");
     member.control = fields.string_or_empty("control");
+    member.witness = fields.string_or_empty("role") == "witness";
     outer.adopt(fields);
     members.push_back(std::move(member));
   }

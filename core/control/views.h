@@ -55,6 +55,7 @@ struct MemberView {
   std::string host;
   std::string stream;
   std::string control;
+  bool witness = false;  ///< votes only, no images
 
   friend bool operator==(const MemberView&, const MemberView&) = default;
 };

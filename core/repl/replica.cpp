@@ -242,10 +242,11 @@ void Replica::begin_stream(const StartMessage& message, Effects& effects) {
 void Replica::on_event(const replica_event::PromiseRaised& event,
                        Instant /*now*/,
                        Effects& effects) {
-  if (event.epoch.number <= promised_durable_.number) return;
+  if (event.epoch.number < promised_durable_.number || event.epoch == promised_durable_) return;
   promised_durable_ = event.epoch;
-  if (event.epoch.number > promised_.number) promised_ = event.epoch;
-  if (session_ && session_->epoch.number < promised_.number) {
+  primary_.clear();  // whose it is, the attach will tell
+  if (event.epoch.number >= promised_.number) promised_ = event.epoch;
+  if (session_ && session_->epoch != promised_ && session_->epoch.number <= promised_.number) {
     refuse(make_error(Errc::stale_epoch,
                       "epoch {} is over: epoch {} was promised here",
                       session_->epoch.number,
@@ -688,7 +689,7 @@ void Replica::advance_promotion(Effects& effects) {
       applied_.sequence != logged_.sequence) {
     return;
   }
-  const HistoryPoint& wanted = promotion_point_;
+  const HistoryPoint wanted = promotion_point_.value_or(applied_);
   if (applied_.sequence < wanted.sequence) {
     end_promotion(fail(Errc::too_far_behind,
                        "host {} has sequence {}, the history stands at {}",

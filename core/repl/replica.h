@@ -127,9 +127,10 @@ struct ImagesSynced {};
 struct PromiseRaised {
   Epoch epoch;
 };
+/// `point` nullopt: wherever the log ends when everything taken is logged.
 struct PromotionRequested {
   Epoch epoch;
-  HistoryPoint point;
+  std::optional<HistoryPoint> point;
 };
 /// Log or image failed: nothing more is taken. The runtime recovers with a new Replica.
 struct Failed {
@@ -355,7 +356,7 @@ class Replica {
 
   PromotionStep promotion_ = PromotionStep::none;
   Epoch promotion_epoch_;
-  HistoryPoint promotion_point_;
+  std::optional<HistoryPoint> promotion_point_;
 };
 
 }  // namespace replicad

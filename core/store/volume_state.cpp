@@ -6,6 +6,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/vote/record_json.h"
+
 namespace replicad {
 
 namespace {
@@ -58,7 +60,10 @@ json disks_to_json(const std::vector<DiskState>& disks) {
 json members_to_json(const std::vector<MemberState>& members) {
   json list = json::array();
   for (const MemberState& member : members) {
-    list.push_back({{"host", member.host}, {"stream", member.stream}, {"control", member.control}});
+    list.push_back({{"host", member.host},
+                    {"stream", member.stream},
+                    {"control", member.control},
+                    {"role", member.witness ? "witness" : "data"}});
   }
   return list;
 }
@@ -163,10 +168,17 @@ VolumeState state_from(const json& document) {
         {text(disk, "name"), number(disk, "bytes"), text(disk, "path"), boolean(disk, "adopted")});
   }
   for (const json& member : list(document, "members")) {
-    state.members.push_back(
-        {text(member, "host"), text(member, "stream"), text(member, "control")});
+    const std::string role = text(member, "role");
+    if (role != "data" && role != "witness") throw DocumentError{"unknown role of a member"};
+    state.members.push_back({text(member, "host"),
+                             text(member, "stream"),
+                             text(member, "control"),
+                             role == "witness"});
   }
   state.settings = settings_from(field(document, "settings"));
+  auto vote = voter_from_json(field(document, "vote"));
+  if (!vote) throw DocumentError{vote.error().message};
+  state.vote = std::move(*vote);
   state.primary = text(document, "primary");
   state.epoch = epoch(document, "epoch");
   for (const json& host : list(document, "in_sync"))
@@ -382,7 +394,8 @@ std::string encode_volume_state(const VolumeState& state) {
                          {"sequence_reserved", state.sequence_reserved},
                          {"transfer", transfer_to_json(state.transfer)},
                          {"consistent", state.consistent},
-                         {"checkpoint", to_json(state.checkpoint)}};
+                         {"checkpoint", to_json(state.checkpoint)},
+                         {"vote", voter_json(state.vote)}};
   const std::string body = document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
   return fmt::format("{}{} {:08x} {}\n{}",
                      state_magic,
@@ -433,6 +446,13 @@ Status check_volume_state(const VolumeState& state) {
     }
   }
   return check_counters(state);
+}
+
+HistoryPoint unclean_point(const Epoch& epoch, const VolumeState& state) {
+  DigestItem item;
+  item.epoch = epoch;
+  item.sequence = std::max(state.sequence_reserved, state.history.sequence);
+  return {epoch, item.sequence, extend_digest({}, item)};
 }
 
 bool contains_host(const std::vector<std::string>& hosts, std::string_view host) {

@@ -53,6 +53,9 @@ struct VolumeState {
   std::vector<MemberState> members;
   VolumeSettings settings;
 
+  /// This member's vote. The fields below follow the record once that is known to be chosen and what
+  /// it asks of this host is done.
+  VoterState vote;
   std::string primary;  ///< host that this member takes for the primary
   Epoch epoch;          ///< highest epoch promised here: streams below it are refused
   std::vector<std::string>
@@ -83,6 +86,9 @@ constexpr std::size_t volume_state_bytes_max = 1 * mib;
 [[nodiscard]] Result<VolumeState> decode_volume_state(std::string_view content);
 /// Whether `hosts` names `host`.
 [[nodiscard]] bool contains_host(const std::vector<std::string>& hosts, std::string_view host);
+/// A history point behind everything that `state`'s images may hold, with a digest that nobody else
+/// can have: after an unclean end no member is taken for equal.
+[[nodiscard]] HistoryPoint unclean_point(const Epoch& epoch, const VolumeState& state);
 /// Rules that every accepted state or creation request obeys (names, sizes, counts, limits.h ranges).
 [[nodiscard]] Status check_volume_state(const VolumeState& state);
 

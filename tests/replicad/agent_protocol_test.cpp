@@ -172,7 +172,7 @@ TEST_CASE("agent: record_in_sync is on disk when it is answered, and takes membe
               .at("ok") == true);
     CHECK(json(host.disk_state("vm1").in_sync) == in_sync);
   }
-  const std::string before = file_text(host.state_file("vm1"));
+  const VolumeState before = host.disk_state("vm1");
   for (const json& bad : {json{"b"}, json::array(), json("a"), json(nullptr), json{"a", 5}}) {
     CHECK(code_of(plugin.peer().request(
               "record_in_sync", {{"in_sync", bad}, {"reason", "test"}})) == "invalid_argument");
@@ -181,7 +181,7 @@ TEST_CASE("agent: record_in_sync is on disk when it is answered, and takes membe
   CHECK(plugin.peer()
             .request("record_in_sync", {{"in_sync", {"a", "gone"}}, {"reason", "test"}})
             .at("ok") == true);
-  CHECK(file_text(host.state_file("vm1")) == before);
+  CHECK(host.disk_state("vm1").vote.record == before.vote.record);
 }
 
 TEST_CASE("agent: numbers are reserved durably and never given back") {
@@ -229,12 +229,13 @@ TEST_CASE("agent: a plugin that outlives replicad rejoins, with its own term onl
   TestPlugin plugin(host);
   REQUIRE(plugin.claim().at("ok") == true);
   REQUIRE(plugin.serving().at("ok") == true);
-  const std::string before = file_text(host.state_file("vm1"));
+  const VolumeState before = host.disk_state("vm1");
   host.restart();
   CHECK(plugin.peer().wait_closed(std::chrono::seconds(5)));
   CHECK(host.shows("vm1", "state", "starting"));
   CHECK(host.post("vm1", "activate").status == 409);
-  CHECK(file_text(host.state_file("vm1")) == before);
+  CHECK(host.disk_state("vm1").vote.record == before.vote.record);
+  CHECK_FALSE(host.disk_state("vm1").clean);
 
   const auto rejoin = [&](const json& epoch) {
     AgentPeer peer = std::move(*host.connect_agent());
@@ -269,6 +270,7 @@ TEST_CASE("agent: a sealed plugin that missed its new term is told it when it re
   // What a switchover that was refused records before it tells the plugin.
   VolumeState state = host.disk_state("vm1");
   state.epoch = {state.epoch.number + 2, 77};
+  state.vote.record->epoch = state.epoch;
   REQUIRE(write_file_durably(host.state_file("vm1"), encode_volume_state(state)).has_value());
   host.start();
   AgentPeer peer = std::move(*host.connect_agent());

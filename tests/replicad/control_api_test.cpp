@@ -161,7 +161,8 @@ TEST_CASE("control: garbage is answered with an error, whatever it is") {
     CHECK(answer.status == 400);
     CHECK(error_code(answer) == "invalid_argument");
     if (garbage.starts_with("{\"")) continue;  // an object, if a senseless one
-    for (const char* verb : {"set", "resync", "switchover", "promote", "fence"}) {
+    for (const char* verb :
+         {"set", "resync", "switchover", "promote", "vote/prepare", "vote/accept", "vote/chosen"}) {
       CHECK(host.ask_raw("POST", std::string("/v1/volumes/vm1/") + verb, garbage).status == 400);
     }
   }
@@ -178,18 +179,16 @@ TEST_CASE("control: every verb on an unknown volume is not_found") {
   const json point = {
       {"epoch", {{"number", 1}, {"tag", 1}}}, {"sequence", 0}, {"digest", std::string(32, '0')}};
   const json epoch = {{"number", 1}, {"tag", 1}};
-  const std::vector<std::pair<std::string, json>> verbs = {{"activate", json::object()},
-                                                           {"deactivate", json::object()},
-                                                           {"set", {{"settings", json::object()}}},
-                                                           {"resync", {{"host", "b"}}},
-                                                           {"switchover", {{"to", "b"}}},
-                                                           {"promote",
-                                                            {{"from", "b"},
-                                                             {"epoch", epoch},
-                                                             {"history", point},
-                                                             {"in_sync", {"a"}},
-                                                             {"activate", false}}},
-                                                           {"fence", {{"epoch", epoch}}}};
+  const json ballot = {{"round", 2}, {"host", "b"}, {"nonce", 3}};
+  const std::vector<std::pair<std::string, json>> verbs = {
+      {"activate", json::object()},
+      {"deactivate", json::object()},
+      {"set", {{"settings", json::object()}}},
+      {"resync", {{"host", "b"}}},
+      {"switchover", {{"to", "b"}}},
+      {"promote",
+       {{"from", "b"}, {"term", epoch}, {"epoch", epoch}, {"history", point}, {"activate", false}}},
+      {"vote/prepare", {{"uuid", fixture_uuid}, {"fork", 0}, {"ballot", ballot}}}};
   for (const auto& [verb, body] : verbs) {
     CHECK_MESSAGE(host.post("vm9", verb, body).status == 404, verb);
   }

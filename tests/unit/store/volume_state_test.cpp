@@ -25,6 +25,8 @@ VolumeState sample_state() {
   state.transfer = TransferState{"b", {4, 5}, {{3, 0xfffffffe}, 50, {1, 2}}};
   state.consistent = false;
   state.checkpoint = {{2, 98}, 40, {3, 4}};
+  state.vote = founding_state(first_record("a", {"a", "b"}, state.members));
+  state.vote.promised = {9, "b", 77};
   return state;
 }
 
@@ -78,6 +80,7 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
   state.primary = "a";
   state.epoch = {1, 9};
   state.in_sync = {"a"};
+  state.vote = founding_state(first_record("a", {"a"}, state.members));
   const std::string content = encode_volume_state(state);
   const std::string body = R"({
   "active": false,
@@ -119,6 +122,7 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
     {
       "control": "127.0.0.1:7401",
       "host": "a",
+      "role": "data",
       "stream": "127.0.0.1:7400"
     }
   ],
@@ -134,10 +138,45 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
     "segment_bytes": 67108864
   },
   "transfer": null,
-  "uuid": "0a1b2c3d-4e5f-4071-8293-a4b5c6d7e8f9"
+  "uuid": "0a1b2c3d-4e5f-4071-8293-a4b5c6d7e8f9",
+  "vote": {
+    "accepted": {
+      "host": "a",
+      "nonce": 0,
+      "round": 1
+    },
+    "chosen": true,
+    "promised": {
+      "host": "a",
+      "nonce": 0,
+      "round": 1
+    },
+    "record": {
+      "before": null,
+      "epoch": {
+        "number": 0,
+        "tag": 0
+      },
+      "fork": 0,
+      "in_sync": [
+        "a"
+      ],
+      "members": [
+        {
+          "control": "127.0.0.1:7401",
+          "host": "a",
+          "role": "data",
+          "stream": "127.0.0.1:7400"
+        }
+      ],
+      "primary": "a",
+      "tie_break": "",
+      "version": 1
+    }
+  }
 }
 )";
-  CHECK(content == "replicad-state 1 d493ac24 " + std::to_string(body.size()) + "\n" + body);
+  CHECK(content == "replicad-state 1 079b34ce " + std::to_string(body.size()) + "\n" + body);
 }
 
 TEST_CASE("volume state: a change of any one byte is noticed") {

@@ -1,0 +1,126 @@
+#include "replicad/role_keeper.h"
+
+#include "core/base/log.h"
+#include "replicad/reactor_call.h"
+#include "replicad/settlement.h"
+#include "replicad/vote_driver.h"
+
+namespace replicad {
+
+namespace {
+
+constexpr auto keeper_interval = std::chrono::seconds(2);
+constexpr Duration read_timeout = std::chrono::seconds(2);
+constexpr Duration seal_patience = std::chrono::seconds(25);
+
+void log_failure(const char* what, const std::string& volume, const Error& error) {
+  log(LogLevel::error, what, "volume={} error={}", volume, log_value(error.message));
+}
+
+}  // namespace
+
+RoleKeeper::RoleKeeper(ControlContext& context) : context_(context), thread_([this] { run(); }) {}
+
+RoleKeeper::~RoleKeeper() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+}
+
+void RoleKeeper::wake() {
+  {
+    const std::lock_guard lock(mutex_);
+    woken_ = true;
+  }
+  wake_.notify_all();
+}
+
+void RoleKeeper::run() {
+  std::unique_lock lock(mutex_);
+  while (!ending_) {
+    woken_ = false;
+    lock.unlock();
+    const auto volumes =
+        run_on_reactor(context_.reactor, [this] { return context_.registry.all(); });
+    for (const auto& volume : volumes) {
+      if (!context_.stopping) tend(volume);
+    }
+    lock.lock();
+    wake_.wait_for(lock, keeper_interval, [this] { return ending_ || woken_; });
+  }
+}
+
+void RoleKeeper::tend(const std::shared_ptr<Volume>& volume) {
+  struct Look {
+    bool unsettled;
+    RoleDue due;
+  };
+  const auto look = run_on_reactor(context_.reactor, [volume]() -> Look {
+    // Without the plugin's word, only free images prove that no plugin lives.
+    const bool known = volume->is_serving() || (!volume->has_plugin() && volume->has_images());
+    const bool unsettled = !volume->is_broken() && volume->state().transfer && known;
+    return {unsettled && !volume->has_operation(), volume->role_due()};
+  });
+  if (look.unsettled) return settle(volume);
+  if (look.due == RoleDue::ask) ask(volume);
+  const RoleDue due = run_on_reactor(context_.reactor, [volume] {
+    return volume->has_operation() || volume->state().transfer ? RoleDue::none : volume->role_due();
+  });
+  if (due == RoleDue::demote) demote(volume);
+  if (due == RoleDue::promote) promote(volume);
+}
+
+void RoleKeeper::settle(const std::shared_ptr<Volume>& volume) {
+  const auto operation = OperationGuard::begin(context_, volume->name(), "settling a switchover");
+  if (!operation) return;
+  Error error;
+  const Settlement settlement = settle_transfer(context_, volume, &error);
+  log(LogLevel::info,
+      "switchover_settling",
+      "volume={} settled={} error={}",
+      volume->name(),
+      settlement != Settlement::unknown,
+      log_value(error.message));
+}
+
+void RoleKeeper::ask(const std::shared_ptr<Volume>& volume) {
+  const auto record = context_.environment.votes->propose(volume, change_nothing(), read_timeout);
+  run_on_reactor(context_.reactor, [volume, &record] {
+    if (record) volume->set_recheck(false);
+    volume->note_vote(record ? std::nullopt : std::optional<Error>(record.error()));
+  });
+}
+
+/// Another host is the primary: whatever this one still serves must not be answered any more.
+void RoleKeeper::demote(const std::shared_ptr<Volume>& volume) {
+  const auto operation = OperationGuard::begin(context_, volume->name(), "giving up the role");
+  if (!operation) return;
+  run_on_reactor(context_.reactor, [volume] { volume->plugin_release(); });
+  if (!end_export_process(context_, volume, std::chrono::seconds(5))) return;
+  const VolumeState state = state_of(context_, volume);
+  const auto point = state.clean ? std::optional<HistoryPoint>(state.history) : std::nullopt;
+  const Status status = give_up_role(context_, volume, state.vote.record->primary, point);
+  if (!status) log_failure("role_not_given_up", volume->name(), status.error());
+}
+
+/// The record names this host, which ended before it had drawn the conclusion.
+void RoleKeeper::promote(const std::shared_ptr<Volume>& volume) {
+  const auto operation = OperationGuard::begin(context_, volume->name(), "promote");
+  if (!operation) return;
+  const VolumeState state = state_of(context_, volume);
+  const Epoch promised = state.epoch;
+  const auto point = call_reactor<HistoryPoint>(context_.reactor, [volume, promised](auto done) {
+    volume->seal_replica(promised, std::nullopt, seal_patience, std::move(done));
+  });
+  if (!point) return log_failure("promotion_not_finished", volume->name(), point.error());
+  const Record record = *state.vote.record;
+  const Status status = call_reactor<void>(context_.reactor, [volume, record, point](auto done) {
+    volume->record_promotion(record, *point, false, std::move(done));
+  });
+  if (!status) log_failure("promotion_not_finished", volume->name(), status.error());
+}
+
+}  // namespace replicad

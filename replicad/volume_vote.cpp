@@ -1,0 +1,93 @@
+// The voter of a volume on this host, and what follows from a record that was chosen.
+
+#include <algorithm>
+
+#include "core/base/log.h"
+#include "replicad/volume.h"
+
+namespace replicad {
+
+namespace {
+
+/// What of the record counts here at once. A change of this host's own role takes more: see
+/// Volume::role_due().
+void follow_record(VolumeState& state, const std::string& host) {
+  const Record& record = *state.vote.record;
+  state.epoch = raised_fence(state.epoch, state.vote);
+  if (!state.vote.chosen) return;
+  if (find_member(record.members, host) != nullptr) state.members = record.members;
+  state.in_sync = record.in_sync;
+  if (state.primary != host && record.primary != host) state.primary = record.primary;
+}
+
+}  // namespace
+
+Status Volume::check_voting() const {
+  if (load_error_) return tl::unexpected(*load_error_);
+  if (released_) return fail(Errc::not_found, "volume {} is being deleted", name_);
+  return {};
+}
+
+void Volume::vote_prepare(const PrepareRequest& request,
+                          std::function<void(Result<PrepareReply>)> done) {
+  if (const Status able = check_voting(); !able) return done(tl::unexpected(able.error()));
+  const auto reply = std::make_shared<PrepareReply>();
+  update(
+      [request, reply](VolumeState& state) -> Status {
+        auto answer = answer_prepare(state.vote, request, state.epoch);
+        if (!answer) return tl::unexpected(answer.error());
+        *reply = std::move(*answer);
+        return {};
+      },
+      [reply, done = std::move(done)](const Status& written) {
+        if (!written) return done(tl::unexpected(written.error()));
+        done(*reply);
+      });
+}
+
+void Volume::vote_accept(const AcceptRequest& request,
+                         std::function<void(Result<AcceptReply>)> done) {
+  if (const Status able = check_voting(); !able) return done(tl::unexpected(able.error()));
+  const auto reply = std::make_shared<AcceptReply>();
+  update(
+      [request, reply, host = environment_.options.host](VolumeState& state) -> Status {
+        auto answer = answer_accept(state.vote, request);
+        if (!answer) return tl::unexpected(answer.error());
+        *reply = std::move(*answer);
+        if (reply->granted) follow_record(state, host);
+        return {};
+      },
+      [reply, done = std::move(done)](const Status& written) {
+        if (!written) return done(tl::unexpected(written.error()));
+        done(*reply);
+      });
+}
+
+void Volume::vote_chosen(const ChosenNotice& notice, Done done) {
+  if (const Status able = check_voting(); !able) return done(able);
+  const auto self = shared_from_this();
+  update(
+      [notice, host = environment_.options.host](VolumeState& state) -> Status {
+        RD_TRY(learn_chosen(state.vote, notice));
+        follow_record(state, host);
+        return {};
+      },
+      [self, done = std::move(done)](const Status& written) {
+        if (written) {
+          self->vote_error_.reset();
+          if (self->role_due() != RoleDue::none) self->environment_.wake_keeper();
+        }
+        done(written);
+      });
+}
+
+RoleDue Volume::role_due() const {
+  const VoterState& vote = state().vote;
+  if (load_error_ || released_ || !vote.record) return RoleDue::none;
+  if (!vote.chosen || recheck_) return RoleDue::ask;
+  const bool mine = vote.record->primary == environment_.options.host;
+  if (mine == is_primary()) return RoleDue::none;
+  return mine ? RoleDue::promote : RoleDue::demote;
+}
+
+}  // namespace replicad

@@ -1,0 +1,54 @@
+#pragma once
+// Runs proposals of changes of a volume's record (core/vote/proposer.h): asks the voters, this
+// host's among them, over the control API, each in a thread of its own with a short timeout.
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+
+#include "core/vote/proposer.h"
+#include "replicad/volume.h"
+
+namespace replicad {
+
+/// A claim or a record waits so long for a quorum.
+constexpr Duration proposal_timeout = std::chrono::seconds(6);
+
+class VoteDriver {
+ public:
+  explicit VoteDriver(VolumeEnvironment& environment);
+  VoteDriver(const VoteDriver&) = delete;
+  VoteDriver& operator=(const VoteDriver&) = delete;
+  /// Waits for the threads: no longer than a voter is waited for.
+  ~VoteDriver();
+
+  /// Blocking; not on the reactor thread. Returns the record that was chosen; this host's voter
+  /// knows it then. Errors: as proposer_effect::Failed; Errc::unreachable also when `timeout` passes.
+  [[nodiscard]] Result<Record> propose(const std::shared_ptr<Volume>& volume,
+                                       RecordChange change,
+                                       Duration timeout = proposal_timeout);
+  /// The same in a thread; `done` runs on the reactor thread.
+  void propose_later(const std::shared_ptr<Volume>& volume,
+                     RecordChange change,
+                     std::function<void(Result<Record>)> done);
+  /// No more proposals begin; those under way end soon.
+  void stop();
+
+ private:
+  struct Mailbox;
+  class Run;
+
+  void start_thread(std::function<void()> work);
+  void send(const proposer_effect::SendPrepare& effect, const std::shared_ptr<Run>& run);
+  void send(const proposer_effect::SendAccept& effect, const std::shared_ptr<Run>& run);
+  void send(const proposer_effect::SendChosen& effect, const std::shared_ptr<Run>& run);
+
+  VolumeEnvironment& environment_;
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  unsigned threads_ = 0;
+  bool stopping_ = false;
+};
+
+}  // namespace replicad
