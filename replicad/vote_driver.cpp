@@ -201,7 +201,8 @@ Result<Record> VoteDriver::propose(const std::shared_ptr<Volume>& volume,
   Proposer proposer(environment_.options.host, random_tag(), std::move(change));
   std::mt19937 random(random_tag());
   std::vector<ProposerEffect> effects;
-  std::optional<SteadyClock::time_point> retry_at;
+  constexpr auto never = SteadyClock::time_point::max();
+  auto retry_at = never;
   proposer.step(proposer_event::Start{state.vote}, effects);
   while (true) {
     for (const ProposerEffect& effect : std::exchange(effects, {})) {
@@ -228,11 +229,11 @@ Result<Record> VoteDriver::propose(const std::shared_ptr<Volume>& volume,
       const std::lock_guard lock(mutex_);
       if (stopping_) return fail(Errc::unreachable, "replicad is stopping");
     }
-    const auto until = retry_at ? std::min(*retry_at, end) : end;
+    const auto until = std::min(retry_at, end);
     if (auto event = run->wait(until)) {
       proposer.step(*event, effects);
-    } else if (retry_at && SteadyClock::now() < end) {
-      retry_at.reset();
+    } else if (SteadyClock::now() < end) {
+      retry_at = never;
       proposer.step(proposer_event::Retry{}, effects);
     } else {
       return with_hint(fail(Errc::unreachable, "no quorum of the voters in time"),
