@@ -66,8 +66,8 @@ void LogStore::stop(std::function<void()> done) {
 }
 
 void LogStore::fail(const Error& error) {
-  if (failed_) return;
-  failed_ = true;
+  if (failure_) return;
+  failure_ = error;
   if (!stopped_ && hooks_.on_error) hooks_.on_error(error);
 }
 
@@ -76,7 +76,7 @@ void LogStore::fail(const Error& error) {
 void LogStore::append(std::span<const std::byte> bytes,
                       const HistoryPoint& after,
                       std::shared_ptr<void> owner) {
-  if (stopped_ || failed_) return;
+  if (stopped_ || failure_) return;
   queue_.push_back({bytes, after, std::move(owner)});
   pump_later();
 }
@@ -91,7 +91,7 @@ void LogStore::pump_later() {
 }
 
 void LogStore::pump() {
-  if (writing_ || queue_.empty() || stopped_ || failed_) return;
+  if (writing_ || queue_.empty() || stopped_ || failure_) return;
   if (!tail_has_room(queue_.front().bytes.size()) && !roll()) return;
   write_batch();
 }
@@ -227,7 +227,7 @@ void LogStore::take_written() {
 
 /// Preallocates the next segment's file ahead of time; roll() waits for it if it comes too late.
 void LogStore::prepare_spare() {
-  if (creating_ || stopped_ || failed_) return;
+  if (creating_ || stopped_ || failure_) return;
   const Limits limits = hooks_.limits();
   if (bytes() + limits.segment_bytes > limits.log_bytes) return;
   creating_ = true;
@@ -297,7 +297,9 @@ void LogStore::sync(SyncDone done) {
   auto job = std::make_shared<SyncJob>();
   job->through = logged_.sequence;
   job->done = std::move(done);
+  job->error = failure_;
   job->waits = 1;
+  syncs_.push_back(job);
   if (directory_syncing_) {
     ++job->waits;
     directory_waiters_.push_back(job);
@@ -322,21 +324,31 @@ void LogStore::sync(SyncDone done) {
 }
 
 void LogStore::finish_sync(const std::shared_ptr<SyncJob>& job) {
-  if (--job->waits > 0) return;
-  if (job->error) {
-    fail(*job->error);
-    job->done(tl::unexpected(*job->error));
-    return;
+  if (--job->waits == 0) answer_syncs();
+}
+
+/// In the order of the calls: a sync that found no segment dirty depends on the one before it, which may still be at
+/// work on what this one is to promise.
+void LogStore::answer_syncs() {
+  while (!syncs_.empty() && syncs_.front()->waits == 0) {
+    const std::shared_ptr<SyncJob> job = syncs_.front();
+    syncs_.pop_front();
+    if (job->error) {
+      if (!syncs_.empty()) syncs_.front()->error = job->error;
+      fail(*job->error);
+      job->done(tl::unexpected(*job->error));
+      continue;
+    }
+    durable_ = std::max(durable_, job->through);
+    job->done(job->through);
+    if (!stopped_ && hooks_.on_durable) hooks_.on_durable();
   }
-  durable_ = std::max(durable_, job->through);
-  job->done(job->through);
-  if (!stopped_ && hooks_.on_durable) hooks_.on_durable();
 }
 
 // --- space
 
 void LogStore::recycle(Sequence through) {
-  if (stopped_ || failed_) return;
+  if (stopped_ || failure_) return;
   const Limits limits = hooks_.limits();
   while (segments_.size() > 1 && segments_[1]->before.sequence <= through) {
     const std::shared_ptr<LogFile> file = segments_.front()->file;
@@ -372,7 +384,7 @@ void LogStore::remove_later(const std::string& name) {
 }
 
 void LogStore::drop(std::function<void(Status)> done) {
-  RD_CHECK(queue_.empty() || stopped_ || failed_);
+  RD_CHECK(queue_.empty() || stopped_ || failure_.has_value());
   begin_operation();
   offload(
       worker_,

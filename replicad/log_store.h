@@ -60,6 +60,7 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
               const HistoryPoint& after,
               std::shared_ptr<void> owner);
   /// Makes everything logged so far durable; `done` gets the last such sequence. An error also goes to on_error.
+  /// Several may be under way; they are answered in order, and all fail once one has.
   void sync(SyncDone done);
   /// The image durably has everything up to `through`: segments that hold nothing else are used again.
   void recycle(Sequence through);
@@ -114,6 +115,7 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
   void remove_later(const std::string& name);
   void sync_directory_later();
   void finish_sync(const std::shared_ptr<SyncJob>& job);
+  void answer_syncs();
   void fail(const Error& error);
   void begin_operation() { ++in_flight_; }
   void end_operation();
@@ -151,10 +153,11 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
   bool directory_syncing_ = false;
   bool sync_failed_ = false;
   std::vector<std::shared_ptr<SyncJob>> directory_waiters_;
+  std::deque<std::shared_ptr<SyncJob>> syncs_;  ///< unanswered, in the order of the calls
 
   std::size_t in_flight_ = 0;
   bool stopped_ = false;
-  bool failed_ = false;
+  std::optional<Error> failure_;
   std::function<void()> stop_done_;
 };
 
