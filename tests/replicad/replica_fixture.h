@@ -28,7 +28,9 @@
 #include "io/file.h"
 #include "io/frame_connection.h"
 #include "io/reactor.h"
+#include "io/worker.h"
 #include "replicad/replica_volume.h"
+#include "replicad/state_store.h"
 
 namespace replicad {
 
@@ -106,7 +108,8 @@ inline bool wait_until(const std::function<bool()>& condition) {
   return true;
 }
 
-/// One host with a replica: images, log directory, and a state "file" in memory that survives kill().
+/// One host with a replica: images, log directory, and a state "file" in memory that survives kill(), or a real one
+/// (keep_state_file).
 class ReplicaHost {
  public:
   ReplicaHost(ReactorThread& reactor, std::string directory, std::vector<std::uint64_t> disk_bytes)
@@ -125,9 +128,15 @@ class ReplicaHost {
     state_.settings.segment_bytes = segment_bytes_min;
     state_.settings.log_bytes = 16 * segment_bytes_min;
   }
+  /// What a host finds in `directory`, with the state that was read there.
+  ReplicaHost(ReactorThread& reactor, std::string directory, VolumeState state)
+      : reactor_(reactor), directory_(std::move(directory)), state_(std::move(state)) {}
   ReplicaHost(const ReplicaHost&) = delete;
   ReplicaHost& operator=(const ReplicaHost&) = delete;
-  ~ReplicaHost() { kill(); }
+  ~ReplicaHost() {
+    kill();
+    reactor_.call([this] { store_.reset(); });
+  }
 
   Status open() {
     return reactor_.call([this]() -> Status {
@@ -230,6 +239,15 @@ class ReplicaHost {
     reactor_.call([&] { update_error_ = std::move(error); });
   }
 
+  /// From now on changes of the state go through a StateStore.
+  void keep_state_file() {
+    worker_ = Worker::create();
+    REQUIRE(write_file_durably(state_path(), encode_volume_state(state_)).has_value());
+    reactor_.call([this] {
+      store_ = std::make_unique<StateStore>(*reactor_, *worker_, state_path(), state_);
+    });
+  }
+  [[nodiscard]] std::string state_path() const { return directory_ + "/state"; }
   [[nodiscard]] std::string log_dir() const { return directory_ + "/log"; }
   [[nodiscard]] std::string image_path(std::size_t disk) const { return state_.disks[disk].path; }
   [[nodiscard]] std::vector<std::byte> image(std::size_t disk) const {
@@ -254,6 +272,18 @@ class ReplicaHost {
  private:
   void update(std::function<void(VolumeState&)> change, std::function<void(Status)> done) {
     auto run = [this, change = std::move(change), done = std::move(done)] {
+      if (store_) {
+        store_->update(
+            [change](VolumeState& state) -> Status {
+              change(state);
+              return {};
+            },
+            [this, done](const Status& status) {
+              state_ = store_->state();
+              done(status);
+            });
+        return;
+      }
       if (update_error_) {
         done(tl::unexpected(*update_error_));
         return;
@@ -278,6 +308,8 @@ class ReplicaHost {
   bool hold_updates_ = false;
   std::deque<std::function<void()>> held_updates_;
   std::optional<Error> update_error_;
+  std::unique_ptr<Worker> worker_;
+  std::unique_ptr<StateStore> store_;
 };
 
 struct OwnedFrame {
