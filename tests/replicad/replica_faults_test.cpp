@@ -212,4 +212,52 @@ TEST_CASE("replica faults: a copy is not done before its images are synced") {
   primary.check_images(host);
 }
 
+TEST_CASE("replica faults: a log is not removed before the mark of the copy is recorded") {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.resume(host);
+  primary.send(primary.write_pattern(0, 0, 4096, 1));
+  primary.send(primary.flush());
+  primary.wait_applied();
+  primary.disconnect();
+  primary.attach(host);
+  const auto files = host.log_files();
+  host.hold_updates(true);
+  primary.send(encode_start({.copy = true, .after = primary.point.sequence}));
+  primary.send(primary.frame(FrameType::copy_zero, {0, 0, 4096}, {}));
+  // The reports of a copy that waits.
+  for (int reports = 0; reports < 2; ++reports)
+    REQUIRE(primary.receive().value().header.type == FrameType::watermarks);
+  CHECK(host.log_files() == files);
+  primary.check_images(host);
+  host.hold_updates(false);
+  const auto first_segment = host.log_dir() + "/" + segment_file_name(1);
+  REQUIRE(wait_until([&] { return !std::filesystem::exists(first_segment); }));
+  CHECK_FALSE(host.state().consistent);
+}
+
+TEST_CASE("replica faults: a copy is not reported as done before that is recorded") {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.attach(host);
+  primary.send(encode_start({.copy = true, .after = 0}));
+  REQUIRE(wait_until([&] { return !host.state().consistent; }));
+  host.hold_updates(true);
+  primary.send(primary.frame(FrameType::copy_zero, {0, 0, one_disk[0]}, {}));
+  primary.send(encode_copy_end({primary.point}));
+  for (int reports = 0; reports < 2; ++reports)
+    REQUIRE(primary.receive().value().header.type == FrameType::watermarks);
+  CHECK_FALSE(host.state().consistent);
+  host.hold_updates(false);
+  while (primary.receive().value().header.type != FrameType::copy_done) {
+  }
+  CHECK(host.state().consistent);
+}
+
 }  // namespace replicad

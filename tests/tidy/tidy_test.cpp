@@ -257,5 +257,30 @@ TEST_CASE("tidy: every header is guarded and says what it is") {
   }
 }
 
+/// All test sources as one text, in which string literals that the compiler joins are joined.
+std::string test_sources() {
+  std::string text;
+  for (const SourceFile& file : code_files()) {
+    if (!file.path.ends_with("_test.cpp")) continue;
+    for (const std::string& line : file.lines)
+      text += line + "\n";
+  }
+  return std::regex_replace(text, std::regex("\"\\s+\""), "");
+}
+
+TEST_CASE("tidy: every test that docs/fault-model.md names is there") {
+  const std::string sources = test_sources();
+  const std::regex name("`([a-z][a-z _]*: [^`]+)`");
+  std::size_t count = 0;
+  for (const std::string& line : lines_of(fs::path(RD_SOURCE_DIR) / "docs/fault-model.md")) {
+    for (std::sregex_iterator at(line.begin(), line.end(), name), end; at != end; ++at) {
+      ++count;
+      const std::string test = (*at)[1];
+      if (sources.find("\"" + test) == std::string::npos) FAIL_CHECK(test << ": no such test");
+    }
+  }
+  CHECK(count > 50);
+}
+
 }  // namespace
 }  // namespace replicad
