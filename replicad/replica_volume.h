@@ -57,7 +57,8 @@ class ReplicaVolume {
   [[nodiscard]] virtual ReplicaStatus status() const = 0;
 
   /// For a promotion: promises `epoch` durably, ends the session, waits until everything logged is applied,
-  /// compares with `point` (sequence, and the applied digest), if it is given, and syncs the images. The caller then records
+  /// compares with `point` (sequence, and the applied digest), if it is given, and syncs the images. The caller then
+  /// records
   /// itself primary and calls shutdown(). Errors: Errc::stale_epoch, Errc::diverged, Errc::inconsistent,
   /// Errc::too_far_behind; replication may then go on.
   virtual void prepare_promotion(const Epoch& epoch,
