@@ -58,8 +58,7 @@ class ReplicaVolume {
 
   /// For a promotion: promises `epoch` durably, ends the session, waits until everything logged is applied,
   /// compares with `point` (sequence, and the applied digest), if it is given, and syncs the images. The caller then
-  /// records
-  /// itself primary and calls shutdown(). Errors: Errc::stale_epoch, Errc::diverged, Errc::inconsistent,
+  /// records itself primary and calls shutdown(). Errors: Errc::stale_epoch, Errc::diverged, Errc::inconsistent,
   /// Errc::too_far_behind; replication may then go on.
   virtual void prepare_promotion(const Epoch& epoch,
                                  const std::optional<HistoryPoint>& point,

@@ -192,6 +192,14 @@ TEST_CASE("power: the recorder sees every kind of operation") {
     CHECK(scenario.record.count(kind) > 0);
   }
   const auto& operations = scenario.record.operations;
+  // A segment that becomes a spare, and the other way.
+  for (const auto& [from, to] :
+       {std::pair("log/0", "log/spare."), std::pair("log/spare.", "log/0")}) {
+    CHECK(std::any_of(operations.begin(), operations.end(), [&](const DiskOperation& operation) {
+      return operation.kind == Kind::rename && operation.name.starts_with(from) &&
+             operation.target.starts_with(to);
+    }));
+  }
   for (const auto which : {is_log, is_image, is_state}) {
     CHECK(std::any_of(operations.begin(), operations.end(), [&](const DiskOperation& operation) {
       return which(scenario.record, operation);

@@ -23,6 +23,10 @@ class RecordedHost {
         reactor_(recording_reactor()),
         host_(reactor_, directory_.path(), disk_sizes),
         primary_(disk_sizes) {
+    // Often so small that segments are used again and again.
+    host_.change_state([&](VolumeState& state) {
+      state.settings.log_bytes = (log_segments_min + random_() % 3) * segment_bytes_min;
+    });
     host_.keep_state_file();
     recorder_.emplace(directory_.path());
     const Status opened = host_.open();
@@ -150,7 +154,7 @@ std::optional<std::string> check_promoted(const ReplicaScenario& scenario,
 ReplicaScenario record_stream(std::mt19937_64& random) {
   RecordedHost recorded(random);
   recorded.attach();
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < 90; ++i) {
     recorded.change(250'000);
     if (random() % 6 == 0) recorded.wait_durable();
   }
@@ -160,7 +164,7 @@ ReplicaScenario record_stream(std::mt19937_64& random) {
   recorded.host().reopen();
   recorded.primary().epoch = {5, 99};
   recorded.attach();
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < 60; ++i) {
     recorded.change(250'000);
     if (random() % 6 == 0) recorded.wait_durable();
   }
