@@ -46,8 +46,8 @@ const char* const wait_details =
     "`primary=HOST`. With --timeout, exit code 124 when the time is over.";
 
 const char* const resync_details =
-    "Copies all disks to a replica, beside live writes, skipping holes: for one that is shown as\n"
-    "`detached`. Until the copy is complete that replica cannot take over.";
+    "Compares all disks with a replica's, beside live writes, and sends what differs: for one that\n"
+    "is `detached` because its history is another. Until that is done it cannot take over.";
 
 }  // namespace
 

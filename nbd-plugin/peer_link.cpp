@@ -124,6 +124,12 @@ Status PeerLink::on_frame(const FrameView& frame) {
       if (attached_) context_.bridge.step(primary_event::PeerMarks{peer_, *marks});
       return {};
     }
+    case FrameType::block_diffs: {
+      if (!copy_) return fail(Errc::protocol, "block_diffs without a copy");
+      RD_TRY(copy_->on_diffs(frame.header.range, frame.payload));
+      context_.bridge.step(primary_event::CopyProgress{peer_});
+      return {};
+    }
     case FrameType::copy_done: {
       const auto done = decode_copy_done(frame.payload);
       if (!done) return tl::unexpected(done.error());
@@ -201,36 +207,55 @@ void PeerLink::send_start(const StartMessage& message) {
   if (connection_) connection_->send(encode_start(message));
 }
 
-void PeerLink::run_copy() {
+void PeerLink::run_copy(std::shared_ptr<const ResyncPlan> plan) {
   if (!connection_) return;
   drop_copy();
   const std::weak_ptr<PeerLink> weak = weak_from_this();
-  copy_ = std::make_shared<CopyJob>(
-      context_.reactor,
-      context_.bridge,
-      context_.images,
-      peer_,
-      CopyJob::Hooks{.on_piece =
-                         [weak] {
-                           if (const auto self = weak.lock()) self->kick();
-                         },
-                     .on_end =
-                         [weak] {
-                           const auto self = weak.lock();
-                           if (!self || !self->connection_) return;
-                           self->copy_end_ =
-                               self->context_.bridge.look([&](const Primary& primary) {
-                                 return primary.taken_point(self->peer_);
-                               });
-                           self->connection_->send(encode_copy_end({*self->copy_end_}));
-                         },
-                     .on_error =
-                         [weak](const Error& error) {
-                           if (const auto self = weak.lock()) self->close(error);
-                         }});
+  copy_ =
+      std::make_shared<CopyJob>(context_.reactor,
+                                context_.bridge,
+                                context_.images,
+                                peer_,
+                                std::move(plan),
+                                CopyJob::Hooks{.on_piece =
+                                                   [weak] {
+                                                     if (const auto self = weak.lock())
+                                                       self->kick();
+                                                   },
+                                               .on_compare =
+                                                   [weak](std::vector<std::byte> frame) {
+                                                     const auto self = weak.lock();
+                                                     if (self && self->connection_)
+                                                       self->connection_->send(std::move(frame));
+                                                   },
+                                               .on_end =
+                                                   [weak] {
+                                                     const auto self = weak.lock();
+                                                     if (!self || !self->connection_) return;
+                                                     self->copy_ending_ = true;
+                                                     self->end_copy();
+                                                   },
+                                               .on_error =
+                                                   [weak](const Error& error) {
+                                                     if (const auto self = weak.lock())
+                                                       self->close(error);
+                                                   }});
   install_source(copy_);
-  log(LogLevel::info, "copy_started", "peer={} bytes={}", member_.host, copy_->total_bytes());
+  log(LogLevel::info,
+      "copy_started",
+      "peer={} bytes={}",
+      member_.host,
+      copy_->progress().total_bytes);
   copy_->start();
+}
+
+/// Sends copy_end, now or when what is on its way has left.
+void PeerLink::end_copy() {
+  if (!copy_ending_ || copy_end_ || !connection_) return;
+  context_.bridge.step(primary_event::CopyEnding{peer_});
+  copy_end_ =
+      context_.bridge.look([this](const Primary& primary) { return primary.copy_end(peer_); });
+  if (copy_end_) connection_->send(encode_copy_end({*copy_end_}));
 }
 
 void PeerLink::copy_locked() {
@@ -238,8 +263,12 @@ void PeerLink::copy_locked() {
 }
 
 void PeerLink::drop_copy() {
-  if (copy_) copy_->stop();
+  if (copy_) {
+    copied_bytes_ += copy_->progress().sent_bytes;
+    copy_->stop();
+  }
   copy_.reset();
+  copy_ending_ = false;
   copy_end_.reset();
 }
 
@@ -289,6 +318,7 @@ void PeerLink::on_sent(std::uint64_t bytes) {
   }
   if (ring_bytes > 0) context_.bridge.step(primary_event::PeerSent{peer_, ring_bytes});
   if (piece_sent && copy_) copy_->piece_sent();
+  end_copy();
 }
 
 void PeerLink::request_sync() {

@@ -36,7 +36,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
 
   // Effects of the core for this peer.
   void send_start(const StartMessage& message);
-  void run_copy();
+  void run_copy(std::shared_ptr<const ResyncPlan> plan);
   void copy_locked();
   void close(const Error& error);
   void kick();
@@ -49,6 +49,10 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   [[nodiscard]] const std::string& host() const { return member_.host; }
   [[nodiscard]] PeerIndex peer() const { return peer_; }
   [[nodiscard]] const CopyJob* copy() const { return copy_.get(); }
+  /// Payload that copies to this replica have sent since the plugin began.
+  [[nodiscard]] std::uint64_t copied_bytes() const {
+    return copied_bytes_ + (copy_ ? copy_->progress().sent_bytes : 0);
+  }
   /// The last thing the replica refused, or why it cannot be reached.
   [[nodiscard]] const std::optional<Error>& last_error() const { return last_error_; }
   [[nodiscard]] bool was_refused() const { return refused_; }
@@ -70,6 +74,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   std::size_t fill(iovec* vectors, std::size_t vectors_max);
   void on_sent(std::uint64_t bytes);
   void drop_copy();
+  void end_copy();
   /// `keep_alive`: the copy whose pieces the connection may still be reading.
   void install_source(std::shared_ptr<CopyJob> keep_alive);
 
@@ -80,6 +85,8 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   Fd connecting_;
   std::shared_ptr<FrameConnection> connection_;
   std::shared_ptr<CopyJob> copy_;
+  std::uint64_t copied_bytes_ = 0;        ///< by copies that have ended
+  bool copy_ending_ = false;              ///< all of the plan was sent
   std::optional<HistoryPoint> copy_end_;  ///< sent, copy_done is awaited
   std::deque<Sent> in_flight_;
   std::optional<Error> last_error_;

@@ -152,7 +152,7 @@ void Volume::handle(const PrimaryEffect& effect) {
   } else if (const auto* start = std::get_if<primary_effect::StartPeer>(&effect)) {
     if (PeerLink* peer = link(start->peer)) peer->send_start(start->message);
   } else if (const auto* copy = std::get_if<primary_effect::RunCopy>(&effect)) {
-    if (PeerLink* peer = link(copy->peer)) peer->run_copy();
+    if (PeerLink* peer = link(copy->peer)) peer->run_copy(copy->plan);
   } else if (const auto* locked = std::get_if<primary_effect::CopyLocked>(&effect)) {
     if (PeerLink* peer = link(locked->peer)) peer->copy_locked();
   } else if (const auto* close = std::get_if<primary_effect::ClosePeer>(&effect)) {
@@ -258,7 +258,11 @@ json Volume::replicas_json() {
         [&, index = peer](const Primary& primary) { return primary.view(index, now); });
     json copy = nullptr;
     if (const CopyJob* job = link->copy()) {
-      copy = {{"done_bytes", job->done_bytes()}, {"total_bytes", job->total_bytes()}};
+      const CopyJob::Progress progress = job->progress();
+      copy = {{"done_bytes", progress.done_bytes},
+              {"total_bytes", progress.total_bytes},
+              {"sent_bytes", progress.sent_bytes},
+              {"blocks_left", progress.blocks_left}};
     }
     const bool connected = view.phase != PeerPhase::disconnected;
     const std::optional<Error>& error =
@@ -300,6 +304,9 @@ json Volume::status_json() {
                       : now.held   ? "held"
                                    : "serving";
   const Bridge::Counters& counters = bridge_->counters();
+  std::uint64_t copied_bytes = 0;
+  for (const auto& [peer, link] : links_)
+    copied_bytes += link->copied_bytes();
   return {{"state", state},
           {"history", point_json(now.history)},
           {"in_sync", now.in_sync},
@@ -308,7 +315,8 @@ json Volume::status_json() {
            {{"writes", counters.writes.load()},
             {"written_bytes", counters.written_bytes.load()},
             {"flushes", counters.flushes.load()},
-            {"zeroes", counters.zeroes.load()}}},
+            {"zeroes", counters.zeroes.load()},
+            {"copied_bytes", copied_bytes}}},
           {"error", now.failure ? error_json(*now.failure) : json(nullptr)}};
 }
 

@@ -183,6 +183,29 @@ void ReplicaRuntime::perform(const replica_effect::WriteImage& /*effect*/) {
   copy_unsynced_bytes_ += header.payload_bytes;
 }
 
+void ReplicaRuntime::perform(const replica_effect::CompareBlocks& effect) {
+  RD_CHECK(frame_ != nullptr);
+  if (compares_.size() >= compares_in_flight_max) {
+    const Error error{Errc::protocol, 0, "more compare frames than may be unanswered", {}};
+    sessions_.at(effect.session).connection->close(error);
+    return;
+  }
+  const std::uint64_t id = ++last_compare_;
+  const auto compare = BlockCompare::create(
+      reactor_, setup_.images, frame_->header.range, decode_block_sums(frame_->payload));
+  compares_[id] = compare;
+  compare->start(
+      guarded_always([id, session = effect.session, range = frame_->header.range](
+                         ReplicaRuntime& self, const Result<std::vector<bool>>& differs) {
+        self.compares_.erase(id);
+        if (differs) {
+          self.send(session, encode_block_diffs(range, *differs));
+        } else {
+          self.fail(differs.error());
+        }
+      }));
+}
+
 void ReplicaRuntime::perform(const replica_effect::SyncLog& /*effect*/) {
   if (!log_) return;
   log_->sync(guarded([](ReplicaRuntime& self, const Result<Sequence>& through) {
@@ -246,9 +269,16 @@ void ReplicaRuntime::perform(const replica_effect::RecordState& effect) {
             return;
           case ReplicaRecord::Kind::inconsistent:
             state.consistent = false;
+            state.resync.reset();
+            return;
+          case ReplicaRecord::Kind::resyncing:
+            state.consistent = false;
+            state.resync = record.epoch;
+            state.checkpoint = record.point;
             return;
           case ReplicaRecord::Kind::copy_done:
             state.consistent = true;
+            state.resync.reset();
             state.checkpoint = record.point;
             return;
         }

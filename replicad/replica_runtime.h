@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/repl/replica.h"
+#include "replicad/block_compare.h"
 #include "replicad/log_store.h"
 #include "replicad/replica_applier.h"
 #include "replicad/replica_images.h"
@@ -98,6 +99,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void perform(const replica_effect::CloseSession& effect);
   void perform(const replica_effect::AppendFrame& effect);
   void perform(const replica_effect::WriteImage& effect);
+  void perform(const replica_effect::CompareBlocks& effect);
   void perform(const replica_effect::SyncLog& effect);
   void perform(const replica_effect::DropLog& effect);
   void perform(const replica_effect::SyncImages& effect);
@@ -157,6 +159,8 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   std::shared_ptr<ReplicaApplier> applier_;
   std::shared_ptr<ImageWriter> copy_writer_;
   std::deque<CopyFrame> copy_frames_;
+  std::map<std::uint64_t, std::shared_ptr<BlockCompare>> compares_;
+  std::uint64_t last_compare_ = 0;
   std::uint64_t copy_unsynced_bytes_ = 0;
   bool copy_syncing_ = false;
 

@@ -70,7 +70,8 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
                                 .consistent = state.consistent,
                                 .logged = recovered.logged,
                                 .durable = recovered.logged.sequence,
-                                .applied = state.checkpoint});
+                                .applied = state.checkpoint,
+                                .resync = state.resync});
   const ReplicaApplier::Start start{.point = state.checkpoint,
                                     .segment_index = recovered.apply_segment,
                                     .offset_bytes = recovered.apply_offset};
@@ -197,17 +198,21 @@ void ReplicaRuntime::checkpoint_if_due() {
 
 void ReplicaRuntime::record_checkpoint(const HistoryPoint& point, std::uint64_t bytes) {
   if (failure_ || closing_) return;
-  setup_.hooks.update_state([point](VolumeState& state) { state.checkpoint = point; },
-                            guarded([point, bytes](ReplicaRuntime& self, const Status& status) {
-                              self.checkpointing_ = false;
-                              if (!status) {
-                                self.fail(status.error());
-                                return;
-                              }
-                              self.checkpoint_bytes_ -= std::min(self.checkpoint_bytes_, bytes);
-                              self.log_->recycle(point.sequence);
-                              self.checkpoint_if_due();
-                            }));
+  // A resync that has begun meanwhile has recorded a later one.
+  setup_.hooks.update_state(
+      [point](VolumeState& state) {
+        if (state.consistent) state.checkpoint = point;
+      },
+      guarded([point, bytes](ReplicaRuntime& self, const Status& status) {
+        self.checkpointing_ = false;
+        if (!status) {
+          self.fail(status.error());
+          return;
+        }
+        self.checkpoint_bytes_ -= std::min(self.checkpoint_bytes_, bytes);
+        self.log_->recycle(point.sequence);
+        self.checkpoint_if_due();
+      }));
 }
 
 // --- failure and recovery

@@ -44,8 +44,11 @@ PeerStatus read_peer(const json& value, FieldReader& outer) {
   }
   if (const json* copy = fields.optional_object("copy")) {
     FieldReader progress(*copy, "copy");
-    peer.copy_bytes = {progress.number("done_bytes", 0, any_number),
-                       progress.number("total_bytes", 0, any_number)};
+    peer.copy = CopyStatus{
+        .done_bytes = progress.number("done_bytes", 0, any_number),
+        .total_bytes = progress.number("total_bytes", 0, any_number),
+        .sent_bytes = progress.optional_number("sent_bytes", 0, any_number).value_or(0),
+        .blocks_left = progress.optional_number("blocks_left", 0, any_number).value_or(0)};
     if (const Status status = progress.finish_allow_unknown(); !status)
       fields.reject(status.error());
   }
@@ -77,7 +80,7 @@ json peers_json(const VolumeSnapshot& snapshot) {
     if (!snapshot.plugin_running) {
       peer.in_sync = contains_host(snapshot.state.in_sync, member.host);
       if (peer.state != "detached" && peer.state != "refused") peer.state = "disconnected";
-      peer.copy_bytes.reset();
+      peer.copy.reset();
       peer.lag_seconds.reset();
     }
     list.push_back(to_json(peer));
@@ -226,8 +229,11 @@ std::vector<MemberState> read_members(FieldReader& fields, const char* name) {
 
 json to_json(const PeerStatus& peer) {
   json copy = nullptr;
-  if (peer.copy_bytes) {
-    copy = {{"done_bytes", peer.copy_bytes->first}, {"total_bytes", peer.copy_bytes->second}};
+  if (peer.copy) {
+    copy = {{"done_bytes", peer.copy->done_bytes},
+            {"total_bytes", peer.copy->total_bytes},
+            {"sent_bytes", peer.copy->sent_bytes},
+            {"blocks_left", peer.copy->blocks_left}};
   }
   return {{"host", peer.host},
           {"state", peer.state},

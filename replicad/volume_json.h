@@ -29,6 +29,14 @@ void read_settings(const nlohmann::json& object, FieldReader& outer, VolumeSetti
 /// Reads the list `name` of {"host","stream","control"}.
 [[nodiscard]] std::vector<MemberState> read_members(FieldReader& fields, const char* name);
 
+/// How far a copy to a replica is.
+struct CopyStatus {
+  std::uint64_t done_bytes = 0;  ///< sent, or found equal
+  std::uint64_t total_bytes = 0;
+  std::uint64_t sent_bytes = 0;  ///< payload
+  std::uint64_t blocks_left = 0;
+};
+
 /// What the plugin last said of itself, checked (`status` event, `hold` reply).
 struct PeerStatus {
   std::string host;
@@ -42,7 +50,7 @@ struct PeerStatus {
   std::string digest;
   std::uint64_t lag_bytes = 0;
   std::optional<double> lag_seconds;
-  std::optional<std::pair<std::uint64_t, std::uint64_t>> copy_bytes;  ///< done, total
+  std::optional<CopyStatus> copy;
   std::optional<Error> error;
 };
 

@@ -39,6 +39,11 @@ Digest extend_digest(const Digest& before, const DigestItem& item) {
   return Digest{hash.low64, hash.high64};
 }
 
+Digest block_sum(std::span<const std::byte> block) {
+  const XXH128_hash_t hash = XXH3_128bits(block.data(), block.size());
+  return Digest{hash.low64, hash.high64};
+}
+
 std::string to_hex(const Digest& digest) {
   return fmt::format("{:016x}{:016x}", digest.high, digest.low);
 }

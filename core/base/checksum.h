@@ -40,6 +40,9 @@ struct DigestItem {
 /// The digest after `item`, given the digest before it (docs/protocol.md, "Digest").
 [[nodiscard]] Digest extend_digest(const Digest& before, const DigestItem& item);
 
+/// XXH3-128 of a block's content: what decides that two blocks are equal.
+[[nodiscard]] Digest block_sum(std::span<const std::byte> block);
+
 /// 32 lower-case hexadecimal digits, high half first.
 [[nodiscard]] std::string to_hex(const Digest& digest);
 [[nodiscard]] std::optional<Digest> digest_from_hex(std::string_view hex);

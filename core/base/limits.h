@@ -27,6 +27,13 @@ constexpr std::size_t control_payload_bytes_max = 256 * kib;  ///< JSON
 /// one ZERO or TRIM frame; longer ones are split
 constexpr std::uint64_t range_bytes_max = 1 * gib;
 
+/// Blocks whose checksums one frame carries, and what stands for one block.
+constexpr std::uint64_t compare_block_bytes = 4096;
+constexpr std::uint32_t compare_blocks_max = 256;
+constexpr std::uint32_t block_sum_bytes = 16;
+/// Compare frames that a primary may leave unanswered.
+constexpr std::size_t compares_in_flight_max = 32;
+
 constexpr std::uint32_t protocol_version_min = 1;
 constexpr std::uint32_t protocol_version_max = 1;
 

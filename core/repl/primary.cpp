@@ -32,13 +32,25 @@ Primary::Primary(const PrimaryConfig& config, Instant now)
       congestion_(config.congestion),
       ack_timeout_(config.ack_timeout),
       ring_(config.ring_bytes, config.history),
-      reserved_(config.reserved) {
+      reserved_(config.reserved),
+      terms_(config.terms) {
   RD_CHECK(reserved_ >= config.history.sequence);
+  if (config.history.epoch != epoch_) {
+    terms_.push_back({config.history.epoch, config.history.sequence, false});
+  }
   for (const std::string& name : config.peers) {
     Peer peer;
     peer.host = name;
     peer.recorded = std::ranges::find(config.in_sync, name) != config.in_sync.end();
     peer.last_progress = now;
+    peer.lack = make_lack(config.history.sequence);
+    const auto known = std::ranges::find(config.lacks, name, &KnownLack::host);
+    if (known != config.lacks.end()) {
+      peer.lack.base = known->base;
+      peer.lack.dirty.merge(known->dirty);
+      peer.lack.suspect.merge(known->suspect);
+      peer.lack.last_marked = config.history.sequence;
+    }
     peers_.push_back(std::move(peer));
   }
 }
@@ -50,6 +62,7 @@ void Primary::step(const PrimaryEvent& event, Instant now, Effects& effects) {
   answer_ready(effects);
   reserve_sequences(effects);
   admit_waiting(effects);
+  advance_resyncs(now, effects);
   grant_copy_locks(effects);
   advance_hold(now, effects);
 }
@@ -347,6 +360,7 @@ bool Primary::drop_oldest_frame(Effects& effects) {
       peer.behind_since = ring_.at(ring_.first()).placed_at;
     }
   }
+  note_dropped(ring_.at(ring_.first()));
   ring_.drop_oldest();
   return true;
 }

@@ -19,6 +19,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -26,6 +27,7 @@
 
 #include "core/base/modes.h"
 #include "core/base/range.h"
+#include "core/repl/block_map.h"
 #include "core/repl/ring_index.h"
 
 namespace replicad {
@@ -34,6 +36,29 @@ namespace replicad {
 using RequestId = std::uint64_t;
 /// Index of a peer; stays valid after other peers are removed.
 using PeerIndex = std::size_t;
+
+/// A term of this history and the last sequence that it may have given out.
+struct Term {
+  Epoch epoch;
+  Sequence end = 0;
+  bool is_own = false;  ///< this host was the primary, and what is known of its members goes on
+
+  friend bool operator==(const Term&, const Term&) = default;
+};
+
+/// What a member may lack of the history behind `base`, as its primary knows it.
+struct KnownLack {
+  std::string host;
+  Sequence base = 0;  ///< nothing is known of what it lacks below that
+  BlockMap dirty;     ///< blocks that it lacks
+  BlockMap suspect;   ///< blocks that may differ
+};
+
+/// What a copy brings.
+struct ResyncPlan {
+  BlockMap send;     ///< blocks to send
+  BlockMap compare;  ///< blocks of which to send those that differ
+};
 
 struct PrimaryConfig {
   Epoch epoch;
@@ -47,6 +72,9 @@ struct PrimaryConfig {
   Congestion congestion = Congestion::throttle;
   std::uint64_t ring_bytes = ring_bytes_default;
   Duration ack_timeout{};
+  std::vector<Term> terms;  ///< earlier terms of this history, beside that of `history`
+  std::vector<KnownLack>
+      lacks;  ///< of members; one that is not named lacks nothing since `history`
 };
 
 /// What kind of change a request makes, for frames of type write, zero, trim and flush.
@@ -104,7 +132,8 @@ struct PeerSent {
   PeerIndex peer;
   std::uint64_t bytes;
 };
-/// Start a full copy to a detached peer. Ignored for others, and while a record names the peer.
+/// Compare everything with a detached peer and send what differs. Ignored for others, and while a
+/// record names the peer.
 struct CopyRequested {
   PeerIndex peer;
 };
@@ -114,6 +143,16 @@ struct CopyLock {
   Range range;
 };
 struct CopyUnlock {
+  PeerIndex peer;
+};
+/// The peer has answered a compare frame.
+struct CopyProgress {
+  PeerIndex peer;
+};
+/// Everything of the plan was sent. Once every change that its content holds was taken, too,
+/// copy_end() tells the point of the copy_end frame, which comes next; until then this event comes
+/// again.
+struct CopyEnding {
   PeerIndex peer;
 };
 struct CopyDone {
@@ -174,6 +213,8 @@ using PrimaryEvent = std::variant<primary_event::WriteArrived,
                                   primary_event::CopyRequested,
                                   primary_event::CopyLock,
                                   primary_event::CopyUnlock,
+                                  primary_event::CopyProgress,
+                                  primary_event::CopyEnding,
                                   primary_event::CopyDone,
                                   primary_event::Recorded,
                                   primary_event::ReserveGranted,
@@ -212,6 +253,7 @@ struct StartPeer {
 /// Run the image copy to the peer (StartPeer with copy was sent before).
 struct RunCopy {
   PeerIndex peer;
+  std::shared_ptr<const ResyncPlan> plan;
 };
 struct CopyLocked {
   PeerIndex peer;
@@ -272,7 +314,7 @@ using PrimaryEffect = std::variant<primary_effect::Admitted,
 
 enum class PeerPhase : std::uint8_t {
   disconnected,
-  detached,   ///< attached, but only a full copy helps
+  detached,   ///< attached; a copy is needed, by itself after a while or at somebody's request
   streaming,  ///< takes numbered frames
   copying,
 };
@@ -310,6 +352,10 @@ class Primary {
   [[nodiscard]] SendWindow take(PeerIndex peer, std::uint64_t bytes_max);
   /// History point right behind what take() gave out: where copy_end and digest frames may be put.
   [[nodiscard]] HistoryPoint taken_point(PeerIndex peer) const;
+  /// Where the copy to this peer ends; nullopt before an effective CopyEnding.
+  [[nodiscard]] std::optional<HistoryPoint> copy_end(PeerIndex peer) const {
+    return peers_[peer].copy_end;
+  }
 
   [[nodiscard]] const Epoch& epoch() const { return epoch_; }
   [[nodiscard]] HistoryPoint history() const { return ring_.sealed_point(); }
@@ -323,6 +369,23 @@ class Primary {
   /// Some peer takes frames, so a sealed frame has somewhere to go.
   [[nodiscard]] bool has_stream() const;
   [[nodiscard]] std::optional<PeerIndex> find_peer(std::string_view host) const;
+  [[nodiscard]] std::vector<std::string> member_hosts() const;  ///< of the other members
+
+  // What the runtime needs to know before it forgets that a range was written to.
+
+  /// A change in `range` is admitted and not numbered.
+  [[nodiscard]] bool is_being_written(const Range& range) const {
+    return active_.overlaps_any(range);
+  }
+  [[nodiscard]] bool is_streaming(PeerIndex peer) const;
+  /// The peer has all of this history durable up to the last position it reported.
+  [[nodiscard]] bool has_everything(PeerIndex peer) const;
+  /// Likewise in `range`, up to sequence `through`.
+  [[nodiscard]] bool has_durably(PeerIndex peer, const Range& range, Sequence through) const;
+  /// Where what is known of the peer's lack begins.
+  [[nodiscard]] Sequence lack_base(PeerIndex peer) const { return peers_[peer].lack.base; }
+  /// What the peer may lack now, frames in the ring included.
+  [[nodiscard]] KnownLack known_lack(PeerIndex peer) const;
   [[nodiscard]] const RingIndex& ring() const { return ring_; }
 
   /// For tests: aborts if the state contradicts itself.
@@ -340,6 +403,20 @@ class Primary {
     RequestId id;
     Sequence sequence;
     bool is_flush;
+  };
+  /// What a copy to this peer must bring: complete for a peer that stands on this history at `base`
+  /// or later.
+  struct Lack {
+    Sequence base = 0;  ///< the highest durable position that it has reported on this history
+    Sequence last_marked = 0;
+    std::shared_ptr<const ResyncPlan> plan;  ///< of copies that have begun and not ended well
+    BlockMap suspect;
+    BlockMap before_end;  ///< marked since the plan was made, up to copy_end
+    BlockMap dirty;       ///< marked since
+  };
+  enum class Resync : std::uint8_t {
+    lack,   ///< what the peer is known to lack
+    whole,  ///< everything is compared
   };
   struct Peer {
     std::string host;
@@ -364,6 +441,14 @@ class Primary {
     Instant last_durable;   ///< likewise, of durability that was waited for
     std::optional<Range> copy_lock;  ///< asked for or held
     bool copy_locked = false;
+    Sequence copy_holds = 0;  ///< no piece that was sent holds a later change
+    Lack lack;
+    std::optional<Resync> resync_wanted;   ///< starts by itself when its time has come
+    Sequence resync_from = 0;              ///< where the peer stands
+    bool resync_runs = false;              ///< a copy has begun and not ended
+    std::optional<Instant> resync_ended;   ///< the last one, well or not
+    Duration resync_delay{};               ///< from there to the next
+    std::optional<HistoryPoint> copy_end;  ///< of the copy under way, once it was sent
     std::optional<Error> error;
   };
   using Effects = std::vector<PrimaryEffect>;
@@ -409,7 +494,7 @@ class Primary {
   void on_event(const primary_event::PeerAdded& event, Instant now, Effects& effects);
   void on_event(const primary_event::PeerRemoved& event, Instant now, Effects& effects);
   void start_stream(PeerIndex peer, const HistoryPoint& point, Instant now, Effects& effects);
-  void start_copy(PeerIndex peer, Instant now, Effects& effects);
+  void start_copy(PeerIndex peer, Resync kind, Instant now, Effects& effects);
   void detach(PeerIndex peer, Error error);
   void close_peer(PeerIndex peer, Error error, Effects& effects);
   void expel(PeerIndex peer, Error error, Effects& effects);
@@ -423,6 +508,20 @@ class Primary {
   [[nodiscard]] std::optional<Error> check_marks(const Peer& peer, const Watermarks& marks) const;
   [[nodiscard]] std::optional<Error> why_not_stream(const Peer& peer,
                                                     const HistoryPoint& logged) const;
+
+  // primary_resync.cpp: what members lack, and copies that start by themselves
+  void on_event(const primary_event::CopyProgress& event, Instant now, Effects& effects);
+  void on_event(const primary_event::CopyEnding& event, Instant now, Effects& effects);
+  [[nodiscard]] Lack make_lack(Sequence base) const;
+  void note_dropped(const RingIndex::Entry& entry);
+  void note_durable(Peer& peer) const;
+  void end_resync(Peer& peer, Instant now) const;
+  void want_resync(Peer& peer, const AttachedMessage& message, Instant now) const;
+  void advance_resyncs(Instant now, Effects& effects);
+  [[nodiscard]] bool is_on_history(const HistoryPoint& point) const;
+  [[nodiscard]] bool is_own_term(const Epoch& epoch) const;
+  [[nodiscard]] std::shared_ptr<const ResyncPlan> plan_lack(Peer& peer) const;
+  [[nodiscard]] std::shared_ptr<const ResyncPlan> plan_whole() const;
   void request_sync(PeerIndex peer, Effects& effects);
   [[nodiscard]] bool acknowledges(const Peer& peer) const;
 
@@ -449,6 +548,7 @@ class Primary {
   bool reserve_requested_ = false;
   std::optional<Error> failure_;
 
+  std::vector<Term> terms_;
   std::vector<Peer> peers_;
   bool record_pending_ = false;
   std::string record_reason_;

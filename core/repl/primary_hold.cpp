@@ -54,6 +54,7 @@ void Primary::on_event(const primary_event::Seal& /*event*/,
 
 void Primary::on_event(const primary_event::Resume& event, Instant now, Effects& effects) {
   if (event.epoch && *event.epoch > epoch_) {
+    terms_.push_back({epoch_, ring_.sealed_point().sequence, true});
     epoch_ = *event.epoch;
     inherited_ = ring_.sealed_point();
     for (PeerIndex index = 0; index < peers_.size(); ++index) {

@@ -16,6 +16,10 @@ std::uint64_t join_lag_bytes_max(std::uint64_t ring_bytes) {
   return std::clamp<std::uint64_t>(ring_bytes / 8, least, 16 * mib);
 }
 
+// A member that falls out or fails again and again waits longer for its next copy.
+constexpr Duration resync_delay_min = std::chrono::seconds(1);
+constexpr Duration resync_delay_max = std::chrono::seconds(64);
+
 }  // namespace
 
 bool Primary::acknowledges(const Peer& peer) const {
@@ -51,19 +55,21 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
   peer.error.reset();
   peer.marks = {};
   peer.taken = {};
+  peer.resync_wanted.reset();
   if (event.message.durable > logged.sequence || event.message.applied > logged.sequence) {
     expel(event.peer, Error{Errc::protocol, 0, "attached: watermarks out of order", {}}, effects);
     return;
   }
   if (!event.message.consistent) {
     detach(event.peer,
-           Error{Errc::inconsistent, 0, "its image is not complete; a full copy is needed", {}});
+           Error{Errc::inconsistent, 0, "its image is not complete; a copy is needed", {}});
+    want_resync(peer, event.message, now);
     leave(event.peer, effects);
-    start_copy(event.peer, now, effects);
     return;
   }
   if (auto error = why_not_stream(peer, logged)) {
     detach(event.peer, std::move(*error));
+    want_resync(peer, event.message, now);
     leave(event.peer, effects);
     return;
   }
@@ -73,20 +79,21 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
 }
 
 std::optional<Error> Primary::why_not_stream(const Peer& peer, const HistoryPoint& logged) const {
-  const std::string hint =
-      fmt::format("`replicactl resync` with --host {} copies the whole image", peer.host);
+  const std::string hint = fmt::format(
+      "`replicactl resync` with --host {} compares the whole image and sends what differs",
+      peer.host);
   if (peer.diverged) {
     return Error{Errc::diverged, 0, "its image differed from what it had logged", hint};
   }
   const auto point = ring_.point(logged.sequence);
   if (point && *point == logged) return std::nullopt;
-  if (!point && logged.sequence < ring_.first()) {
+  if (is_on_history(logged)) {
     return Error{
         Errc::too_far_behind,
         0,
         fmt::format(
             "it ends at sequence {}, the ring begins at {}", logged.sequence, ring_.first()),
-        hint};
+        {}};
   }
   return Error{Errc::diverged,
                0,
@@ -114,15 +121,22 @@ void Primary::start_stream(PeerIndex index,
   update_joining(index, effects);
 }
 
-void Primary::start_copy(PeerIndex index, Instant now, Effects& effects) {
+void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& effects) {
   Peer& peer = peers_[index];
   peer.phase = PeerPhase::copying;
+  peer.resync_wanted.reset();
+  peer.resync_runs = true;
+  peer.copy_holds = 0;
+  peer.resync_delay =
+      std::clamp<Duration>(2 * peer.resync_delay, resync_delay_min, resync_delay_max);
   peer.taken = ring_.sealed_point();
   peer.taken_bytes = peer.sent_bytes = ring_.end_of(peer.taken.sequence);
   peer.marks = {};
   peer.last_progress = now;
-  effects.push_back(primary_effect::StartPeer{index, {.copy = true, .after = peer.taken.sequence}});
-  effects.push_back(primary_effect::RunCopy{index});
+  auto plan = kind == Resync::lack ? plan_lack(peer) : plan_whole();
+  effects.push_back(primary_effect::StartPeer{
+      index, {.copy = true, .after = peer.taken.sequence, .keep = kind == Resync::lack}});
+  effects.push_back(primary_effect::RunCopy{index, std::move(plan)});
 }
 
 void Primary::detach(PeerIndex index, Error error) {
@@ -155,6 +169,8 @@ void Primary::on_event(const primary_event::PeerLost& event, Instant now, Effect
   peer.copy_lock.reset();
   peer.copy_locked = false;
   peer.sync_requested = false;
+  peer.resync_wanted.reset();
+  if (peer.resync_runs) end_resync(peer, now);
   if (was_attached) {
     peer.last_progress = now;
     leave(event.peer, effects);
@@ -181,6 +197,7 @@ void Primary::on_event(const primary_event::PeerMarks& event, Instant now, Effec
     peer.sync_requested = false;
   }
   peer.marks = marks;
+  note_durable(peer);
   if (marks.logged + 1 >= ring_.first()) {
     peer.logged_bytes = ring_.end_of(marks.logged);
     peer.behind_since.reset();
@@ -346,10 +363,10 @@ void Primary::check_progress(Instant now, Effects& effects) {
 }
 
 void Primary::on_event(const primary_event::CopyRequested& event, Instant now, Effects& effects) {
-  const Peer& peer = peers_[event.peer];
+  Peer& peer = peers_[event.peer];
   if (peer.phase != PeerPhase::detached || peer.close_requested) return;
   if (peer.recorded || peer.proposed) return;  // a record names it
-  start_copy(event.peer, now, effects);
+  start_copy(event.peer, Resync::whole, now, effects);
 }
 
 void Primary::on_event(const primary_event::CopyLock& event, Instant now, Effects& /*effects*/) {
@@ -364,6 +381,7 @@ void Primary::on_event(const primary_event::CopyUnlock& event,
                        Instant /*now*/,
                        Effects& /*effects*/) {
   Peer& peer = peers_[event.peer];
+  if (peer.copy_locked) peer.copy_holds = ring_.next() - 1;
   peer.copy_lock.reset();
   peer.copy_locked = false;
 }
@@ -372,8 +390,7 @@ void Primary::on_event(const primary_event::CopyDone& event, Instant now, Effect
   Peer& peer = peers_[event.peer];
   if (peer.removed || peer.close_requested) return;
   const auto point = ring_.point(event.point.sequence);
-  const bool fits_copy = peer.phase == PeerPhase::copying && !peer.copy_lock &&
-                         event.point.sequence <= peer.taken.sequence;
+  const bool fits_copy = peer.phase == PeerPhase::copying && peer.copy_end == event.point;
   if (!fits_copy || (point && *point != event.point)) {
     expel(event.peer, Error{Errc::protocol, 0, "copy_done without a copy", {}}, effects);
     return;
@@ -381,6 +398,11 @@ void Primary::on_event(const primary_event::CopyDone& event, Instant now, Effect
   peer.phase = PeerPhase::streaming;
   peer.diverged = false;
   peer.error.reset();
+  peer.lack.plan.reset();
+  peer.lack.suspect.clear_all();
+  peer.lack.before_end.clear_all();
+  peer.lack.base = event.point.sequence;
+  end_resync(peer, now);
   peer.marks = Watermarks{.received = event.point.sequence,
                           .logged = event.point.sequence,
                           .durable = event.point.sequence,
@@ -400,6 +422,7 @@ void Primary::on_event(const primary_event::PeerAdded& event, Instant now, Effec
   Peer peer;
   peer.host = event.host;
   peer.last_progress = now;
+  peer.lack = make_lack(ring_.next() - 1);
   peers_.push_back(std::move(peer));
 }
 

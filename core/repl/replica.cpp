@@ -27,7 +27,11 @@ Replica::Replica(ReplicaConfig config, const ReplicaStanding& standing)
       promised_durable_(standing.promised),
       primary_(standing.primary),
       consistent_(standing.consistent) {
-  if (!consistent_) return;
+  if (!consistent_) {
+    resync_ = standing.resync;
+    if (resync_) resync_base_ = standing.applied;
+    return;
+  }
   received_ = logged_ = standing.logged;
   durable_ = standing.durable;
   applied_ = standing.applied;
@@ -47,7 +51,8 @@ bool Replica::takes_input() const {
 std::optional<Instant> Replica::wake_at() const {
   if (failure_) return std::nullopt;
   std::optional<Instant> at = report_at_;
-  if (unsynced_since_ && !sync_in_flight_ && copy_ == CopyStep::none) {
+  if (unsynced_since_ && !sync_in_flight_ &&
+      (copy_ == CopyStep::none || copy_ == CopyStep::applying)) {
     const Instant sync_at = *unsynced_since_ + config_.sync_delay;
     if (!at || sync_at < *at) at = sync_at;
   }
@@ -196,6 +201,7 @@ void Replica::leave_session() {
   session_.reset();
   report_at_.reset();
   report_applied_at_.reset();
+  if (copy_ == CopyStep::applying) copy_ = CopyStep::none;
   if (copy_ == CopyStep::copying) {
     copy_ = CopyStep::none;
     copy_written_ = 0;
@@ -313,6 +319,13 @@ void Replica::on_event(const replica_event::FrameArrived& event, Instant now, Ef
   } else if ((is_numbered(type) || type == FrameType::copy_data || type == FrameType::copy_zero) &&
              session_->phase == Phase::copying) {
     take_copy_frame(event.header, effects);
+  } else if (type == FrameType::block_sums && session_->phase == Phase::copying) {
+    if (Status accepted = check_frame(event.header)) {
+      effects.push_back(replica_effect::CompareBlocks{session_->id});
+    } else {
+      refuse(std::move(accepted).error(), effects);
+      advance_waiting(effects);
+    }
   } else {
     refuse(make_error(Errc::protocol, "frame type {} is out of place", static_cast<unsigned>(type)),
            effects);
@@ -430,7 +443,7 @@ void Replica::on_event(const replica_event::Applied& event, Instant now, Effects
       report_later(now);
     }
   }
-  advance_promotion(effects);
+  advance_waiting(effects);
 }
 
 void Replica::report(Effects& effects) {
@@ -464,7 +477,19 @@ void Replica::begin_copy(const StartMessage& message, Instant now, Effects& effe
   report_at_ = now + config_.alive_delay;
   copy_taken_ = HistoryPoint{{}, message.after, {}};
   copy_written_ = 0;
-  if (consistent_) {
+  if (message.keep && !consistent_ && !resync_) {
+    refuse(make_error(Errc::inconsistent, "nothing is known of the image here: it cannot be kept"),
+           effects);
+  } else if (message.keep && consistent_) {
+    // What the log does not hold durably is not applied.
+    copy_ = CopyStep::applying;
+    if (!pending_.empty()) pending_.back().wants_sync = true;
+    sync_due_ = true;
+    sync_if_due(now, effects);
+    advance_waiting(effects);
+  } else if (message.keep && *resync_ != session_->epoch) {
+    mark_resync(effects);
+  } else if (consistent_ || (resync_ && !message.keep)) {
     copy_ = CopyStep::marking;
     record({ReplicaRecord::Kind::inconsistent, {}, {}, {}}, effects);
   } else {
@@ -473,7 +498,13 @@ void Replica::begin_copy(const StartMessage& message, Instant now, Effects& effe
   }
 }
 
-void Replica::on_marked(const Status& status, Effects& effects) {
+void Replica::mark_resync(Effects& effects) {
+  const HistoryPoint& base = consistent_ ? applied_ : resync_base_;
+  copy_ = CopyStep::marking;
+  record({ReplicaRecord::Kind::resyncing, session_->epoch, {}, base}, effects);
+}
+
+void Replica::on_marked(const ReplicaRecord& record, const Status& status, Effects& effects) {
   RD_CHECK(copy_ == CopyStep::marking);
   if (!status) {
     copy_ = CopyStep::none;
@@ -481,6 +512,10 @@ void Replica::on_marked(const Status& status, Effects& effects) {
     return;
   }
   copy_ = CopyStep::draining;
+  resync_.reset();
+  if (record.kind == ReplicaRecord::Kind::inconsistent) return;
+  resync_ = record.epoch;
+  resync_base_ = record.point;
 }
 
 void Replica::on_event(const replica_event::LogDropped& /*event*/,
@@ -567,6 +602,7 @@ void Replica::on_copy_recorded(const HistoryPoint& point, const Status& status, 
     return;
   }
   consistent_ = true;
+  resync_.reset();
   received_ = logged_ = applied_ = point;
   durable_ = point.sequence;
   copy_written_ = 0;
@@ -595,7 +631,8 @@ void Replica::on_event(const replica_event::StateRecorded& event,
       on_promised(record, event.status, effects);
       break;
     case ReplicaRecord::Kind::inconsistent:
-      on_marked(event.status, effects);
+    case ReplicaRecord::Kind::resyncing:
+      on_marked(record, event.status, effects);
       break;
     case ReplicaRecord::Kind::copy_done:
       on_copy_recorded(record.point, event.status, effects);
@@ -630,20 +667,26 @@ void Replica::on_promised(const ReplicaRecord& record, const Status& status, Eff
 void Replica::advance_waiting(Effects& effects) {
   if (failure_) return;
   const bool log_at_rest = pending_.empty() && !sync_in_flight_;
+  if (copy_ == CopyStep::applying && log_at_rest && applied_ == logged_) {
+    copy_ = CopyStep::syncing_before;
+    effects.push_back(replica_effect::SyncImages{});
+  }
   if (copy_ == CopyStep::draining && log_at_rest) {
     copy_ = CopyStep::dropping;
     effects.push_back(replica_effect::DropLog{});
   }
   if (phase() == Phase::settling && pending_.empty() && copy_ == CopyStep::none) {
     session_->phase = Phase::idle;
-    effects.push_back(replica_effect::SendAttached{session_->id,
-                                                   AttachedMessage{.protocol = protocol_version_max,
-                                                                   .features = {},
-                                                                   .boot_id = config_.boot_id,
-                                                                   .consistent = consistent_,
-                                                                   .logged = logged_,
-                                                                   .durable = durable_,
-                                                                   .applied = applied_.sequence}});
+    effects.push_back(
+        replica_effect::SendAttached{session_->id,
+                                     AttachedMessage{.protocol = protocol_version_max,
+                                                     .features = {},
+                                                     .boot_id = config_.boot_id,
+                                                     .consistent = consistent_,
+                                                     .resync = resync_,
+                                                     .logged = resync_ ? resync_base_ : logged_,
+                                                     .durable = durable_,
+                                                     .applied = applied_.sequence}});
   }
   advance_promotion(effects);
 }
@@ -723,6 +766,12 @@ void Replica::on_event(const replica_event::ImagesSynced& /*event*/,
   if (failure_) return;
   if (promotion_ == PromotionStep::syncing) {
     end_promotion({}, effects);
+    return;
+  }
+  if (copy_ == CopyStep::syncing_before) {
+    copy_ = CopyStep::none;
+    if (phase() == Phase::waiting) mark_resync(effects);
+    advance_waiting(effects);
     return;
   }
   RD_CHECK(copy_ == CopyStep::syncing);

@@ -7,15 +7,18 @@
 //   AttachArrived -> promising -> settling -> idle --start--------------> streaming
 //                    RecordState  log at rest  |                              ^
 //                                              +--start copy--> marking ------+ (CopyDone)
-//                                                 -> draining -> copying -> finishing
+//                                              |   -> draining -> copying -> finishing
+//                                              +--start copy, keep--> applying -> marking ...
 //
-// marking: RecordState(inconsistent) is under way. draining: what was received reaches the log, then the log is
-// dropped. finishing: images are synced, then RecordState(copy_done). Whatever was begun there is finished even
-// if the session ends meanwhile; the next session waits in `settling`.
+// applying: a copy that brings only what changed behind this replica's point: the log is applied, then the
+// images are synced. marking: RecordState(inconsistent) is under way. draining: what was received reaches the
+// log, then the log is dropped. finishing: images are synced, then RecordState(copy_done). Whatever was begun
+// there is finished even if the session ends meanwhile; the next session waits in `settling`.
 //
-// Which effect must be complete before which: a promise is durable before SendAttached; the mark of an
-// inconsistent image before DropLog and before the first WriteImage; SyncImages before RecordState(copy_done)
-// before SendCopyDone; a sequence is reported as logged after Logged, as durable after LogSynced.
+// Which effect must be complete before which: a promise is durable before SendAttached; with `keep` the images
+// are synced up to the point that the mark names before it is recorded; the mark of an inconsistent image
+// before DropLog and before the first WriteImage; SyncImages before RecordState(copy_done) before SendCopyDone;
+// a sequence is reported as logged after Logged, as durable after LogSynced.
 
 #include <cstdint>
 #include <deque>
@@ -41,7 +44,8 @@ struct ReplicaConfig {
   std::string boot_id;
   std::uint64_t sync_bytes = 16 * mib;             ///< the log is synced after so many bytes
   Duration sync_delay = std::chrono::seconds(1);   ///< or when the oldest unsynced byte is so old
-  Duration alive_delay = std::chrono::seconds(1);  ///< between reports while a copy begins or ends
+  Duration alive_delay =
+      std::chrono::milliseconds(50);  ///< between reports while a copy begins or ends
   Duration report_delay =
       std::chrono::milliseconds(50);  ///< least time between reports of `applied`
 };
@@ -54,14 +58,17 @@ struct ReplicaStanding {
   HistoryPoint logged;
   Sequence durable = 0;
   HistoryPoint applied;
+  /// Inconsistent: the term whose resync was interrupted; `applied` is then the point it began from.
+  std::optional<Epoch> resync = {};
 };
 
 /// A change of the volume's state file. It is durable when StateRecorded says so.
 struct ReplicaRecord {
   enum class Kind : std::uint8_t {
     promise,       ///< epoch := `epoch`, primary := `primary`
-    inconsistent,  ///< consistent := false
-    copy_done,     ///< consistent := true, checkpoint := `point`
+    inconsistent,  ///< consistent := false, resync := none
+    resyncing,     ///< consistent := false, resync := `epoch`, checkpoint := `point`
+    copy_done,     ///< consistent := true, checkpoint := `point`, resync := none
   };
   Kind kind = Kind::promise;
   Epoch epoch;
@@ -187,6 +194,11 @@ struct AppendFrame {
 };
 /// The frame of this event goes straight to the image, in the order of these effects.
 struct WriteImage {};
+/// Compare the blocks of this event's frame (block_sums) with the images, at any time and in any order, and
+/// answer with `block_diffs`.
+struct CompareBlocks {
+  SessionId session = 0;
+};
 /// Make the log durable up to what is logged now, then LogSynced.
 struct SyncLog {};
 /// Stop applying, wait for image writes in flight, remove the log, then LogDropped.
@@ -214,6 +226,7 @@ using ReplicaEffect = std::variant<replica_effect::SendAttached,
                                    replica_effect::CloseSession,
                                    replica_effect::AppendFrame,
                                    replica_effect::WriteImage,
+                                   replica_effect::CompareBlocks,
                                    replica_effect::SyncLog,
                                    replica_effect::DropLog,
                                    replica_effect::SyncImages,
@@ -264,6 +277,8 @@ class Replica {
 
   enum class CopyStep : std::uint8_t {
     none,
+    applying,
+    syncing_before,
     marking,
     draining,
     dropping,
@@ -313,7 +328,8 @@ class Replica {
   void begin_stream(const StartMessage& message, Effects& effects);
   void begin_copy(const StartMessage& message, Instant now, Effects& effects);
   void on_promised(const ReplicaRecord& record, const Status& status, Effects& effects);
-  void on_marked(const Status& status, Effects& effects);
+  void on_marked(const ReplicaRecord& record, const Status& status, Effects& effects);
+  void mark_resync(Effects& effects);
   void on_copy_recorded(const HistoryPoint& point, const Status& status, Effects& effects);
   void record(ReplicaRecord record, Effects& effects);
   void refuse(Error error, Effects& effects);
@@ -349,6 +365,9 @@ class Replica {
   std::optional<Instant> report_at_;
   std::optional<Sequence> report_applied_at_;  ///< somebody waits for this to be applied
 
+  /// As of ReplicaStanding; the point that belongs to it.
+  std::optional<Epoch> resync_;
+  HistoryPoint resync_base_;
   CopyStep copy_ = CopyStep::none;
   HistoryPoint copy_taken_;  ///< last numbered frame of the copy; its digest is not known
   Sequence copy_written_ = 0;

@@ -170,10 +170,8 @@ VolumeState state_from(const json& document) {
   for (const json& member : list(document, "members")) {
     const std::string role = text(member, "role");
     if (role != "data" && role != "witness") throw DocumentError{"unknown role of a member"};
-    state.members.push_back({text(member, "host"),
-                             text(member, "stream"),
-                             text(member, "control"),
-                             role == "witness"});
+    state.members.push_back(
+        {text(member, "host"), text(member, "stream"), text(member, "control"), role == "witness"});
   }
   state.settings = settings_from(field(document, "settings"));
   auto vote = voter_from_json(field(document, "vote"));
@@ -190,6 +188,7 @@ VolumeState state_from(const json& document) {
   state.transfer = transfer_from(document);
   state.consistent = boolean(document, "consistent");
   state.checkpoint = point(document, "checkpoint");
+  if (document.contains("resync")) state.resync = epoch(document, "resync");
   return state;
 }
 
@@ -373,29 +372,31 @@ Status check_counters(const VolumeState& state) {
     RD_TRY(check_range("epoch", state.transfer->point.epoch.number, 0, counter_max));
     RD_TRY(check_range("sequence", state.transfer->point.sequence, 0, counter_max));
   }
+  if (state.resync) RD_TRY(check_range("epoch", state.resync->number, 0, counter_max));
   return {};
 }
 
 }  // namespace
 
 std::string encode_volume_state(const VolumeState& state) {
-  const json document = {{"generation", state.generation},
-                         {"name", state.name},
-                         {"uuid", state.uuid},
-                         {"disks", disks_to_json(state.disks)},
-                         {"members", members_to_json(state.members)},
-                         {"settings", to_json(state.settings)},
-                         {"primary", state.primary},
-                         {"epoch", to_json(state.epoch)},
-                         {"in_sync", state.in_sync},
-                         {"active", state.active},
-                         {"clean", state.clean},
-                         {"history", to_json(state.history)},
-                         {"sequence_reserved", state.sequence_reserved},
-                         {"transfer", transfer_to_json(state.transfer)},
-                         {"consistent", state.consistent},
-                         {"checkpoint", to_json(state.checkpoint)},
-                         {"vote", voter_json(state.vote)}};
+  json document = {{"generation", state.generation},
+                   {"name", state.name},
+                   {"uuid", state.uuid},
+                   {"disks", disks_to_json(state.disks)},
+                   {"members", members_to_json(state.members)},
+                   {"settings", to_json(state.settings)},
+                   {"primary", state.primary},
+                   {"epoch", to_json(state.epoch)},
+                   {"in_sync", state.in_sync},
+                   {"active", state.active},
+                   {"clean", state.clean},
+                   {"history", to_json(state.history)},
+                   {"sequence_reserved", state.sequence_reserved},
+                   {"transfer", transfer_to_json(state.transfer)},
+                   {"consistent", state.consistent},
+                   {"checkpoint", to_json(state.checkpoint)},
+                   {"vote", voter_json(state.vote)}};
+  if (state.resync) document["resync"] = to_json(*state.resync);
   const std::string body = document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
   return fmt::format("{}{} {:08x} {}\n{}",
                      state_magic,

@@ -73,6 +73,9 @@ struct VolumeState {
   bool consistent = true;  ///< false: the image is no prefix of any history (first copy, full copy)
   HistoryPoint
       checkpoint;  ///< the image durably holds everything up to here; the log continues from it
+  /// Inconsistent only: a resync of this term has begun and not ended. The image differs from the
+  /// history at `checkpoint` in blocks alone that this term's primary changed behind it.
+  std::optional<Epoch> resync;
 
   friend bool operator==(const VolumeState&, const VolumeState&) = default;
 };

@@ -29,8 +29,8 @@ constexpr std::size_t at_header_crc = 60;
 static_assert(at_header_crc + 4 == frame_header_bytes);
 
 bool known_type(std::uint8_t type) {
-  constexpr std::array<std::uint8_t, 19> known{
-      1, 2, 3, 4, 16, 17, 18, 19, 32, 33, 34, 35, 48, 49, 50, 51, 64, 65, 66};
+  constexpr std::array<std::uint8_t, 21> known{1,  2,  3,  4,  16, 17, 18, 19, 32, 33, 34,
+                                               35, 36, 37, 48, 49, 50, 51, 64, 65, 66};
   return std::ranges::binary_search(known, type);
 }
 
@@ -49,6 +49,10 @@ std::uint32_t payload_limit(FrameType type) {
     case FrameType::write:
     case FrameType::copy_data:
       return data_payload_bytes_max;
+    case FrameType::block_sums:
+      return compare_blocks_max * block_sum_bytes;
+    case FrameType::block_diffs:
+      return compare_blocks_max / 8;
     case FrameType::watermarks:
       return 64;
     case FrameType::digest:
@@ -62,6 +66,28 @@ std::uint32_t payload_limit(FrameType type) {
       return 0;
   }
   return 0;
+}
+
+bool is_compare(FrameType type) {
+  return type == FrameType::block_sums || type == FrameType::block_diffs;
+}
+
+/// The range begins at a block; the payload has one checksum, or one bit, for each block in it.
+Status check_compare(const FrameHeader& header) {
+  const std::uint64_t blocks =
+      (header.range.length_bytes + compare_block_bytes - 1) / compare_block_bytes;
+  const bool in_bounds = blocks > 0 &&
+                         header.range.length_bytes <= compare_blocks_max * compare_block_bytes &&
+                         header.range.offset_bytes % compare_block_bytes == 0;
+  const std::uint64_t payload_bytes =
+      header.type == FrameType::block_sums ? blocks * block_sum_bytes : (blocks + 7) / 8;
+  if (in_bounds && header.payload_bytes == payload_bytes) return {};
+  return fail(Errc::protocol,
+              "frame type {}: range of {} bytes at {}, payload of {}",
+              static_cast<unsigned>(header.type),
+              header.range.length_bytes,
+              header.range.offset_bytes,
+              header.payload_bytes);
 }
 
 /// Rules between the fields; one message per rule.
@@ -94,7 +120,9 @@ Status check_fields(const FrameHeader& header) {
     return fail(
         Errc::protocol, "frame type {}: range of {} bytes", type, header.range.length_bytes);
   }
-  if (!carries_range_payload && !range_only && header.range != Range{}) {
+  if (is_compare(header.type)) {
+    RD_TRY(check_compare(header));
+  } else if (!carries_range_payload && !range_only && header.range != Range{}) {
     return fail(Errc::protocol, "frame type {}: carries a range", type);
   }
   if (header.range.disk >= disks_max || header.range.offset_bytes > disk_bytes_max) {
@@ -130,6 +158,8 @@ bool is_json(FrameType type) {
     case FrameType::flush:
     case FrameType::copy_data:
     case FrameType::copy_zero:
+    case FrameType::block_sums:
+    case FrameType::block_diffs:
     case FrameType::watermarks:
     case FrameType::heartbeat:
     case FrameType::digest:

@@ -31,8 +31,10 @@ enum class FrameType : std::uint8_t {
   // Copy of an image, unnumbered, between numbered frames.
   copy_data = 32,
   copy_zero = 33,
-  copy_end = 34,   ///< JSON
-  copy_done = 35,  ///< JSON, replica to primary
+  copy_end = 34,     ///< JSON
+  copy_done = 35,    ///< JSON, replica to primary
+  block_sums = 36,   ///< checksums of the primary's blocks, to be compared
+  block_diffs = 37,  ///< replica to primary: which of them differ
   // Housekeeping, unnumbered.
   watermarks = 48,
   heartbeat = 49,

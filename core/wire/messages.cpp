@@ -136,14 +136,15 @@ Result<AttachMessage> decode_attach(std::span<const std::byte> payload) {
 }
 
 std::vector<std::byte> encode_attached(const AttachedMessage& message) {
-  return json_frame(FrameType::attached,
-                    {{"protocol", message.protocol},
-                     {"features", message.features},
-                     {"boot_id", message.boot_id},
-                     {"consistent", message.consistent},
-                     {"logged", to_json(message.logged)},
-                     {"durable", message.durable},
-                     {"applied", message.applied}});
+  json value = {{"protocol", message.protocol},
+                {"features", message.features},
+                {"boot_id", message.boot_id},
+                {"consistent", message.consistent},
+                {"logged", to_json(message.logged)},
+                {"durable", message.durable},
+                {"applied", message.applied}};
+  if (message.resync) value["resync"] = to_json(*message.resync);
+  return json_frame(FrameType::attached, value);
 }
 
 Result<AttachedMessage> decode_attached(std::span<const std::byte> payload) {
@@ -153,6 +154,7 @@ Result<AttachedMessage> decode_attached(std::span<const std::byte> payload) {
     message.features = features_from(value);
     message.boot_id = value.at("boot_id").get<std::string>();
     message.consistent = value.at("consistent").get<bool>();
+    if (value.contains("resync")) message.resync = epoch_from(value.at("resync"));
     message.logged = point_from(value.at("logged"));
     message.durable = value.at("durable").get<Sequence>();
     message.applied = value.at("applied").get<Sequence>();
@@ -175,12 +177,16 @@ Result<RefuseMessage> decode_refuse(std::span<const std::byte> payload) {
 }
 
 std::vector<std::byte> encode_start(const StartMessage& message) {
-  return json_frame(FrameType::start, {{"copy", message.copy}, {"after", message.after}});
+  json value = {{"copy", message.copy}, {"after", message.after}};
+  if (message.keep) value["keep"] = true;
+  return json_frame(FrameType::start, value);
 }
 
 Result<StartMessage> decode_start(std::span<const std::byte> payload) {
   return decode<StartMessage>(payload, "start", [](const json& value) {
-    return StartMessage{value.at("copy").get<bool>(), value.at("after").get<Sequence>()};
+    return StartMessage{value.at("copy").get<bool>(),
+                        value.at("after").get<Sequence>(),
+                        value.contains("keep") && value.at("keep").get<bool>()};
   });
 }
 
@@ -260,6 +266,53 @@ Result<HistoryPoint> decode_digest(const FrameHeader& header, std::span<const st
       header.epoch,
       header.sequence,
       {load_le<std::uint64_t>(payload.data()), load_le<std::uint64_t>(payload.data() + 8)}};
+}
+
+std::vector<std::byte> encode_block_sums(const Range& range, std::span<const Digest> sums) {
+  std::vector<std::byte> payload(sums.size() * block_sum_bytes);
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    store_le(payload.data() + i * block_sum_bytes, sums[i].low);
+    store_le(payload.data() + i * block_sum_bytes + 8, sums[i].high);
+  }
+  FrameHeader header;
+  header.type = FrameType::block_sums;
+  header.range = range;
+  return frame_with(header, payload);
+}
+
+std::vector<Digest> decode_block_sums(std::span<const std::byte> payload) {
+  std::vector<Digest> sums(payload.size() / block_sum_bytes);
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    const std::byte* in = payload.data() + i * block_sum_bytes;
+    sums[i] = {load_le<std::uint64_t>(in), load_le<std::uint64_t>(in + 8)};
+  }
+  return sums;
+}
+
+std::vector<std::byte> encode_block_diffs(const Range& range, const std::vector<bool>& differs) {
+  std::vector<std::byte> payload((differs.size() + 7) / 8);
+  for (std::size_t i = 0; i < differs.size(); ++i) {
+    if (differs[i]) payload[i / 8] |= std::byte{1} << (i % 8);
+  }
+  FrameHeader header;
+  header.type = FrameType::block_diffs;
+  header.range = range;
+  return frame_with(header, payload);
+}
+
+std::vector<Range> decode_block_diffs(const Range& range, std::span<const std::byte> payload) {
+  std::vector<Range> found;
+  for (std::uint64_t at = 0; at < range.length_bytes; at += compare_block_bytes) {
+    const std::uint64_t block = at / compare_block_bytes;
+    if ((payload[block / 8] >> (block % 8) & std::byte{1}) == std::byte{0}) continue;
+    const std::uint64_t length = std::min(compare_block_bytes, range.length_bytes - at);
+    if (!found.empty() && found.back().end_bytes() == range.offset_bytes + at) {
+      found.back().length_bytes += length;
+    } else {
+      found.push_back({range.disk, range.offset_bytes + at, length});
+    }
+  }
+  return found;
 }
 
 std::vector<std::byte> encode_empty(FrameType type) {

@@ -4,6 +4,7 @@
 // what is wrong.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -39,8 +40,11 @@ struct AttachedMessage {
   std::uint32_t protocol = protocol_version_max;
   std::vector<std::string> features;
   std::string boot_id;
-  bool consistent = true;  ///< false: only a full copy helps
-  HistoryPoint logged;     ///< last frame in its log; the stream continues after it
+  bool consistent = true;  ///< false: a copy has begun and not ended
+  /// Inconsistent: the term whose resync was interrupted. The image then differs from the history at
+  /// `logged` in blocks alone that this term's primary changed behind it. nullopt: nothing is known.
+  std::optional<Epoch> resync;
+  HistoryPoint logged;  ///< last frame in its log; the stream continues after it
   Sequence durable = 0;
   Sequence applied = 0;
 };
@@ -54,10 +58,12 @@ struct RefuseMessage {
 
 /// Primary to replica: `copy` false: numbered frames after `after` follow. `copy` true: the replica
 /// marks itself inconsistent, durably, before it takes anything; copy frames and numbered frames
-/// after `after` follow.
+/// after `after` follow. `keep`: the copy brings only what changed behind the replica's point, so
+/// the replica first applies its whole log, and records that point.
 struct StartMessage {
   bool copy = false;
   Sequence after = 0;
+  bool keep = false;
 };
 
 /// Primary to replica: all of the copy was sent; `point` is the history point reached in this
@@ -96,6 +102,17 @@ struct Watermarks {
 [[nodiscard]] std::vector<std::byte> encode_watermarks(const Watermarks& marks);
 [[nodiscard]] std::vector<std::byte> encode_digest(const HistoryPoint& point);
 [[nodiscard]] std::vector<std::byte> encode_empty(FrameType type);
+/// block_sums: `range` as in check_compare's rules, one sum per block.
+[[nodiscard]] std::vector<std::byte> encode_block_sums(const Range& range,
+                                                       std::span<const Digest> sums);
+/// block_diffs: `differs` has one entry per block of the range.
+[[nodiscard]] std::vector<std::byte> encode_block_diffs(const Range& range,
+                                                        const std::vector<bool>& differs);
+/// Of a frame whose header was decoded: the payload's size is right.
+[[nodiscard]] std::vector<Digest> decode_block_sums(std::span<const std::byte> payload);
+/// Ranges of the blocks that differ, within `range`.
+[[nodiscard]] std::vector<Range> decode_block_diffs(const Range& range,
+                                                    std::span<const std::byte> payload);
 /// A frame of `type` around any JSON text (the agent frames).
 [[nodiscard]] std::vector<std::byte> encode_json_frame(FrameType type, const std::string& json);
 

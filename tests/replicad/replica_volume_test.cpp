@@ -300,6 +300,81 @@ TEST_CASE("replica volume: a full copy beside live writes makes an image consist
   }
 }
 
+TEST_CASE("replica volume: a resync of what it lacks, interrupted by a crash and gone on with") {
+  ReactorThread reactor;
+  const TempDirectory directory;
+  ReplicaHost host(reactor, directory.path(), two_disks);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(two_disks);
+  primary.resume(host);
+  for (std::uint64_t i = 0; i < 60; ++i)
+    primary.send(primary.write_pattern(0, i * 60'000, 50'000, i));
+  primary.wait_marks([&](const Watermarks& at) { return at.logged == primary.point.sequence; });
+  const HistoryPoint base = primary.point;
+  primary.disconnect();
+  // What it misses: one block here and one there.
+  primary.write_pattern(0, 100 * 4096, 4096, 1000);
+  primary.write_pattern(1, mib, 512, 1001);
+  AttachedMessage attached = primary.attach(host);
+  CHECK(attached.logged == base);
+  primary.send(encode_start({.copy = true, .after = primary.point.sequence, .keep = true}));
+  const auto piece = [&](const Range& range) {
+    const auto begin =
+        primary.images[range.disk].begin() + static_cast<std::ptrdiff_t>(range.offset_bytes);
+    const std::vector<std::byte> data(begin,
+                                      begin + static_cast<std::ptrdiff_t>(range.length_bytes));
+    return primary.frame(FrameType::copy_data, range, data);
+  };
+  primary.send(piece({0, 100 * 4096, 4096}));
+  primary.send(primary.write_pattern(0, 7 * mib, 4096, 1002));
+  REQUIRE(wait_until([&] { return !host.state().consistent; }));
+  CHECK(host.state().resync == primary.epoch);
+  CHECK(host.state().checkpoint == base);
+  host.kill();
+  primary.disconnect();
+  host.reopen();
+  attached = primary.attach(host);
+  CHECK_FALSE(attached.consistent);
+  CHECK(attached.resync == primary.epoch);
+  CHECK(attached.logged == base);
+  primary.send(encode_start({.copy = true, .after = primary.point.sequence, .keep = true}));
+  primary.send(piece({0, 100 * 4096, 4096}));
+  primary.send(piece({0, 7 * mib, 4096}));
+
+  // The rest is compared: what differs, and only that, is asked for.
+  const auto sums_of = [&](const Range& range) {
+    std::vector<Digest> sums;
+    const std::span<const std::byte> image(primary.images[range.disk]);
+    for (std::uint64_t at = 0; at < range.length_bytes; at += 4096)
+      sums.push_back(block_sum(image.subspan(
+          range.offset_bytes + at, std::min<std::uint64_t>(4096, range.length_bytes - at))));
+    return encode_block_sums(range, sums);
+  };
+  const auto diffs_of = [&](const Range& range) {
+    primary.send(sums_of(range));
+    for (;;) {
+      const auto frame = primary.receive();
+      REQUIRE(frame.has_value());
+      if (frame->header.type == FrameType::watermarks) continue;
+      REQUIRE(frame->header.type == FrameType::block_diffs);
+      CHECK(frame->header.range == range);
+      return decode_block_diffs(range, frame->payload);
+    }
+  };
+  CHECK(diffs_of({0, 2 * mib, mib}).empty());
+  CHECK(diffs_of({1, mib, 512}) == std::vector<Range>{{1, mib, 512}});
+  primary.send(piece({1, mib, 512}));
+  primary.send(encode_copy_end({primary.point}));
+  for (;;) {
+    const auto frame = primary.receive();
+    REQUIRE(frame.has_value());
+    if (frame->header.type == FrameType::copy_done) break;
+  }
+  CHECK(host.state().consistent);
+  CHECK_FALSE(host.state().resync.has_value());
+  primary.check_images(host);
+}
+
 TEST_CASE("replica volume: the mark of an inconsistent image is durable before it changes") {
   ReactorThread reactor;
   const TempDirectory directory;

@@ -199,13 +199,13 @@ void PeerLink::on_second() {
 
 // --- copies
 
-void PeerLink::run_copy() {
+void PeerLink::run_copy(const ResyncPlan& plan) {
   if (!is_connected()) return;
   drop_copy();
   copying_ = true;
   copy_sent_ = false;
-  copy_disk_ = 0;
-  copy_offset_ = 0;
+  copy_left_ = plan.send;
+  copy_left_.merge(plan.compare);
   plugin_.world().note("{} copies to {}", plugin_.machine().name, host_name(host_));
   next_piece();
 }
@@ -221,31 +221,29 @@ void PeerLink::drop_copy() {
 
 void PeerLink::next_piece() {
   if (!copying_ || !is_connected()) return;
-  const Options& options = plugin_.cluster().options;
-  const std::uint64_t disk_bytes = options.blocks * block_bytes;
-  if (copy_offset_ == disk_bytes) {
-    ++copy_disk_;
-    copy_offset_ = 0;
-  }
-  if (copy_disk_ == options.disks) {
+  const std::uint64_t most =
+      replicad::block_bytes * (1 + plugin_.world().random.below(piece_blocks_max));
+  const auto range = copy_left_.next(0, 0, most);
+  if (!range) {
     copy_sent_ = true;
     end_copy();
     return;
   }
-  const std::uint64_t left = disk_bytes - copy_offset_;
-  const std::uint64_t most = block_bytes * (1 + plugin_.world().random.below(piece_blocks_max));
-  copy_range_ = {copy_disk_, copy_offset_, std::min(left, most)};
+  copy_range_ = *range;
   plugin_.step(primary_event::CopyLock{peer_, copy_range_});
 }
 
-/// Not before every write that a piece may hold was taken: the copy's end is a point of the history.
+/// The core waits until every write that a piece may hold was taken: the copy's end is a point of the
+/// history.
 void PeerLink::end_copy() {
   if (!copying_ || !copy_sent_ || copy_end_) return;
-  if (plugin_.core().taken_point(peer_).sequence < copy_through_) {
+  plugin_.step(primary_event::CopyEnding{peer_});
+  if (!copying_) return;
+  copy_end_ = plugin_.core().copy_end(peer_);
+  if (!copy_end_) {
     plugin_.world().reached("end of a copy waits for writes");
     return;
   }
-  copy_end_ = plugin_.core().taken_point(peer_);
   connection_->send(initiator, encode_copy_end({*copy_end_}));
 }
 
@@ -264,7 +262,7 @@ void PeerLink::copy_locked() {
 
 void PeerLink::finish_piece(std::uint64_t serial) {
   if (!copying_ || copy_serial_ != serial) return;
-  const Blocks& blocks = plugin_.machine().images[copy_disk_].blocks();
+  const Blocks& blocks = plugin_.machine().images[copy_range_.disk].blocks();
   const auto first = static_cast<std::ptrdiff_t>(copy_range_.offset_bytes / block_bytes);
   const auto count = static_cast<std::ptrdiff_t>(copy_range_.length_bytes / block_bytes);
   const Blocks content(blocks.begin() + first, blocks.begin() + first + count);
@@ -279,8 +277,7 @@ void PeerLink::finish_piece(std::uint64_t serial) {
     header.payload_crc32c = crc32c(std::span<const std::byte>(piece_).subspan(frame_header_bytes));
   }
   encode_header(header, std::span(piece_).first<frame_header_bytes>());
-  copy_offset_ += copy_range_.length_bytes;
-  copy_through_ = plugin_.core().ring().next() - 1;
+  copy_left_.clear(copy_range_);
   kick();
   plugin_.step(primary_event::CopyUnlock{peer_});
 }

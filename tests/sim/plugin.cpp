@@ -205,7 +205,7 @@ void Plugin::perform(const PrimaryEffect& effect) {
   } else if (const auto* start = std::get_if<primary_effect::StartPeer>(&effect)) {
     links_[start->peer]->send_start(start->message);
   } else if (const auto* copy = std::get_if<primary_effect::RunCopy>(&effect)) {
-    links_[copy->peer]->run_copy();
+    links_[copy->peer]->run_copy(*copy->plan);
   } else if (const auto* locked = std::get_if<primary_effect::CopyLocked>(&effect)) {
     links_[locked->peer]->copy_locked();
   } else if (const auto* close = std::get_if<primary_effect::ClosePeer>(&effect)) {

@@ -36,7 +36,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   void connect();
   void on_second();
   void send_start(const StartMessage& message);
-  void run_copy();
+  void run_copy(const ResyncPlan& plan);
   void copy_locked();
   void close(const Error& error);
   void kick();
@@ -68,13 +68,11 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
 
   bool copying_ = false;
   std::uint64_t copy_serial_ = 0;
-  DiskIndex copy_disk_ = 0;
-  std::uint64_t copy_offset_ = 0;
+  BlockMap copy_left_;  ///< what is to be compared is sent
   Range copy_range_;
   std::vector<std::byte> piece_;  ///< finished, not taken by the kernel yet
   bool piece_in_flight_ = false;
-  bool copy_sent_ = false;     ///< every piece
-  Sequence copy_through_ = 0;  ///< last write that a piece may hold
+  bool copy_sent_ = false;  ///< every piece
   std::optional<HistoryPoint> copy_end_;
 };
 

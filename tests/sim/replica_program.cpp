@@ -177,6 +177,10 @@ void ReplicaProgram::perform(const replica_effect::WriteImage& /*effect*/) {
   copy_frames_.push_back({tag, is_numbered(header.type) ? header.sequence : 0});
 }
 
+void ReplicaProgram::perform(const replica_effect::CompareBlocks& /*effect*/) {
+  world_.violate("a comparison, where the primaries of this world send everything");
+}
+
 void ReplicaProgram::perform(const replica_effect::SyncLog& /*effect*/) {
   if (!log_) return;
   log_->sync(guarded([](ReplicaProgram& self, const Result<Sequence>& through) {
@@ -255,9 +259,16 @@ void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
             return;
           case ReplicaRecord::Kind::inconsistent:
             state.consistent = false;
+            state.resync.reset();
+            return;
+          case ReplicaRecord::Kind::resyncing:
+            state.consistent = false;
+            state.resync = record.epoch;
+            state.checkpoint = record.point;
             return;
           case ReplicaRecord::Kind::copy_done:
             state.consistent = true;
+            state.resync.reset();
             state.checkpoint = record.point;
             return;
         }

@@ -87,6 +87,7 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   void perform(const replica_effect::CloseSession& effect);
   void perform(const replica_effect::AppendFrame& effect);
   void perform(const replica_effect::WriteImage& effect);
+  void perform(const replica_effect::CompareBlocks& effect);
   void perform(const replica_effect::SyncLog& effect);
   void perform(const replica_effect::DropLog& effect);
   void perform(const replica_effect::SyncImages& effect);

@@ -75,6 +75,7 @@ TEST_CASE("copy: from copy_end on the member streams, and joins when all is dura
   CHECK(s.primary().taken_point(s.peer("b")) == s.point(4));
   CHECK(s.all("b", 4) == "");  // counts for nothing
   CHECK(s.view("b").phase == PeerPhase::copying);
+  s.step(primary_event::CopyEnding{s.peer("b")});
   s.write(5, write_at(0));
   CHECK(s.step(primary_event::CopyDone{s.peer("b"), s.point(4)}) == "ping b");
   CHECK(s.view("b").phase == PeerPhase::streaming);
@@ -95,6 +96,21 @@ TEST_CASE("copy: the lock keeps overlapping writes out and waits for those in fl
   CHECK(unlock(s) == "admitted 11");
   CHECK(lock(s, {0, mib, mib}) == "locked b");
   CHECK(unlock(s) == "");
+}
+
+TEST_CASE("copy: ends behind every change that its content holds") {
+  PrimaryScenario s(pair_apart());
+  make_detached(s);
+  request_copy(s);
+  s.write(4, write_at(0));
+  lock(s, {0, 0, mib});
+  unlock(s);  // the piece holds change 4, which the stream has not brought yet
+  s.step(primary_event::CopyEnding{s.peer("b")});
+  CHECK_FALSE(s.primary().copy_end(s.peer("b")));
+  s.send("b");
+  s.write(5, write_at(0));
+  s.step(primary_event::CopyEnding{s.peer("b")});
+  CHECK(s.primary().copy_end(s.peer("b")) == s.point(4));
 }
 
 TEST_CASE("copy: a write that waits for the lock is not overtaken") {
@@ -170,6 +186,7 @@ TEST_CASE("copy: a copy_done that fits no copy ends the session") {
   request_copy(u);
   HistoryPoint other = u.point(3);
   other.digest.high ^= 1;
+  u.step(primary_event::CopyEnding{b});
   CHECK(u.step(primary_event::CopyDone{b, other}) == "close b protocol");
   PrimaryScenario v(pair_apart());
   make_detached(v);

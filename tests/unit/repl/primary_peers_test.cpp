@@ -39,16 +39,16 @@ TEST_CASE("attach: a member whose point is still in the ring catches up from the
   CHECK(s.send("b") == 2 * (4096 + frame_header_bytes));
 }
 
-TEST_CASE("attach: a member whose point has left the ring needs a copy") {
+TEST_CASE("attach: a member whose point has left the ring is brought back by what it lacks") {
   PrimaryScenario s(pair_apart(Mode::async));
   for (RequestId id = 1; id <= 5; ++id)
     s.write(id, write_at(id * mib, mib));
   CHECK(s.primary().ring().first() == PrimaryScenario::base_sequence + 3);
-  CHECK(s.attach("b", 1) == "");
-  CHECK(s.view("b").phase == PeerPhase::detached);
+  CHECK(s.attach("b", 1) == "resync b after 5, run copy b");
+  CHECK(s.view("b").phase == PeerPhase::copying);
   CHECK(s.view("b").error->code == Errc::too_far_behind);
-  CHECK(s.view("b").error->hint.find("resync") != std::string::npos);
-  CHECK(s.send("b") == 0);
+  CHECK(s.plan().send.next(0, 0, gib) == Range{0, mib, 5 * mib});
+  CHECK(s.plan().compare.empty());
   s.lose("b");
   CHECK(s.attach("b", 2) == "start b after 2");  // the point right before the oldest frame
 }
@@ -96,8 +96,8 @@ TEST_CASE("attach: an inconsistent member is copied to at once") {
 TEST_CASE("attach: an inconsistent member that was recorded leaves the set first") {
   PrimaryScenario s({.peers = {"b"}, .in_sync = {"a", "b"}, .attached = false});
   s.write(1, write_at(0));
-  CHECK(s.attach("b", s.point(1), 1, 1, false) == "record a, copy b after 1, run copy b");
-  CHECK(s.recorded() == "answer 1");
+  CHECK(s.attach("b", s.point(1), 1, 1, false) == "record a");
+  CHECK(s.recorded() == "answer 1, copy b after 1, run copy b");
 }
 
 TEST_CASE("attach: watermarks out of order end the session, and the membership") {
@@ -394,7 +394,7 @@ TEST_CASE("watermarks: another digest is a divergence, and ends the membership")
     CHECK(s.view("b").error->code == Errc::diverged);
     CHECK(s.pass(seconds(20)) == "");
     CHECK(s.step(primary_event::CopyRequested{s.peer("b")}) == "copy b after 1, run copy b");
-    CHECK(s.step(primary_event::CopyDone{s.peer("b"), s.point(1)}) == "ping b, record a+b");
+    CHECK(s.end_copy("b") == "ping b, record a+b");
   }
 }
 

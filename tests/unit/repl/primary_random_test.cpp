@@ -14,6 +14,8 @@ void add(PrimaryWorld::Counters& sum, const PrimaryWorld::Counters& one) {
   sum.records += one.records;
   sum.holds_reached += one.holds_reached;
   sum.copies += one.copies;
+  sum.resyncs += one.resyncs;
+  sum.resyncs_continued += one.resyncs_continued;
   sum.losses += one.losses;
   sum.ring_waits += one.ring_waits;
   sum.divergences += one.divergences;
@@ -53,6 +55,10 @@ TEST_CASE("primary: random worlds keep every promise and converge") {
           sum.holds_reached,
           ", copies ",
           sum.copies,
+          ", resyncs ",
+          sum.resyncs,
+          ", continued ",
+          sum.resyncs_continued,
           ", losses ",
           sum.losses,
           ", ring waits ",
@@ -66,6 +72,8 @@ TEST_CASE("primary: random worlds keep every promise and converge") {
   CHECK(sum.records > worlds);
   CHECK(sum.holds_reached > worlds);
   CHECK(sum.copies > worlds / 4);
+  CHECK(sum.resyncs > worlds / 20);
+  CHECK(sum.resyncs_continued > worlds / 200);
   CHECK(sum.losses > worlds);
   CHECK(sum.ring_waits > worlds);
   CHECK(sum.divergences > worlds / 50);

@@ -144,6 +144,11 @@ class PrimaryScenario {
     }
     return text;
   }
+  /// The copy's plan was sent, and the replica has ended it at that point.
+  std::string end_copy(const std::string& host) {
+    step(primary_event::CopyEnding{peer(host)});
+    return step(primary_event::CopyDone{peer(host), primary_.taken_point(peer(host))});
+  }
   std::string recorded() { return step(primary_event::Recorded{}); }
   std::string hold(const std::string& target = {}, Duration limit = std::chrono::seconds(30)) {
     std::optional<PeerIndex> index;
@@ -165,6 +170,8 @@ class PrimaryScenario {
   [[nodiscard]] const FrameHeader& frame(Sequence at) const { return frames_.at(at - 1); }
   [[nodiscard]] const std::string& record_reason() const { return record_reason_; }
   [[nodiscard]] const Error& last_error() const { return last_error_; }
+  /// Of the last copy.
+  [[nodiscard]] const ResyncPlan& plan() const { return *plan_; }
   [[nodiscard]] const std::vector<PeerIndex>& sendable() const { return sendable_; }
 
   bool hold_frames = false;
@@ -258,9 +265,11 @@ class PrimaryScenario {
   }
   std::string describe(const primary_effect::StartPeer& e) {
     const Sequence after = e.message.after - base_sequence;
-    return fmt::format("{} {} after {}", e.message.copy ? "copy" : "start", host_of(e.peer), after);
+    const char* what = !e.message.copy ? "start" : e.message.keep ? "resync" : "copy";
+    return fmt::format("{} {} after {}", what, host_of(e.peer), after);
   }
   std::string describe(const primary_effect::RunCopy& e) {
+    plan_ = e.plan;
     return fmt::format("run copy {}", host_of(e.peer));
   }
   std::string describe(const primary_effect::CopyLocked& e) {
@@ -305,6 +314,7 @@ class PrimaryScenario {
   std::vector<PeerIndex> sendable_;
   std::string record_reason_;
   Error last_error_;
+  std::shared_ptr<const ResyncPlan> plan_;
 };
 
 }  // namespace replicad

@@ -36,6 +36,8 @@ class PrimaryWorld {
     std::uint64_t records = 0;
     std::uint64_t holds_reached = 0;
     std::uint64_t copies = 0;
+    std::uint64_t resyncs = 0;            ///< copies of what was known to be lacking
+    std::uint64_t resyncs_continued = 0;  ///< ... that went on after an interruption
     std::uint64_t losses = 0;
     std::uint64_t ring_waits = 0;
     std::uint64_t divergences = 0;
@@ -68,15 +70,30 @@ class PrimaryWorld {
   };
   struct Sync {};
   struct Ping {};
-  using ToReplica = std::variant<StartMessage, Frames, Sync, Ping, CopyEndMessage>;
+  /// The last change of each sector of the places that requests aim at, by its sequence.
+  using Image = std::vector<Sequence>;
+  struct Piece {
+    Range range;
+    Image content;
+  };
+  struct Sums {
+    Range range;
+    Image content;
+  };
+  using ToReplica = std::variant<StartMessage, Frames, Sync, Ping, Piece, Sums, CopyEndMessage>;
+  struct Diffs {
+    BlockMap blocks;
+  };
   // To the primary, in order.
-  using ToPrimary = std::variant<AttachedMessage, Watermarks, CopyDoneMessage>;
+  using ToPrimary = std::variant<AttachedMessage, Watermarks, Diffs, CopyDoneMessage>;
 
   struct CopyJob {
     bool is_active = false;
     bool is_locked = false;
     bool is_waiting = false;  ///< for the lock
-    int pieces_left = 0;
+    BlockMap to_compare = BlockMap();
+    BlockMap to_send = BlockMap();
+    int unanswered = 0;
     Range range;
     std::optional<HistoryPoint> end;
   };
@@ -90,6 +107,9 @@ class PrimaryWorld {
     bool is_reachable = true;
     // What its disk holds.
     bool is_consistent = true;
+    std::optional<Epoch> resync;  ///< as in AttachedMessage, with `base`
+    Sequence base = 0;
+    Image image;  ///< while it is inconsistent
     bool has_wrong_image = false;
     bool was_found_wrong = false;  ///< the primary saw a digest that differs; no copy came since
     Sequence logged = 0;
@@ -161,6 +181,11 @@ class PrimaryWorld {
   void report(Replica& replica);
   void deliver_to_primary(Replica& replica);
   void copy_moves(Replica& replica);
+  void check_copied(const Replica& replica) const;
+  void begin_copy(Replica& replica, const StartMessage& start);
+  [[nodiscard]] Image image_at(Sequence sequence) const;
+  static void write_image(Image& image, const FrameHeader& header);
+  [[nodiscard]] static std::pair<std::size_t, std::size_t> sectors_of(const Range& range);
   void break_link(Replica& replica);
   void crash(Replica& replica, bool host);
   void lose_session(Replica& replica);

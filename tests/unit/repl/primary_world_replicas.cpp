@@ -8,9 +8,44 @@ namespace replicad {
 
 namespace {
 
-constexpr std::uint64_t place_bytes = mib;
+// Requests begin at multiples of half a MiB below 4 MiB, and are at most 8 KiB long or a whole MiB: of
+// each half MiB the first 16 sectors are told apart, the rest counts as one.
+constexpr std::uint64_t slot_bytes = mib / 2;
+constexpr std::uint64_t sector_bytes = 512;
+constexpr std::size_t parts_per_slot = 17;
+constexpr std::size_t parts_per_disk = 8 * parts_per_slot;
+// What is in an image before its first copy.
+constexpr Sequence garbage = ~Sequence{0};
 
 }  // namespace
+
+/// The part of an Image that `range` touches.
+std::pair<std::size_t, std::size_t> PrimaryWorld::sectors_of(const Range& range) {
+  const std::size_t disk = range.disk * parts_per_disk;
+  const auto at = [&](std::uint64_t offset, std::uint64_t round_up) {
+    const std::uint64_t within = (offset % slot_bytes + round_up) / sector_bytes;
+    const auto part =
+        offset / slot_bytes * parts_per_slot +
+        (within > 16 && round_up > 0 ? parts_per_slot : std::min(within, std::uint64_t{16}));
+    return disk + static_cast<std::size_t>(std::min<std::uint64_t>(part, parts_per_disk));
+  };
+  return {at(range.offset_bytes, 0), at(range.end_bytes(), sector_bytes - 1)};
+}
+
+void PrimaryWorld::write_image(Image& image, const FrameHeader& header) {
+  const auto [first, end] = sectors_of(header.range);
+  for (std::size_t sector = first; sector < end; ++sector)
+    image[sector] = header.sequence;
+}
+
+/// What an image that holds the history up to `sequence` holds.
+PrimaryWorld::Image PrimaryWorld::image_at(Sequence sequence) const {
+  Image image(2 * parts_per_disk);
+  for (const Frame& frame : frames_) {
+    if (frame.header.sequence <= sequence) write_image(image, frame.header);
+  }
+  return image;
+}
 
 void PrimaryWorld::replica_moves(Replica& replica) {
   switch (draw(8)) {
@@ -48,6 +83,11 @@ void PrimaryWorld::connect(Replica& replica) {
   message.logged = point(replica.logged);
   message.durable = replica.durable;
   message.applied = replica.applied;
+  if (!replica.is_consistent) {
+    message.resync = replica.resync;
+    message.logged = replica.resync ? point(replica.base) : HistoryPoint{};
+    message.durable = message.applied = 0;
+  }
   replica.outbox.push_back(message);
 }
 
@@ -106,7 +146,7 @@ void PrimaryWorld::deliver_to_replica(Replica& replica) {
     replica.is_copying = start->copy;
     replica.received = start->after;
     if (start->copy) {
-      replica.is_consistent = false;
+      begin_copy(replica, *start);
     } else {
       require(start->after == replica.logged, "the stream does not begin where the replica ends");
     }
@@ -116,8 +156,27 @@ void PrimaryWorld::deliver_to_replica(Replica& replica) {
     replica.sync_target = std::max(replica.sync_target.value_or(0), replica.received);
   } else if (std::holds_alternative<Ping>(message)) {
     replica.owes_report = replica.is_started;
+  } else if (const auto* piece = std::get_if<Piece>(&message)) {
+    const auto [first, last] = sectors_of(piece->range);
+    for (std::size_t sector = first; sector < last; ++sector)
+      replica.image[sector] = piece->content[sector - first];
+  } else if (const auto* sums = std::get_if<Sums>(&message)) {
+    Diffs diffs{BlockMap(config_.disk_bytes)};
+    const auto [first, last] = sectors_of(sums->range);
+    for (std::size_t sector = first; sector < last; ++sector) {
+      if (replica.image[sector] == sums->content[sector - first]) continue;
+      const std::size_t in_disk = sector % parts_per_disk;
+      const std::uint64_t part = in_disk % parts_per_slot;
+      const std::uint64_t offset = in_disk / parts_per_slot * slot_bytes + part * sector_bytes;
+      const std::uint64_t end =
+          part < 16 ? offset + sector_bytes : (in_disk / parts_per_slot + 1) * slot_bytes;
+      diffs.blocks.mark({sums->range.disk, offset, end - offset});
+    }
+    replica.outbox.push_back(diffs);
   } else if (const auto* end = std::get_if<CopyEndMessage>(&message)) {
     require(replica.is_copying && end->point.sequence == replica.received, "copy_end out of place");
+    check_copied(replica);
+    replica.resync.reset();
     replica.is_copying = false;
     replica.is_consistent = true;
     replica.has_wrong_image = false;
@@ -130,12 +189,47 @@ void PrimaryWorld::deliver_to_replica(Replica& replica) {
   }
 }
 
+void PrimaryWorld::begin_copy(Replica& replica, const StartMessage& start) {
+  if (start.keep) {
+    require(replica.is_consistent || replica.resync, "a resync of what nobody knows");
+    ++counters_.resyncs;
+    if (!replica.is_consistent) ++counters_.resyncs_continued;
+    if (replica.is_consistent) {
+      replica.base = replica.logged;
+      replica.image = image_at(replica.logged);
+    }
+    replica.resync = primary_.epoch();
+  } else {
+    replica.resync.reset();
+    replica.image.assign(2 * parts_per_disk, garbage);
+  }
+  replica.is_consistent = false;
+}
+
+void PrimaryWorld::check_copied(const Replica& replica) const {
+  const Image expected = image_at(replica.received);
+  for (std::size_t sector = 0; sector < expected.size(); ++sector) {
+    require(
+        replica.image[sector] == expected[sector],
+        fmt::format("{} has change {} in sector {} at the end of a copy at {} (base {}, {}), the "
+                    "primary {}",
+                    replica.host,
+                    replica.image[sector],
+                    sector,
+                    replica.received,
+                    replica.base,
+                    replica.resync ? "resync" : "copy",
+                    expected[sector]));
+  }
+}
+
 void PrimaryWorld::take_frames(Replica& replica, Sequence last) {
   require(replica.is_started, "frames before start");
   for (Sequence sequence = replica.received + 1; sequence <= last; ++sequence) {
     const FrameHeader& header = frame(sequence).header;
     const bool lasts = header.type == FrameType::flush || (header.flags & frame_flag_fua) != 0;
     if (lasts) replica.sync_target = sequence;
+    if (replica.is_copying) write_image(replica.image, header);
   }
   replica.received = last;
   if (!replica.is_copying) replica.ever_received = std::max(replica.ever_received, last);
@@ -192,6 +286,10 @@ void PrimaryWorld::deliver_to_primary(Replica& replica) {
     step(primary_event::PeerAttached{replica.index, *attached});
   } else if (const auto* marks = std::get_if<Watermarks>(&message)) {
     step(primary_event::PeerMarks{replica.index, *marks});
+  } else if (const auto* diffs = std::get_if<Diffs>(&message)) {
+    --replica.copy.unanswered;
+    replica.copy.to_send.merge(diffs->blocks);
+    step(primary_event::CopyProgress{replica.index});
   } else if (const auto* done = std::get_if<CopyDoneMessage>(&message)) {
     replica.copy = {};
     replica.was_found_wrong = false;
@@ -222,24 +320,57 @@ void PrimaryWorld::on(const primary_effect::RunCopy& effect) {
   Replica& peer = replica(effect.peer);
   require(!peer.copy.is_active, "two copies to one peer");
   peer.copy.is_active = true;
-  peer.copy.pieces_left = static_cast<int>(1 + draw(5));
+  peer.copy.to_send = effect.plan->send;
+  peer.copy.to_compare = effect.plan->compare;
 }
 
 void PrimaryWorld::copy_moves(Replica& replica) {
   CopyJob& copy = replica.copy;
   if (!copy.is_active || copy.is_waiting || copy.end || replica.is_closing) return;
   if (copy.is_locked) {
+    const auto [first, last] = sectors_of(copy.range);
+    const Image now = image_at(base_sequence + frames_.size());
+    replica.inbox.push_back(Piece{copy.range,
+                                  {now.begin() + static_cast<std::ptrdiff_t>(first),
+                                   now.begin() + static_cast<std::ptrdiff_t>(last)}});
+    copy.to_send.clear(copy.range);
     copy.is_locked = false;
     step(primary_event::CopyUnlock{replica.index});
     return;
   }
-  if (copy.pieces_left == 0) {
-    copy.end = primary_.taken_point(replica.index);
+  if (const auto range = copy.to_compare.next(0, 0, 64 * mib); range && chance(60)) {
+    Image now = image_at(base_sequence + frames_.size());
+    for (const auto& [id, request] : requests_) {
+      // The image may have, or not have, what is being written.
+      if (request.state != GuestRequest::State::admitted || chance(50)) continue;
+      const auto [first, last] = sectors_of(request.change.range);
+      std::fill(now.begin() + static_cast<std::ptrdiff_t>(first),
+                now.begin() + static_cast<std::ptrdiff_t>(last),
+                garbage - id);
+    }
+    const auto [first, last] = sectors_of(*range);
+    replica.inbox.push_back(Sums{*range,
+                                 {now.begin() + static_cast<std::ptrdiff_t>(first),
+                                  now.begin() + static_cast<std::ptrdiff_t>(last)}});
+    copy.to_compare.clear(*range);
+    ++copy.unanswered;
+    return;
+  }
+  const auto range = copy.to_send.next(0, 0, 4 * mib);
+  if (!range && (copy.unanswered > 0 || !copy.to_compare.empty())) return;
+  if (!range) {
+    step(primary_event::CopyEnding{replica.index});
+    copy.end = primary_.copy_end(replica.index);
+    if (!copy.end) return;
+    require(*copy.end == primary_.taken_point(replica.index), "copy_end is out of place");
     replica.inbox.push_back(CopyEndMessage{*copy.end});
     return;
   }
-  --copy.pieces_left;
-  copy.range = {static_cast<DiskIndex>(draw(2)), draw(4) * place_bytes, place_bytes};
+  // Beyond the places all is equal.
+  copy.range = *range;
+  if (range->offset_bytes >= 4 * mib) {
+    copy.range.length_bytes = config_.disk_bytes[range->disk] - range->offset_bytes;
+  }
   copy.is_waiting = true;
   step(primary_event::CopyLock{replica.index, copy.range});
 }

@@ -155,10 +155,24 @@ class ReplicaWorld {
           break;
         case ReplicaRecord::Kind::inconsistent:
           recorded_consistent = false;
+          recorded_resync.reset();
+          break;
+        case ReplicaRecord::Kind::resyncing:
+          if (recorded_consistent) {
+            CHECK(images_synced);
+            CHECK(record.point == applied);
+            CHECK(applied == logged);
+          } else {
+            CHECK(record.point == recorded_base);
+          }
+          recorded_consistent = false;
+          recorded_resync = record.epoch;
+          recorded_base = record.point;
           break;
         case ReplicaRecord::Kind::copy_done:
           CHECK(images_synced);
           recorded_consistent = true;
+          recorded_resync.reset();
           logged = applied = record.point;
           durable = record.point.sequence;
           break;
@@ -199,6 +213,8 @@ class ReplicaWorld {
   Epoch recorded_epoch;
   std::string recorded_primary;
   bool recorded_consistent;
+  std::optional<Epoch> recorded_resync;
+  HistoryPoint recorded_base;
   HistoryPoint logged;
   Sequence durable;
   HistoryPoint applied;
@@ -220,6 +236,7 @@ class ReplicaWorld {
   std::optional<Error> refused;
   std::optional<Error> closed;
   std::vector<FrameHeader> image_writes;
+  std::vector<FrameHeader> compares;
   std::optional<Status> promotion;
 
  private:
@@ -233,7 +250,8 @@ class ReplicaWorld {
       CHECK(effect.message.durable <= durable);
       CHECK(effect.message.applied == applied.sequence);
     } else {
-      CHECK(effect.message.logged == HistoryPoint{});
+      CHECK(effect.message.resync == recorded_resync);
+      CHECK(effect.message.logged == (recorded_resync ? recorded_base : HistoryPoint{}));
     }
     attached = effect.message;
   }
@@ -267,6 +285,10 @@ class ReplicaWorld {
     images_synced = false;
     image_writes.push_back(*frame_of_event);
   }
+  void perform(const replica_effect::CompareBlocks& /*effect*/) {
+    REQUIRE(frame_of_event.has_value());
+    compares.push_back(*frame_of_event);
+  }
   void perform(const replica_effect::SyncLog& /*effect*/) {
     CHECK_FALSE(syncing.has_value());
     syncing = logged.sequence;
@@ -280,13 +302,19 @@ class ReplicaWorld {
   }
   void perform(const replica_effect::SyncImages& /*effect*/) {
     CHECK_FALSE(syncing_images);
+    images_synced = false;
     syncing_images = true;
   }
   void perform(const replica_effect::RestartLog& effect) {
     CHECK(effect.point == logged);
     log_dropped = false;
   }
-  void perform(const replica_effect::RecordState& effect) { records.push_back(effect.record); }
+  void perform(const replica_effect::RecordState& effect) {
+    if (effect.record.kind == ReplicaRecord::Kind::resyncing) {
+      CHECK(effect.record.epoch == session_epoch);
+    }
+    records.push_back(effect.record);
+  }
   void perform(const replica_effect::PromotionDone& effect) {
     if (effect.status) {
       CHECK(images_synced);

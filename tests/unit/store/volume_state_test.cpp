@@ -62,6 +62,12 @@ TEST_CASE("volume state: what is written is read back") {
   REQUIRE(read.has_value());
   CHECK(*read == state);
 
+  VolumeState resyncing = state;
+  resyncing.resync = Epoch{3, 8};
+  const auto read_resyncing = decode_volume_state(encode_volume_state(resyncing));
+  REQUIRE(read_resyncing.has_value());
+  CHECK(*read_resyncing == resyncing);
+
   VolumeState plain = state;
   plain.transfer.reset();
   plain.settings = {};

@@ -75,6 +75,10 @@ TEST_CASE("messages: golden bytes of every JSON frame") {
                    "52504c4401040000190000009ba15261",
                    "3a9a5cfe",
                    R"({"after":17,"copy":false})");
+  check_json_frame(encode_start({true, 17, true}),
+                   "52504c4401040000240000001803203f",
+                   "e4c103f6",
+                   R"({"after":17,"copy":true,"keep":true})");
   const std::string wrapped = R"({"point":)" + point_json + "}";
   check_json_frame(
       encode_copy_end({point}), "52504c440122000062000000b969468e", "baac9169", wrapped);
@@ -115,6 +119,58 @@ TEST_CASE("messages: golden bytes of watermarks, digest, heartbeat and sync_requ
   CHECK(encode_empty(FrameType::heartbeat).size() == frame_header_bytes);
   CHECK(header_hex(encode_empty(FrameType::heartbeat)).ends_with("18dc9d12"));
   CHECK(header_hex(encode_empty(FrameType::sync_request)).ends_with("51ad96a2"));
+}
+
+TEST_CASE("messages: golden bytes of block_sums and block_diffs") {
+  const Range range{1, 8192, 4608};  // the second block is the disk's short last one
+  const std::vector<Digest> sums{{0x0102030405060708, 0x1112131415161718}, {3, 4}};
+  const auto sums_frame = encode_block_sums(range, sums);
+  CHECK(hex_of(sums_frame) ==
+        "52504c440124000020000000f7888b4b000000000000000000000000000000000020000000000000"
+        "0012000000000000000000000100000000000000973bd08208070605040302011817161514131211"
+        "03000000000000000400000000000000");
+  const auto diffs_frame = encode_block_diffs(range, {false, true});
+  CHECK(hex_of(diffs_frame) ==
+        "52504c440125000001000000a62346b3000000000000000000000000000000000020000000000000"
+        "0012000000000000000000000100000000000000e6d5501102");
+  const auto payload = [](const std::vector<std::byte>& frame) {
+    return std::span(frame).subspan(frame_header_bytes);
+  };
+  CHECK(decode_block_sums(payload(sums_frame)) == sums);
+  CHECK(decode_block_diffs(range, payload(diffs_frame)) == std::vector<Range>{{1, 12288, 512}});
+  const auto adjacent = encode_block_diffs({0, 4096, 3 * 4096}, {true, true, false});
+  CHECK(decode_block_diffs({0, 4096, 3 * 4096}, payload(adjacent)) ==
+        std::vector<Range>{{0, 4096, 8192}});
+}
+
+TEST_CASE("messages: compare frames must agree with their range") {
+  const auto header_of = [](const Range& range, std::uint32_t payload_bytes) {
+    FrameHeader header;
+    header.type = FrameType::block_sums;
+    header.range = range;
+    header.payload_bytes = payload_bytes;
+    std::array<std::byte, frame_header_bytes> bytes{};
+    encode_header(header, bytes);
+    return decode_header(bytes);
+  };
+  CHECK(header_of({0, 4096, 8192}, 32).has_value());
+  CHECK(header_of({0, 4096, mib}, 4096).has_value());
+  CHECK_FALSE(header_of({0, 4096, 8192}, 16).has_value());    // a sum is missing
+  CHECK_FALSE(header_of({0, 512, 4096}, 16).has_value());     // begins within a block
+  CHECK_FALSE(header_of({0, 0, 0}, 0).has_value());           // nothing
+  CHECK_FALSE(header_of({0, 0, mib + 1}, 4112).has_value());  // too much
+  CHECK_FALSE(header_of({99, 0, 4096}, 16).has_value());      // no such disk
+}
+
+TEST_CASE("messages: attached tells of an interrupted resync only where there was one") {
+  AttachedMessage message = attached_message();
+  message.consistent = false;
+  message.resync = Epoch{3, 9};
+  const std::string text = payload_text(encode_attached(message));
+  CHECK(text.find(R"("resync":{"number":3,"tag":9})") != std::string::npos);
+  const auto decoded = decode_attached(bytes_of(text));
+  REQUIRE(decoded.has_value());
+  CHECK(decoded->resync == Epoch{3, 9});
 }
 
 TEST_CASE("messages: what is encoded is decoded") {

@@ -1,0 +1,196 @@
+// What each member lacks, and the copies that bring it back by themselves (declared in primary.h).
+//
+// A frame that leaves the ring is marked for every member that has not reported it durable: what a
+// member has logged alone a power loss may take back. So the marks are complete for a member that
+// stands on this history at `base` or later, and a copy of the marked blocks, together with the
+// frames behind its start, makes it equal.
+
+#include <algorithm>
+
+#include "core/base/check.h"
+#include "core/repl/primary.h"
+
+namespace replicad {
+
+namespace {
+
+// A member that has stayed for so many times its last delay, and this long, starts afresh.
+constexpr int resync_calm_factor = 10;
+constexpr Duration resync_calm_min = std::chrono::seconds(10);
+
+Range range_of(const RingIndex::Entry& entry) {
+  return {entry.item.disk, entry.item.offset_bytes, entry.item.range_bytes};
+}
+
+}  // namespace
+
+Primary::Lack Primary::make_lack(Sequence base) const {
+  Lack lack;
+  lack.base = base;
+  lack.suspect = lack.before_end = lack.dirty = BlockMap(disk_bytes_);
+  return lack;
+}
+
+void Primary::note_dropped(const RingIndex::Entry& entry) {
+  const Sequence sequence = entry.item.sequence;
+  for (Peer& peer : peers_) {
+    if (peer.removed || sequence <= peer.lack.base) continue;
+    const bool before_end = peer.copy_end && sequence <= peer.copy_end->sequence;
+    (before_end ? peer.lack.before_end : peer.lack.dirty).mark(range_of(entry));
+    peer.lack.last_marked = sequence;
+  }
+}
+
+/// A streaming member has everything of this history up to what it reports durable.
+void Primary::note_durable(Peer& peer) const {
+  Lack& lack = peer.lack;
+  lack.base = std::max(lack.base, peer.marks.durable);
+  if (peer.marks.durable < lack.last_marked) return;
+  lack.plan.reset();
+  if (!lack.suspect.empty()) lack.suspect.clear_all();
+  if (!lack.before_end.empty()) lack.before_end.clear_all();
+  if (!lack.dirty.empty()) lack.dirty.clear_all();
+}
+
+bool Primary::is_on_history(const HistoryPoint& point) const {
+  if (const auto ours = ring_.point(point.sequence)) return *ours == point;
+  if (point.sequence >= ring_.next()) return false;
+  if (point.epoch == epoch_) return point.sequence > inherited_.sequence;
+  if (point == HistoryPoint{}) return true;  // where every history begins
+  return std::ranges::any_of(terms_, [&](const Term& term) {
+    return term.epoch == point.epoch && point.sequence <= term.end;
+  });
+}
+
+bool Primary::is_own_term(const Epoch& epoch) const {
+  return epoch == epoch_ || std::ranges::any_of(terms_, [&](const Term& term) {
+           return term.is_own && term.epoch == epoch;
+         });
+}
+
+/// Decides, for a member that cannot stream, whether a copy starts by itself, and which.
+void Primary::want_resync(Peer& peer, const AttachedMessage& message, Instant now) const {
+  const bool on_history = is_on_history(message.logged) && !peer.diverged;
+  const bool is_known = on_history && message.logged.sequence >= peer.lack.base;
+  if (message.consistent && !on_history) return;  // it may hold the last copy of something
+  if (message.consistent) {
+    peer.resync_wanted = is_known ? Resync::lack : Resync::whole;
+  } else {
+    // The blocks of an interrupted resync are those of the term it belonged to.
+    const bool resumes = is_known && message.resync && is_own_term(*message.resync);
+    peer.resync_wanted = resumes ? Resync::lack : Resync::whole;
+  }
+  peer.resync_from = message.logged.sequence;
+  const bool is_calm =
+      !peer.resync_ended ||
+      now - *peer.resync_ended > resync_calm_factor * peer.resync_delay + resync_calm_min;
+  if (is_calm) peer.resync_delay = {};
+}
+
+void Primary::advance_resyncs(Instant now, Effects& effects) {
+  for (PeerIndex index = 0; index < peers_.size(); ++index) {
+    Peer& peer = peers_[index];
+    if (!peer.resync_wanted || peer.phase != PeerPhase::detached || peer.removed) continue;
+    // A member that a record names, or may name, is not made inconsistent.
+    if (peer.close_requested || peer.recorded || peer.proposed) continue;
+    if (peer.resync_ended && now < *peer.resync_ended + peer.resync_delay) continue;
+    start_copy(index, *peer.resync_wanted, now, effects);
+  }
+}
+
+void Primary::end_resync(Peer& peer, Instant now) const {
+  peer.resync_runs = false;
+  peer.resync_ended = now;
+  peer.copy_end.reset();
+  peer.lack.dirty.merge(peer.lack.before_end);
+  peer.lack.before_end.clear_all();
+}
+
+std::shared_ptr<const ResyncPlan> Primary::plan_lack(Peer& peer) const {
+  Lack& lack = peer.lack;
+  auto plan = std::make_shared<ResyncPlan>();
+  if (lack.plan) {
+    *plan = *lack.plan;
+    plan->send.merge(lack.dirty);
+    plan->compare.merge(lack.suspect);
+  } else {
+    plan->send = std::move(lack.dirty);
+    plan->compare = std::move(lack.suspect);
+  }
+  lack.dirty = lack.suspect = BlockMap(disk_bytes_);
+  const Sequence first = std::max(ring_.first(), peer.resync_from + 1);
+  for (Sequence sequence = first; sequence <= peer.taken.sequence; ++sequence)
+    plan->send.mark(range_of(ring_.at(sequence)));
+  lack.plan = plan;
+  return plan;
+}
+
+std::shared_ptr<const ResyncPlan> Primary::plan_whole() const {
+  auto plan = std::make_shared<ResyncPlan>();
+  plan->send = plan->compare = BlockMap(disk_bytes_);
+  plan->compare.mark_all();
+  return plan;
+}
+
+bool Primary::is_streaming(PeerIndex index) const {
+  const Peer& peer = peers_[index];
+  return peer.phase == PeerPhase::streaming && !peer.close_requested && !peer.removed;
+}
+
+bool Primary::has_everything(PeerIndex index) const {
+  const Lack& lack = peers_[index].lack;
+  return is_streaming(index) && !lack.plan && lack.suspect.empty() && lack.before_end.empty() &&
+         lack.dirty.empty();
+}
+
+bool Primary::has_durably(PeerIndex index, const Range& range, Sequence through) const {
+  const Peer& peer = peers_[index];
+  if (!is_streaming(index) || peer.marks.durable < through) return false;
+  const Lack& lack = peer.lack;
+  const bool is_planned =
+      lack.plan && (lack.plan->send.overlaps_any(range) || lack.plan->compare.overlaps_any(range));
+  return !is_planned && !lack.suspect.overlaps_any(range) && !lack.before_end.overlaps_any(range) &&
+         !lack.dirty.overlaps_any(range);
+}
+
+KnownLack Primary::known_lack(PeerIndex index) const {
+  const Peer& peer = peers_[index];
+  const Lack& lack = peer.lack;
+  KnownLack known{peer.host, lack.base, lack.dirty, lack.suspect};
+  known.dirty.merge(lack.before_end);
+  if (lack.plan) {
+    known.dirty.merge(lack.plan->send);
+    known.suspect.merge(lack.plan->compare);
+  }
+  for (Sequence at = std::max(ring_.first(), lack.base + 1); at < ring_.next(); ++at)
+    known.dirty.mark(range_of(ring_.at(at)));
+  return known;
+}
+
+std::vector<std::string> Primary::member_hosts() const {
+  std::vector<std::string> hosts;
+  for (const Peer& peer : peers_) {
+    if (!peer.removed) hosts.push_back(peer.host);
+  }
+  return hosts;
+}
+
+void Primary::on_event(const primary_event::CopyProgress& event,
+                       Instant now,
+                       Effects& /*effects*/) {
+  peers_[event.peer].last_progress = now;
+}
+
+void Primary::on_event(const primary_event::CopyEnding& event,
+                       Instant /*now*/,
+                       Effects& /*effects*/) {
+  Peer& peer = peers_[event.peer];
+  if (peer.phase != PeerPhase::copying || peer.close_requested || peer.copy_end) return;
+  // An image with a later change than the point it is said to be at would be no prefix.
+  if (peer.taken.sequence < peer.copy_holds) return;
+  peer.copy_end = peer.taken;
+  peer.lack.before_end.merge(peer.lack.dirty);
+  peer.lack.dirty.clear_all();
+}
+
+}  // namespace replicad

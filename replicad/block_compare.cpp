@@ -1,0 +1,68 @@
+#include "replicad/block_compare.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include "core/base/check.h"
+#include "core/base/limits.h"
+
+namespace replicad {
+
+BlockCompare::BlockCompare(Reactor& reactor,
+                           std::shared_ptr<ImageSet> images,
+                           const Range& range,
+                           std::vector<Digest> sums)
+    : reactor_(reactor),
+      images_(std::move(images)),
+      range_(range),
+      sums_(std::move(sums)),
+      bytes_(range.length_bytes) {}
+
+std::shared_ptr<BlockCompare> BlockCompare::create(Reactor& reactor,
+                                                   std::shared_ptr<ImageSet> images,
+                                                   const Range& range,
+                                                   std::vector<Digest> sums) {
+  return std::shared_ptr<BlockCompare>(
+      new BlockCompare(reactor, std::move(images), range, std::move(sums)));
+}
+
+void BlockCompare::start(Done done) {
+  done_ = std::move(done);
+  read(0);
+}
+
+void BlockCompare::read(std::uint64_t done_bytes) {
+  reactor_.read(images_->fd(range_.disk),
+                std::span(bytes_).subspan(done_bytes),
+                range_.offset_bytes + done_bytes,
+                [self = shared_from_this(), done_bytes](int result) {
+                  if (result <= 0) {
+                    const int sys_errno = result == 0 ? EIO : -result;
+                    self->done_(tl::unexpected(
+                        errno_to_error(sys_errno,
+                                       fmt::format("read {} at {} to compare it",
+                                                   self->images_->path(self->range_.disk),
+                                                   self->range_.offset_bytes + done_bytes))));
+                    return;
+                  }
+                  const std::uint64_t now_bytes = done_bytes + static_cast<std::uint64_t>(result);
+                  if (now_bytes < self->bytes_.size()) {
+                    self->read(now_bytes);
+                  } else {
+                    self->done_(self->compare());
+                  }
+                });
+}
+
+std::vector<bool> BlockCompare::compare() const {
+  std::vector<bool> differs;
+  for (std::size_t i = 0; i < sums_.size(); ++i) {
+    const std::size_t at = i * compare_block_bytes;
+    RD_CHECK(at < bytes_.size());
+    const std::size_t length = std::min<std::size_t>(compare_block_bytes, bytes_.size() - at);
+    differs.push_back(block_sum(std::span(bytes_).subspan(at, length)) != sums_[i]);
+  }
+  return differs;
+}
+
+}  // namespace replicad

@@ -1,0 +1,226 @@
+// What members lack, and copies that start by themselves (core/repl/primary_resync.cpp).
+
+#include <string>
+
+#include <doctest/doctest.h>
+
+#include "tests/unit/repl/primary_scenario.h"
+
+namespace replicad {
+namespace {
+
+using Setup = PrimaryScenario::Setup;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+/// One replica that is neither in sync nor attached; nobody waits for it.
+Setup pair_apart() {
+  return {.mode = Mode::async, .peers = {"b"}, .in_sync = {"a"}, .attached = false};
+}
+/// `count` changes of 1 MiB at `first` MiB and up: the ring has room for three.
+void write_mib(PrimaryScenario& s, RequestId first, RequestId count) {
+  for (RequestId id = first; id < first + count; ++id)
+    s.write(id, write_at(id * mib, mib));
+}
+AttachedMessage attached_at(const HistoryPoint& logged) {
+  AttachedMessage message;
+  message.logged = logged;
+  message.durable = logged.sequence;
+  return message;
+}
+std::string attach_interrupted(PrimaryScenario& s, Sequence base, const Epoch& resync) {
+  AttachedMessage message;
+  message.consistent = false;
+  message.resync = resync;
+  message.logged = s.point(base);
+  return s.step(primary_event::PeerAttached{s.peer("b"), message});
+}
+
+TEST_CASE("resync: brings exactly the blocks that changed behind the member's point") {
+  PrimaryScenario s(pair_apart());
+  s.attach("b", 0);
+  s.recorded();
+  s.write(1, write_at(0));
+  s.durable("b", 1);
+  s.lose("b");
+  s.recorded();
+  s.write(2, write_at(64 * mib, 512));
+  s.write(3, trim_at(128 * mib, 8 * mib));
+  write_mib(s, 4, 5);
+  s.write(9, flush_all());
+  CHECK(s.primary().ring().first() > PrimaryScenario::base_sequence + 4);
+  CHECK(s.attach("b", 1) == "resync b after 9, run copy b");
+  const BlockMap& send = s.plan().send;
+  CHECK(send.blocks() == 1 + 2 * blocks_per_region + 5 * mib / block_bytes);
+  CHECK(send.next(0, 0, gib) == Range{0, 4 * mib, 5 * mib});
+  CHECK(send.next(0, 9 * mib, gib) == Range{0, 64 * mib, 4096});
+  CHECK(send.next(0, 65 * mib, gib) == Range{0, 128 * mib, 8 * mib});
+  CHECK(s.end_copy("b") == "ping b, record a+b");
+}
+
+TEST_CASE("resync: what was logged and not durable counts as lacking") {
+  PrimaryScenario s({.mode = Mode::async,
+                     .congestion = Congestion::detach,
+                     .peers = {"b"},
+                     .in_sync = {"a", "b"}});
+  s.write(1, write_at(0));
+  s.logged("b", 1);
+  s.lose("b");
+  s.recorded();
+  write_mib(s, 2, 6);
+  // Its host lost power: it stands at the base again.
+  CHECK(s.attach("b", 0) == "resync b after 7, run copy b");
+  CHECK(s.plan().send.overlaps_any({0, 0, 1}));
+}
+
+TEST_CASE("resync: an interrupted one goes on from its base and brings what came since") {
+  PrimaryScenario s(pair_apart());
+  write_mib(s, 1, 6);
+  CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  s.lose("b");
+  write_mib(s, 7, 6);
+  CHECK(attach_interrupted(s, 0, s.primary().epoch()) == "");  // not at once again
+  CHECK(s.view("b").phase == PeerPhase::detached);
+  CHECK(s.pass(seconds(1)) == "resync b after 12, run copy b");
+  CHECK(s.plan().send.next(0, 0, gib) == Range{0, mib, 12 * mib});
+  CHECK(s.plan().send.blocks() == 12 * mib / block_bytes);
+}
+
+TEST_CASE("resync: one that another primary had begun is not gone on with") {
+  PrimaryScenario s(pair_apart());
+  write_mib(s, 1, 6);
+  CHECK(attach_interrupted(s, 0, {2, 55}) == "copy b after 6, run copy b");
+  CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
+}
+
+TEST_CASE("resync: changes behind copy_end that leave the ring before copy_done stay marked") {
+  PrimaryScenario s({.mode = Mode::async,
+                     .congestion = Congestion::detach,
+                     .peers = {"b"},
+                     .in_sync = {"a"},
+                     .attached = false});
+  write_mib(s, 1, 6);
+  s.attach("b", 0);
+  s.send("b");
+  s.step(primary_event::CopyEnding{s.peer("b")});
+  const HistoryPoint end = s.primary().taken_point(s.peer("b"));
+  for (RequestId id = 7; id <= 12; ++id) {
+    s.write(id, write_at(id * mib, mib));
+    s.send("b");
+  }
+  CHECK(s.step(primary_event::CopyDone{s.peer("b"), end}) == "ping b");
+  s.lose("b");
+  CHECK(s.attach("b", 6) == "");
+  CHECK(s.pass(seconds(2)) == "resync b after 12, run copy b");
+  CHECK(s.plan().send.next(0, 0, gib) == Range{0, 7 * mib, 6 * mib});
+}
+
+TEST_CASE("resync: a member that falls out again and again waits longer each time") {
+  PrimaryScenario s(pair_apart());
+  RequestId id = 1;
+  Duration waited{};
+  Sequence at = 0;
+  for (int round = 0; round < 9; ++round) {
+    write_mib(s, id, 6);
+    id += 6;
+    std::string text = s.attach("b", at);
+    Duration now{};
+    while (text.empty()) {
+      now += milliseconds(500);
+      text = s.pass(milliseconds(500));
+    }
+    CHECK(text.starts_with("resync b"));
+    CHECK(now >= waited);
+    CHECK(now <= seconds(64));
+    waited = now;
+    at = id - 1;
+    s.end_copy("b");
+    s.recorded();
+    s.lose("b");
+    s.recorded();
+  }
+  CHECK(waited == seconds(64));
+  // One that stayed for long enough is brought back at once again.
+  s.attach("b", at);
+  s.recorded();
+  for (int minute = 0; minute < 12; ++minute)
+    s.pass(seconds(60));
+  s.lose("b");
+  s.recorded();
+  write_mib(s, id, 6);
+  CHECK(s.attach("b", at).starts_with("resync b"));
+}
+
+TEST_CASE("resync: a member below what is known of it is compared as a whole") {
+  PrimaryScenario s(pair_apart());
+  HistoryPoint older{{2, 55}, PrimaryScenario::base_sequence - 3, {9, 9}};
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), attached_at(older)}) ==
+        "copy b after 0, run copy b");
+  CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
+  CHECK(s.plan().send.empty());
+}
+
+TEST_CASE("resync: a consistent member of another history is left to an operator") {
+  PrimaryScenario s(pair_apart());
+  write_mib(s, 1, 6);
+  HistoryPoint other{{1, 1}, PrimaryScenario::base_sequence - 3, {9, 9}};
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), attached_at(other)}) == "");
+  CHECK(s.pass(seconds(100)) == "");
+  CHECK(s.view("b").error->code == Errc::diverged);
+  CHECK(s.step(primary_event::CopyRequested{s.peer("b")}) == "copy b after 6, run copy b");
+  CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
+}
+
+TEST_CASE("resync: a member is not made inconsistent while a record names it") {
+  PrimaryScenario s({.mode = Mode::async, .peers = {"b"}, .in_sync = {"a", "b"}});
+  s.pass(seconds(1));
+  s.lose("b");
+  write_mib(s, 1, 6);
+  CHECK(s.attach("b", 0) == "");
+  CHECK(s.pass(seconds(3)) == "");
+  CHECK(s.recorded() == "resync b after 6, run copy b");
+}
+
+TEST_CASE("resync: knowledge of earlier terms brings a member back by what it lacks") {
+  PrimaryConfig config;
+  config.epoch = {9, 9};
+  config.history = {{9, 9}, 5000, {1, 1}};  // behind every number of the term that ended uncleanly
+  config.reserved = 10'000;
+  config.disk_bytes = {gib};
+  config.peers = {"b"};
+  config.in_sync = {"a"};
+  config.host = "a";
+  config.ack_timeout = seconds(5);
+  config.terms = {{{8, 8}, 5000, true}};
+  KnownLack lack{"b", 1000, BlockMap({gib}), BlockMap({gib})};
+  lack.dirty.mark({0, 0, 4096});
+  lack.suspect.mark({0, 8 * mib, region_bytes});
+  config.lacks = {lack};
+  Primary primary(config, Instant{});
+  const auto attach = [&](const HistoryPoint& logged) {
+    std::vector<PrimaryEffect> effects;
+    primary.step(primary_event::PeerAttached{0, attached_at(logged)}, Instant{}, effects);
+    std::shared_ptr<const ResyncPlan> plan;
+    for (const PrimaryEffect& effect : effects) {
+      if (const auto* run = std::get_if<primary_effect::RunCopy>(&effect)) plan = run->plan;
+    }
+    return plan;
+  };
+  SUBCASE("at or behind the base") {
+    const auto plan = attach({{8, 8}, 1000, {7, 7}});
+    REQUIRE(plan);
+    CHECK(plan->send.blocks() == 1);
+    CHECK(plan->compare.blocks() == blocks_per_region);
+  }
+  SUBCASE("before it: everything is compared") {
+    const auto plan = attach({{8, 8}, 999, {7, 7}});
+    REQUIRE(plan);
+    CHECK(plan->compare.blocks() == gib / block_bytes);
+  }
+  SUBCASE("of a term that is not known: nothing by itself") {
+    CHECK_FALSE(attach({{7, 7}, 1000, {7, 7}}));
+  }
+}
+
+}  // namespace
+}  // namespace replicad
