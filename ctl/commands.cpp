@@ -46,8 +46,8 @@ const char* const wait_details =
     "`primary=HOST`. With --timeout, exit code 124 when the time is over.";
 
 const char* const resync_details =
-    "Compares all disks with a replica's, beside live writes, and sends what differs: for one that\n"
-    "is `detached` because its history is another. Until that is done it cannot take over.";
+    "Compares all disks with a replica's, beside live writes, and sends what differs: for one\n"
+    "that is `detached` because its history is another. Until then it cannot take over.";
 
 }  // namespace
 

@@ -119,6 +119,15 @@ int Bridge::admit(GuestRequest& request, const Change& change) {
   return request.state() == GuestRequest::State::failed ? EIO : 0;
 }
 
+/// Admitted, and marked as about to be written to.
+int Bridge::admit_write(GuestRequest& request, const Change& change) {
+  if (const int error = admit(request, change); error != 0) return error;
+  if (activity_ == nullptr) return 0;
+  const int error = activity_->mark(change.range);
+  if (error != 0) step(primary_event::Abandoned{request.id()});
+  return error;
+}
+
 int Bridge::wait_for_answer(GuestRequest& request) {
   if (!request.wait_while(GuestRequest::State::admitted, stopping_)) {
     const std::lock_guard lock(mutex_);
@@ -170,7 +179,7 @@ int Bridge::write_piece(
   const Change change{.kind = FrameType::write,
                       .flags = fua && last ? frame_flag_fua : std::uint16_t{0},
                       .range = {disk, offset, data.size()}};
-  if (const int error = admit(request, change); error != 0) return error;
+  if (const int error = admit_write(request, change); error != 0) return error;
   if (const int error = images_[disk].write(data, offset, fua); error != 0) {
     return recover_failed_write(request, change.range, error);
   }
@@ -232,7 +241,7 @@ int Bridge::zero(DiskIndex disk,
     if (fua && last) flags |= frame_flag_fua;
     GuestRequest& request = GuestRequest::of_this_thread();
     const Change change{.kind = kind, .flags = flags, .range = {disk, offset, piece}};
-    if (const int error = admit(request, change); error != 0) return error;
+    if (const int error = admit_write(request, change); error != 0) return error;
     const bool may_punch = may_trim || kind == FrameType::trim;
     if (const int error = images_[disk].zero(offset, piece, may_punch, fua); error != 0) {
       return fail_volume(request, change.range, "zeroing", error);

@@ -12,6 +12,7 @@
 
 #include "core/repl/primary.h"
 #include "io/mirrored_buffer.h"
+#include "nbd-plugin/activity_log.h"
 #include "nbd-plugin/disk_image.h"
 #include "nbd-plugin/guest_request.h"
 
@@ -24,6 +25,8 @@ class Bridge {
          std::unique_ptr<MirroredBuffer> ring,
          const std::vector<DiskImage>& images);
 
+  /// Regions are marked there before they are written to. Before the first request; outlives the bridge.
+  void set_activity(ActivityLog* activity) { activity_ = activity; }
   /// `wake`: makes the reactor call drain(); any thread. `stopping`: nbdkit is shutting down; held requests give up.
   void set_hooks(std::function<void()> wake, std::function<bool()> stopping);
 
@@ -70,6 +73,7 @@ class Bridge {
   };
 
   [[nodiscard]] int admit(GuestRequest& request, const Change& change);
+  [[nodiscard]] int admit_write(GuestRequest& request, const Change& change);
   [[nodiscard]] int wait_for_answer(GuestRequest& request);
   void place(GuestRequest& request, bool wants_answer);
   [[nodiscard]] int write_piece(
@@ -89,6 +93,7 @@ class Bridge {
   const std::vector<DiskImage>& images_;
   std::unique_ptr<MirroredBuffer> ring_;
   std::vector<ReadyMark> ready_;  ///< by sequence modulo size
+  ActivityLog* activity_ = nullptr;
   std::function<void()> wake_;
   std::function<bool()> stopping_;
   std::atomic<bool> has_stream_{false};  ///< some peer waits for frames

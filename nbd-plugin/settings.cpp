@@ -82,6 +82,7 @@ Result<Grant> decode_grant(const json& value) {
     grant.reserved = in.at("reserved").get<Sequence>();
     grant.in_sync = in.at("in_sync").get<std::vector<std::string>>();
     grant.unclean = in.at("unclean").get<bool>();
+    grant.directory = in.at("directory").get<std::string>();
     if (grant.reserved < grant.history.sequence)
       throw FieldError{"reserved is below the history's sequence"};
     return grant;

@@ -42,6 +42,7 @@ struct Grant {
   Sequence reserved = 0;
   std::vector<std::string> in_sync;
   bool unclean = false;
+  std::string directory;  ///< of the volume's state on this host
 };
 
 /// Errors of all: Errc::protocol naming the field.

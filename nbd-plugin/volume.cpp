@@ -15,6 +15,7 @@ using nlohmann::json;
 
 constexpr auto tick_interval = std::chrono::milliseconds(50);
 constexpr auto status_interval = std::chrono::milliseconds(500);
+constexpr auto cooling_interval = std::chrono::seconds(1);
 constexpr auto report_deadline = std::chrono::seconds(3);
 
 PrimaryConfig config_from(const Grant& grant) {
@@ -58,9 +59,23 @@ Result<std::unique_ptr<Volume>> Volume::claim(const std::string& agent_path,
   }
   auto ring = MirroredBuffer::create(grant.settings.ring_bytes);
   if (!ring) return tl::unexpected(std::move(ring).error());
-  const PrimaryConfig config = config_from(grant);
+  PrimaryConfig config = config_from(grant);
   volume->ack_timeout_ = config.ack_timeout;
+  ActivityLog::Known known;
+  auto activity = ActivityLog::open({.path = grant.directory + "/activity",
+                                     .volume_uuid = grant.uuid,
+                                     .disk_bytes = config.disk_bytes,
+                                     .members = config.peers,
+                                     .epoch = grant.epoch,
+                                     .history = grant.history,
+                                     .unclean = grant.unclean},
+                                    known);
+  if (!activity) return tl::unexpected(std::move(activity).error());
+  volume->activity_ = std::move(*activity);
+  config.terms = std::move(known.terms);
+  config.lacks = std::move(known.lacks);
   volume->bridge_ = std::make_unique<Bridge>(config, std::move(*ring), volume->images_);
+  volume->bridge_->set_activity(volume->activity_.get());
   return volume;
 }
 
@@ -74,6 +89,7 @@ Status Volume::start() {
   reactor_ = std::move(*reactor);
   resolver_ = Worker::create();
   syncer_ = Worker::create();
+  cooler_ = Worker::create();
   bridge_->set_hooks([this] { reactor_->wake(); }, hooks_.stopping);
   reactor_->set_turn_hook([this] { turn(); });
   reactor_->post([this] { start_on_reactor(); });
@@ -111,6 +127,7 @@ void Volume::start_on_reactor() {
   schedule_tick();
   schedule_status();
   schedule_second();
+  schedule_cooling();
 }
 
 void Volume::add_link(PeerIndex peer, const MemberGrant& member) {
@@ -188,8 +205,7 @@ void Volume::send_record(const primary_effect::Record& record) {
           bridge_->step(primary_event::Recorded{});
           return;
         }
-        if (result.error().code == Errc::stale_epoch) return on_fenced(result.error());
-        // Nothing may be answered without the record: try again until a quorum takes it.
+        // Nothing may be answered without the record: try again until the disk takes it.
         log(LogLevel::error, "record_failed", "error={}", log_value(result.error().message));
         reactor_->add_timer(std::chrono::milliseconds(500), [this, copy] { send_record(copy); });
       });
@@ -248,6 +264,58 @@ void Volume::schedule_second() {
   for (const auto& [peer, link] : links_)
     link->on_second(silence_max);
   reactor_->add_timer(std::chrono::milliseconds(heartbeat_ms), [this] { schedule_second(); });
+}
+
+void Volume::schedule_cooling() {
+  reactor_->add_timer(cooling_interval, [this] {
+    if (!cooling_ && !stopping_) {
+      cooling_ = true;
+      cooler_->post([this] {
+        cool_regions();
+        reactor_->post([this] { cooling_ = false; });
+      });
+    }
+    schedule_cooling();
+  });
+}
+
+/// On the cooler's thread.
+void Volume::cool_regions() {
+  activity_->cool({.look =
+                       [this](const std::function<void(const Primary&)>& function) {
+                         bridge_->look([&](const Primary& primary) {
+                           function(primary);
+                           return true;
+                         });
+                       },
+                   .sync_images =
+                       [this] {
+                         for (const DiskImage& image : images_) {
+                           const int error = image.sync();
+                           if (error == 0) continue;
+                           Error failure = errno_to_error(error, "fdatasync of " + image.path());
+                           failure.hint = "what was not durable may be lost: repair the disk";
+                           bridge_->step(primary_event::Fail{std::move(failure)});
+                           return false;
+                         }
+                         return true;
+                       }});
+}
+
+/// Puts on record what members lack, then reports the stop.
+void Volume::finish_activity(const HistoryPoint& point) {
+  const auto lacks = bridge_->look([](const Primary& primary) {
+    std::vector<KnownLack> all;
+    for (const std::string& host : primary.member_hosts())
+      all.push_back(primary.known_lack(primary.find_peer(host).value()));
+    return all;
+  });
+  cooler_->post([this, point, lacks] {
+    if (const Status finished = activity_->finish(point, lacks); !finished) {
+      log(LogLevel::error, "activity_not_written", "error={}", log_value(finished.error().message));
+    }
+    reactor_->post([this, point] { report_stopped(point); });
+  });
 }
 
 json Volume::replicas_json() {
@@ -316,7 +384,8 @@ json Volume::status_json() {
             {"written_bytes", counters.written_bytes.load()},
             {"flushes", counters.flushes.load()},
             {"zeroes", counters.zeroes.load()},
-            {"copied_bytes", copied_bytes}}},
+            {"copied_bytes", copied_bytes},
+            {"hot_regions", activity_->hot_regions()}}},
           {"error", now.failure ? error_json(*now.failure) : json(nullptr)}};
 }
 
@@ -344,6 +413,7 @@ void Volume::stop() {
   links_.clear();
   resolver_.reset();
   syncer_.reset();
+  cooler_.reset();
 }
 
 void Volume::begin_clean_stop() {
@@ -358,7 +428,7 @@ void Volume::begin_clean_stop() {
   }
   hold_done_ = [this](Result<HistoryPoint> result) {
     if (result) {
-      report_stopped(*result);
+      finish_activity(*result);
       return;
     }
     log(LogLevel::error, "unclean_stop", "error={}", log_value(result.error().message));

@@ -57,6 +57,9 @@ class Volume {
   void schedule_tick();
   void schedule_status();
   void schedule_second();
+  void schedule_cooling();
+  void cool_regions();
+  void finish_activity(const HistoryPoint& point);
   void finish_hold(Result<HistoryPoint> result);
   void begin_clean_stop();
   void report_stopped(const HistoryPoint& point);
@@ -80,11 +83,13 @@ class Volume {
   Grant grant_;
   Duration ack_timeout_{};
   std::vector<DiskImage> images_;
+  std::unique_ptr<ActivityLog> activity_;
   std::unique_ptr<Bridge> bridge_;
   std::shared_ptr<AgentClient> agent_;
   std::unique_ptr<Reactor> reactor_;
   std::unique_ptr<Worker> resolver_;
   std::unique_ptr<Worker> syncer_;
+  std::unique_ptr<Worker> cooler_;
   std::thread thread_;
 
   // Reactor thread only.
@@ -92,6 +97,7 @@ class Volume {
   std::vector<PrimaryEffect> effects_;
   std::function<void(Result<HistoryPoint>)> hold_done_;
   Instant hold_began_;
+  bool cooling_ = false;  ///< a pass is under way
   bool stopping_ = false;
   bool exit_when_stopped_ = false;  ///< replicad asked: nbdkit would wait for idle clients
 

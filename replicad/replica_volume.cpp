@@ -1,5 +1,9 @@
 #include "replicad/replica_volume.h"
 
+#include <cerrno>
+
+#include <unistd.h>
+
 #include "io/file.h"
 #include "replicad/replica_runtime.h"
 
@@ -32,6 +36,19 @@ class Door final : public ReplicaVolume {
 
 }  // namespace
 
+namespace {
+
+/// What this host knew of its members while it was the primary says nothing of images that follow another one.
+Status forget_activity(const std::string& log_dir) {
+  const std::string directory = log_dir.substr(0, log_dir.rfind('/'));
+  const std::string path = directory + "/activity";
+  if (::unlink(path.c_str()) == 0) return sync_directory(directory);
+  if (errno == ENOENT) return {};
+  return fail_errno(errno, "remove {}", path);
+}
+
+}  // namespace
+
 Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
                                                            const std::string& host,
                                                            const std::string& log_dir,
@@ -40,6 +57,7 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
   RD_TRY(make_directories(log_dir, log_directory_mode));
   auto images = ImageSet::open(state.disks);
   if (!images) return tl::unexpected(images.error());
+  RD_TRY(forget_activity(log_dir));
   auto boot = boot_id();
   if (!boot) return tl::unexpected(boot.error());
   auto recovered = ReplicaRuntime::recover(log_dir, state, false);

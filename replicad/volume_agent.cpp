@@ -23,7 +23,7 @@ constexpr std::uint64_t pid_max = std::uint64_t{1} << 31;
 
 /// A claim's change of the state. After an unclean end the images may hold writes that no replica
 /// has, or lack writes that one has: the history is given a new point that no replica can have
-/// reached, so that none of them is taken for equal before a full copy.
+/// reached, so that none of them is taken for equal before it was compared.
 void change_for_claim(VolumeState& state, const Record& record) {
   state.epoch = record.epoch;
   state.in_sync = record.in_sync;
@@ -214,7 +214,8 @@ json Volume::claim_result(bool unclean) const {
           {"history", to_json(now.history)},
           {"reserved", now.sequence_reserved},
           {"in_sync", now.in_sync},
-          {"unclean", unclean}};
+          {"unclean", unclean},
+          {"directory", environment_.volume_dir(name_)}};
 }
 
 /// The plugin went away before it served anything: the images are as they were.
@@ -501,7 +502,7 @@ void Volume::note_unclean_end(const Error& error) {
       Error{Errc::inconsistent,
             0,
             fmt::format("the export (process {}) ended uncleanly", plugin_pid_),
-            "activate starts a new epoch and replicas will need `replicactl resync`; its last "
+            "activate starts a new epoch, and replicas are compared where they differ; its last "
             "words are in " +
                 export_command().log_file()};
   update(

@@ -139,7 +139,7 @@ TEST_CASE(
   const json shown = host.get("vm1");
   CHECK(shown.at("clean") == false);
   CHECK(shown.at("active") == false);
-  CHECK(shown.at("error").at("hint").get<std::string>().find("resync") != std::string::npos);
+  CHECK(shown.at("error").at("hint").get<std::string>().find("compared") != std::string::npos);
 
   TestPlugin next(host);
   REQUIRE(next.claim().at("ok") == true);
@@ -354,19 +354,20 @@ TEST_CASE("agent: the plugin's status is what the control API shows") {
   TestPlugin plugin(host);
   REQUIRE(plugin.claim().at("ok") == true);
   REQUIRE(plugin.serving().at("ok") == true);
-  const json replica = {{"host", "b"},
-                        {"state", "copying"},
-                        {"in_sync", false},
-                        {"sent", 12},
-                        {"received", 11},
-                        {"logged", 10},
-                        {"durable", 9},
-                        {"applied", 8},
-                        {"digest", std::string(32, 'a')},
-                        {"lag_bytes", 4096},
-                        {"lag_seconds", 0.5},
-                        {"copy", {{"done_bytes", 1}, {"total_bytes", 2}}},
-                        {"error", nullptr}};
+  const json replica = {
+      {"host", "b"},
+      {"state", "copying"},
+      {"in_sync", false},
+      {"sent", 12},
+      {"received", 11},
+      {"logged", 10},
+      {"durable", 9},
+      {"applied", 8},
+      {"digest", std::string(32, 'a')},
+      {"lag_bytes", 4096},
+      {"lag_seconds", 0.5},
+      {"copy", {{"done_bytes", 1}, {"total_bytes", 2}, {"sent_bytes", 3}, {"blocks_left", 4}}},
+      {"error", nullptr}};
   plugin.peer().send(FrameType::agent_event,
                      {{"op", "status"},
                       {"state", "held"},

@@ -1,0 +1,116 @@
+// Resyncs on the replica: a copy that brings only what changed behind its point (core/repl/replica.h).
+
+#include <doctest/doctest.h>
+
+#include "tests/unit/repl/replica_world.h"
+
+namespace replicad {
+namespace {
+
+constexpr Epoch first_epoch{1, 7};
+
+void check_refused(const ReplicaWorld& world, Errc code) {
+  REQUIRE(world.refused.has_value());
+  INFO("message: ", world.refused->message);
+  CHECK(world.refused->code == code);
+}
+
+struct Streaming {
+  ReplicaWorld world;
+  FrameSource source;
+
+  explicit Streaming(int frames = 0) {
+    world.stream(first_epoch);
+    for (int i = 0; i < frames; ++i)
+      write();
+    world.log_all();
+  }
+  void write(std::uint16_t flags = 0) {
+    world.frame(source.next(first_epoch, FrameType::write, flags));
+  }
+};
+
+}  // namespace
+
+TEST_CASE("replica: a resync applies the log, syncs, marks its base, and is known by that later") {
+  Streaming streaming(2);
+  ReplicaWorld& world = streaming.world;
+  const HistoryPoint base = streaming.source.point();
+  world.step(replica_event::StartArrived{1, {.copy = true, .after = 10, .keep = true}});
+  CHECK_FALSE(world.replica.takes_input());
+  CHECK_FALSE(world.syncing_images);  // its image lacks what is logged
+  if (world.syncing) world.finish_sync();
+  world.apply(base);
+  REQUIRE(world.syncing_images);
+  CHECK(world.records.empty());
+
+  SUBCASE("the session ends before the mark: nothing has changed") {
+    world.step(replica_event::SessionClosed{1});
+    world.attached.reset();
+    world.attach(first_epoch);
+    CHECK_FALSE(world.attached.has_value());
+    world.finish_image_sync();
+    REQUIRE(world.attached.has_value());
+    CHECK(world.attached->consistent);
+    CHECK(world.attached->logged == base);
+  }
+  SUBCASE("to its end, or interrupted") {
+    world.finish_image_sync();
+    REQUIRE(world.records.size() == 1);
+    CHECK(world.records[0].kind == ReplicaRecord::Kind::resyncing);
+    CHECK_FALSE(world.dropping);
+    world.finish_record();
+    world.finish_drop();
+    FrameSource live(HistoryPoint{first_epoch, 10, {3, 4}});
+    world.frame(live.next(first_epoch));
+    CHECK(world.image_writes.size() == 1);
+    FrameHeader sums;
+    sums.type = FrameType::block_sums;
+    sums.range = {0, 0, 8192};
+    sums.payload_bytes = 32;
+    world.frame(sums);
+    CHECK(world.compares.size() == 1);
+    SUBCASE("done") {
+      world.step(replica_event::CopyEndArrived{1, live.point()});
+      world.finish_image_sync();
+      world.finish_record();
+      CHECK(world.copy_done == live.point());
+      CHECK_FALSE(world.recorded_resync.has_value());
+    }
+    SUBCASE("interrupted: a later term goes on from the same base, and is on record for it") {
+      world.step(replica_event::SessionClosed{1});
+      world.attached.reset();
+      const SessionId id = world.attach({5, 5});
+      world.finish_records();
+      REQUIRE(world.attached.has_value());
+      CHECK_FALSE(world.attached->consistent);
+      CHECK(world.attached->resync == first_epoch);
+      CHECK(world.attached->logged == base);
+      world.step(replica_event::StartArrived{id, {.copy = true, .after = 20, .keep = true}});
+      CHECK_FALSE(world.dropping);
+      world.finish_record();
+      CHECK(world.recorded_resync == Epoch{5, 5});
+      CHECK(world.dropping);
+    }
+    SUBCASE("interrupted: a whole copy forgets the base first") {
+      world.step(replica_event::SessionClosed{1});
+      const SessionId id = world.attach(first_epoch);
+      world.step(replica_event::StartArrived{id, {.copy = true, .after = 20}});
+      CHECK_FALSE(world.dropping);
+      world.finish_record();
+      CHECK_FALSE(world.recorded_resync.has_value());
+      CHECK(world.dropping);
+    }
+  }
+}
+
+TEST_CASE("replica: an image of which nothing is known is not resynced") {
+  ReplicaStanding standing{.promised = {1, 7}, .primary = "a", .logged = {}, .applied = {}};
+  standing.consistent = false;
+  ReplicaWorld world(standing);
+  const SessionId id = world.attach({1, 7});
+  world.step(replica_event::StartArrived{id, {.copy = true, .after = 10, .keep = true}});
+  check_refused(world, Errc::inconsistent);
+}
+
+}  // namespace replicad
