@@ -120,6 +120,23 @@ Result<CreateRequest> read_create(const std::string& name, const OptionValues& v
   return request;
 }
 
+/// Witnesses are named, not placed, and get no copy.
+Status read_witnesses(const OptionValues& values,
+                      CreateRequest& request,
+                      PlacementRequest& placement) {
+  const auto hosts = split_list(text_option(values, "witness"));
+  if (!hosts) return fail(Errc::invalid_argument, "--witness: {}", hosts.error().message);
+  for (const std::string& host : *hosts) {
+    if (!is_valid_name(host))
+      return fail(Errc::invalid_argument, "--witness: '{}' is no name of a host", printable(host));
+    if (host == placement.primary)
+      return fail(Errc::invalid_argument, "--witness: {} is the primary", host);
+    request.witnesses.push_back(host);
+    placement.without.push_back(host);
+  }
+  return {};
+}
+
 /// What each chosen host will be, with its score.
 void show_choice(Context& context, const Placement& placement) {
   for (std::size_t i = 0; i < placement.chosen.size(); ++i) {
@@ -159,7 +176,9 @@ void add_create_options(OptionSpecs& specs) {
       "names of the disks (default vda, vdb, ...)")(
       "set",
       po::value<std::vector<std::string>>()->composing()->value_name("KEY=VALUE"),
-      "a setting; may be repeated");
+      "a setting; may be repeated")("witness",
+                                    po::value<std::string>()->value_name("HOST,.."),
+                                    "hosts that vote and have no copy");
 }
 
 Status run_create(Context& context, const OptionValues& values) {
@@ -167,6 +186,7 @@ Status run_create(Context& context, const OptionValues& values) {
   if (!placement_request) return tl::unexpected(placement_request.error());
   auto request = read_create(context.volume(), values);
   if (!request) return tl::unexpected(request.error());
+  RD_TRY(read_witnesses(values, *request, *placement_request));
   for (const CreateRequest::Disk& disk : request->disks) {
     placement_request->bytes += disk.bytes;
     placement_request->primary_brings_images =

@@ -118,7 +118,7 @@ std::string volume_text(Context& context, const VolumeReport& report) {
   for (const std::string& problem : report.problems) {
     text += fmt::format("  {}: {}\n", context.paint("problem", Tone::bad), problem);
   }
-  text += fmt::format("  failover: {}\n", failover_text);
+  text += fmt::format("  failover: {}\n", failover_text(report));
   return text;
 }
 

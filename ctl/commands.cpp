@@ -23,6 +23,13 @@ const char* const switchover_details =
     "reconnects. If anything fails, or the deadline passes, the old primary goes on as if nothing\n"
     "had been asked. On success the proof is printed.";
 
+const char* const failover_details =
+    "Asks a majority of the voters for a new epoch, which fences the old primary, lets the most\n"
+    "complete replica that is in sync apply its log, and starts the export there. Refused, with "
+    "what\n"
+    "every copy has, while somebody still hears the primary, without a majority, or without a\n"
+    "replica in sync; --force does it all the same, and what the chosen copy lacks is lost.";
+
 const char* const delete_details =
     "Without --force the command lists what would be lost and refuses (exit code 3). An active\n"
     "volume is never deleted. Replicas are removed first and the primary last, so that a delete\n"
@@ -37,8 +44,9 @@ const char* const import_details =
 
 const char* const set_details =
     "Settings: mode (async, semi-sync, sync), congestion (throttle, detach), ring_bytes,\n"
-    "log_bytes, segment_bytes (sizes), ack_timeout_ms (a time). The primary is told first, then\n"
-    "the others; a member that cannot be reached is named, and the exit code is 4.\n\n"
+    "log_bytes, segment_bytes (sizes), ack_timeout_ms, quorum_timeout_ms (times; 0: requests wait\n"
+    "for a quorum without end). The primary is told first, then the others; a member that cannot "
+    "be reached is named, and the exit code is 4.\n\n"
     "  replicactl set vm1 mode=semi-sync ack_timeout=3s";
 
 const char* const wait_details =
@@ -48,6 +56,16 @@ const char* const wait_details =
 const char* const resync_details =
     "Compares all disks with a replica's, beside live writes, and sends what differs: for one\n"
     "that is `detached` because its history is another. Until then it cannot take over.";
+
+const Command failover_command{"failover",
+                               "NAME",
+                               "Let a replica take over when the primary is lost",
+                               failover_details,
+                               1,
+                               1,
+                               true,
+                               add_failover_options,
+                               run_failover};
 
 }  // namespace
 
@@ -118,6 +136,7 @@ const std::vector<Command>& all_commands() {
        true,
        add_switchover_options,
        run_switchover},
+      failover_command,
       {"set",
        "NAME KEY=VALUE..",
        "Change settings of a volume",

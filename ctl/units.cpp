@@ -60,8 +60,8 @@ Result<nlohmann::json> one_of(const std::string& text, Parse parse) {
   return nlohmann::json(text);
 }
 
-const std::array<Setting, 6>& all_settings() {
-  static constexpr std::array<Setting, 6> settings{{
+const std::array<Setting, 7>& all_settings() {
+  static constexpr std::array<Setting, 7> settings{{
       {"mode",
        nullptr,
        "async, semi-sync or sync",
@@ -96,6 +96,17 @@ const std::array<Setting, 6>& all_settings() {
                        ack_timeout_ms_min,
                        ack_timeout_ms_max);
          }
+         return nlohmann::json(*time_ms);
+       }},
+      {"quorum_timeout_ms",
+       "quorum_timeout",
+       "a time such as 30s, or 0",
+       [](const std::string& v) -> Result<nlohmann::json> {
+         const bool bare = v.find_first_not_of("0123456789") == std::string::npos;
+         const auto time_ms = parse_duration_ms(bare ? v + "ms" : v);
+         if (!time_ms) return tl::unexpected(time_ms.error());
+         if (*time_ms > quorum_timeout_ms_max)
+           return fail(Errc::invalid_argument, "{} is longer than a day", v);
          return nlohmann::json(*time_ms);
        }},
   }};

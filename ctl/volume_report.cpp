@@ -10,10 +10,6 @@ namespace replicad::ctl {
 
 using Json = nlohmann::json;
 
-const char* const failover_text =
-    "not available in this version; a replica's departure is recorded before any answer is given "
-    "without it";
-
 namespace {
 
 const VolumeView* latest_view(const std::vector<MemberReport>& reports) {
@@ -72,7 +68,11 @@ MemberRow make_row(const std::string& host,
   row.host = host;
   const bool is_member = report.view->member(host) != nullptr;
   const MemberReport* own = report_of(reports, host);
-  row.role = !is_member ? "none" : report.view->primary == host ? "primary" : "replica";
+  const MemberView* member = report.view->member(host);
+  row.role = !is_member                     ? "none"
+             : member->witness              ? "witness"
+             : report.view->primary == host ? "primary"
+                                            : "replica";
   row.reachable = own != nullptr && (own->volume || says_not_found(*own));
   row.state = row.reachable ? "missing" : "unreachable";
   row.in_sync = is_member && report.view->is_in_sync(host);
@@ -154,6 +154,32 @@ VolumeReport make_volume_report(const std::string& name, const std::vector<Membe
   return report;
 }
 
+namespace {
+
+/// The record without its primary: who could still take over.
+bool can_fail_over(const VolumeReport& report) {
+  const auto& record = report.view->vote.record;
+  if (!record) return false;
+  std::vector<std::string> others;
+  bool copy = false;
+  for (const MemberRow& row : report.members) {
+    if (!row.reachable || row.host == record->primary || row.role == "none") continue;
+    others.push_back(row.host);
+    copy = copy || (row.in_sync && row.role == "replica");
+  }
+  return copy && has_quorum(*record, others, true);
+}
+
+}  // namespace
+
+std::string failover_text(const VolumeReport& report) {
+  if (can_fail_over(report))
+    return fmt::format("possible: `replicactl failover {}` if the primary is lost", report.name);
+  if (report.view->members.size() < 2) return "not possible: there is one copy";
+  return "not possible now: without the primary there is no majority of the voters, or no replica "
+         "in sync";
+}
+
 Json status_json(const VolumeReport& report) {
   const VolumeView& view = *report.view;
   Json disks = Json::array();
@@ -197,7 +223,7 @@ Json status_json(const VolumeReport& report) {
           {"transfer", std::move(transfer)},
           {"members", std::move(members)},
           {"problems", report.problems},
-          {"failover", {{"available", false}, {"text", failover_text}}}};
+          {"failover", {{"available", can_fail_over(report)}, {"text", failover_text(report)}}}};
 }
 
 }  // namespace replicad::ctl

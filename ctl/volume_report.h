@@ -50,7 +50,7 @@ struct VolumeReport {
 /// docs/json-output.md, "status".
 [[nodiscard]] nlohmann::json status_json(const VolumeReport& report);
 
-/// What every status says of failover.
-extern const char* const failover_text;
+/// What every status says of failover: whether the loss of the primary leaves a majority and a copy.
+[[nodiscard]] std::string failover_text(const VolumeReport& report);
 
 }  // namespace replicad::ctl

@@ -30,6 +30,12 @@ Bridge::Bridge(const PrimaryConfig& config,
 void Bridge::set_hooks(std::function<void()> wake, std::function<bool()> stopping) {
   wake_ = std::move(wake);
   stopping_ = std::move(stopping);
+  give_up_ = [this] { return reason_to_give_up() != 0; };
+}
+
+int Bridge::reason_to_give_up() const {
+  if (stopping_()) return ESHUTDOWN;
+  return quorum_lost_.load(std::memory_order_relaxed) ? EIO : 0;
 }
 
 void Bridge::step(const PrimaryEvent& event) {
@@ -108,12 +114,12 @@ std::span<const std::byte> Bridge::ring_bytes(const Primary::SendWindow& window)
 
 int Bridge::admit(GuestRequest& request, const Change& change) {
   step(primary_event::WriteArrived{request.id(), change});
-  if (!request.wait_while(GuestRequest::State::arrived, stopping_)) {
+  if (!request.wait_while(GuestRequest::State::arrived, give_up_)) {
     const std::lock_guard lock(mutex_);
     // It may have been admitted in the meantime; then it goes on as usual.
     if (request.state() == GuestRequest::State::arrived) {
       step_locked(primary_event::Cancelled{request.id()});
-      return ESHUTDOWN;
+      return stopping_() ? ESHUTDOWN : EIO;
     }
   }
   return request.state() == GuestRequest::State::failed ? EIO : 0;
@@ -129,11 +135,11 @@ int Bridge::admit_write(GuestRequest& request, const Change& change) {
 }
 
 int Bridge::wait_for_answer(GuestRequest& request) {
-  if (!request.wait_while(GuestRequest::State::admitted, stopping_)) {
+  if (!request.wait_while(GuestRequest::State::admitted, give_up_)) {
     const std::lock_guard lock(mutex_);
     if (request.state() == GuestRequest::State::admitted) {
       step_locked(primary_event::Cancelled{request.id()});
-      return ESHUTDOWN;
+      return stopping_() ? ESHUTDOWN : EIO;
     }
   }
   return request.state() == GuestRequest::State::answered ? 0 : EIO;

@@ -45,6 +45,8 @@ class Bridge {
   [[nodiscard]] int flush(DiskIndex disk);
 
   // Reactor side.
+  /// While it is set, requests that wait are answered with EIO, at the latest after 100 ms.
+  void set_quorum_lost(bool lost) { quorum_lost_.store(lost, std::memory_order_relaxed); }
   /// One event to the core.
   void step(const PrimaryEvent& event);
   /// Seals what is ready and moves out the effects that are the reactor's; returns false when there was nothing.
@@ -72,6 +74,8 @@ class Bridge {
     std::uint32_t payload_crc32c = 0;
   };
 
+  /// Why a request that waits gives up; 0: it does not.
+  [[nodiscard]] int reason_to_give_up() const;
   [[nodiscard]] int admit(GuestRequest& request, const Change& change);
   [[nodiscard]] int admit_write(GuestRequest& request, const Change& change);
   [[nodiscard]] int wait_for_answer(GuestRequest& request);
@@ -96,6 +100,8 @@ class Bridge {
   ActivityLog* activity_ = nullptr;
   std::function<void()> wake_;
   std::function<bool()> stopping_;
+  std::function<bool()> give_up_;
+  std::atomic<bool> quorum_lost_{false};
   std::atomic<bool> has_stream_{false};  ///< some peer waits for frames
   Counters counters_;
 

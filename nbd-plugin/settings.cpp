@@ -24,6 +24,7 @@ SettingsGrant read_settings(const json& value) {
   settings.congestion = *congestion;
   settings.ring_bytes = value.at("ring_bytes").get<std::uint64_t>();
   settings.ack_timeout_ms = value.at("ack_timeout_ms").get<std::uint32_t>();
+  settings.quorum_timeout_ms = value.value("quorum_timeout_ms", quorum_timeout_ms_default);
   if (settings.ring_bytes < ring_bytes_min || settings.ring_bytes > ring_bytes_max)
     throw FieldError{"ring_bytes"};
   return settings;

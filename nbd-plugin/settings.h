@@ -29,6 +29,7 @@ struct SettingsGrant {
   Congestion congestion = Congestion::throttle;
   std::uint64_t ring_bytes = ring_bytes_default;
   std::uint32_t ack_timeout_ms = ack_timeout_ms_default;
+  std::uint32_t quorum_timeout_ms = quorum_timeout_ms_default;  ///< 0: wait for ever
 };
 
 struct Grant {

@@ -16,6 +16,8 @@ using nlohmann::json;
 constexpr auto tick_interval = std::chrono::milliseconds(50);
 constexpr auto status_interval = std::chrono::milliseconds(500);
 constexpr auto cooling_interval = std::chrono::seconds(1);
+/// A stop while a record is waited for, all in all.
+constexpr Duration stop_without_quorum = std::chrono::seconds(1);
 constexpr auto report_deadline = std::chrono::seconds(3);
 
 PrimaryConfig config_from(const Grant& grant) {
@@ -74,6 +76,7 @@ Result<std::unique_ptr<Volume>> Volume::claim(const std::string& agent_path,
   volume->activity_ = std::move(*activity);
   config.terms = std::move(known.terms);
   config.lacks = std::move(known.lacks);
+  volume->quorum_timeout_ = std::chrono::milliseconds(grant.settings.quorum_timeout_ms);
   volume->bridge_ = std::make_unique<Bridge>(config, std::move(*ring), volume->images_);
   volume->bridge_->set_activity(volume->activity_.get());
   return volume;
@@ -197,15 +200,21 @@ void Volume::send_record(const primary_effect::Record& record) {
       record.in_sync.size(),
       log_value(record.reason));
   const primary_effect::Record copy = record;
+  if (!record_since_) record_since_ = boot_time_now();
   agent_->request(
       "record_in_sync",
       {{"in_sync", record.in_sync}, {"reason", record.reason}},
       [this, copy](const Result<json>& result) {
         if (result) {
+          record_since_.reset();
+          record_error_.reset();
+          check_quorum();
           bridge_->step(primary_event::Recorded{});
           return;
         }
-        // Nothing may be answered without the record: try again until the disk takes it.
+        record_error_ = result.error();
+        if (result.error().code == Errc::stale_epoch) return on_fenced(result.error());
+        // Nothing may be answered without the record: try again until a quorum takes it.
         log(LogLevel::error, "record_failed", "error={}", log_value(result.error().message));
         reactor_->add_timer(std::chrono::milliseconds(500), [this, copy] { send_record(copy); });
       });
@@ -240,6 +249,13 @@ void Volume::sync_images() {
   });
 }
 
+/// Requests that wait for a quorum fail after quorum-timeout, and those that come meanwhile too.
+void Volume::check_quorum() {
+  const bool over = record_since_ && quorum_timeout_ > Duration{} &&
+                    boot_time_now() - *record_since_ >= quorum_timeout_;
+  bridge_->set_quorum_lost(over);
+}
+
 void Volume::finish_hold(Result<HistoryPoint> result) {
   if (!hold_done_) return;
   const auto done = std::move(hold_done_);
@@ -250,6 +266,7 @@ void Volume::finish_hold(Result<HistoryPoint> result) {
 void Volume::schedule_tick() {
   reactor_->add_timer(tick_interval, [this] {
     bridge_->step(primary_event::Tick{});
+    check_quorum();
     schedule_tick();
   });
 }
@@ -367,10 +384,13 @@ json Volume::status_json() {
                     primary.failure(),
                     primary.in_sync()};
   });
-  const char* state = now.failure  ? "failed"
-                      : now.sealed ? "sealed"
-                      : now.held   ? "held"
-                                   : "serving";
+  const bool no_quorum = record_since_ && record_error_;
+  const char* state = now.failure             ? "failed"
+                      : now.sealed            ? "sealed"
+                      : now.held || no_quorum ? "held"
+                                              : "serving";
+  std::optional<Error> error = now.failure;
+  if (!error && no_quorum) error = record_error_;
   const Bridge::Counters& counters = bridge_->counters();
   std::uint64_t copied_bytes = 0;
   for (const auto& [peer, link] : links_)
@@ -386,7 +406,7 @@ json Volume::status_json() {
             {"zeroes", counters.zeroes.load()},
             {"copied_bytes", copied_bytes},
             {"hot_regions", activity_->hot_regions()}}},
-          {"error", now.failure ? error_json(*now.failure) : json(nullptr)}};
+          {"error", error ? error_json(*error) : json(nullptr)}};
 }
 
 std::string Volume::describe() {
@@ -434,7 +454,10 @@ void Volume::begin_clean_stop() {
     log(LogLevel::error, "unclean_stop", "error={}", log_value(result.error().message));
     end_run();
   };
-  const Instant deadline = boot_time_now() + ack_timeout_ + std::chrono::seconds(2);
+  // Without a quorum nothing can be drained: the stop is unclean, and soon.
+  const Duration patience =
+      record_since_ ? stop_without_quorum : ack_timeout_ + std::chrono::seconds(2);
+  const Instant deadline = boot_time_now() + patience;
   bridge_->step(primary_event::Hold{std::nullopt, deadline});
 }
 

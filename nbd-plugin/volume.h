@@ -60,6 +60,7 @@ class Volume {
   void schedule_cooling();
   void cool_regions();
   void finish_activity(const HistoryPoint& point);
+  void check_quorum();
   void finish_hold(Result<HistoryPoint> result);
   void begin_clean_stop();
   void report_stopped(const HistoryPoint& point);
@@ -82,6 +83,7 @@ class Volume {
   Hooks hooks_;
   Grant grant_;
   Duration ack_timeout_{};
+  Duration quorum_timeout_{};  ///< 0: none
   std::vector<DiskImage> images_;
   std::unique_ptr<ActivityLog> activity_;
   std::unique_ptr<Bridge> bridge_;
@@ -97,7 +99,9 @@ class Volume {
   std::vector<PrimaryEffect> effects_;
   std::function<void(Result<HistoryPoint>)> hold_done_;
   Instant hold_began_;
-  bool cooling_ = false;  ///< a pass is under way
+  bool cooling_ = false;                 ///< a pass is under way
+  std::optional<Instant> record_since_;  ///< a record is waited for
+  std::optional<Error> record_error_;    ///< why it could not be made so far
   bool stopping_ = false;
   bool exit_when_stopped_ = false;  ///< replicad asked: nbdkit would wait for idle clients
 

@@ -131,6 +131,7 @@ void Volume::on_set(const json& fields, const AgentClient::Reply& reply) {
     return;
   }
   ack_timeout_ = std::chrono::milliseconds(settings->ack_timeout_ms);
+  quorum_timeout_ = std::chrono::milliseconds(settings->quorum_timeout_ms);
   bridge_->step(primary_event::SettingsChanged{settings->mode, settings->congestion, ack_timeout_});
   reply(json::object());
 }

@@ -70,6 +70,7 @@ class ControlApi {
   [[nodiscard]] Answer resync(const std::string& name, const std::string& body);
   [[nodiscard]] Answer switchover(const std::string& name, const std::string& body);
   [[nodiscard]] Answer promote(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer failover(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_prepare(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_accept(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_chosen(const std::string& name, const std::string& body);

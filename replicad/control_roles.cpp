@@ -1,10 +1,11 @@
-// Requests that change who is the primary: switchover here, promote between hosts.
+// Requests that change who is the primary: switchover, failover, promote.
 
 #include <algorithm>
 
 #include "core/base/log.h"
 #include "io/file.h"
 #include "replicad/control_api.h"
+#include "replicad/failover.h"
 #include "replicad/reactor_call.h"
 #include "replicad/settlement.h"
 #include "replicad/switchover.h"
@@ -140,6 +141,27 @@ ControlApi::Answer ControlApi::promote(const std::string& name, const std::strin
               {"volume", name},
               {"epoch", to_json(state.vote.record->epoch)},
               {"export", nbd_export}};
+}
+
+ControlApi::Answer ControlApi::failover(const std::string& name, const std::string& body) {
+  const auto document = parse_json_object(body, Errc::invalid_argument);
+  if (!document) return tl::unexpected(document.error());
+  FieldReader fields(*document);
+  FailoverRequest request;
+  request.force = fields.boolean_or("force", false);
+  request.dry_run = fields.boolean_or("dry_run", false);
+  RD_TRY(fields.finish());
+  const auto operation = OperationGuard::begin(context_, name, "failover");
+  if (!operation) return tl::unexpected(operation.error());
+  auto result = run_failover(context_, operation->volume(), request);
+  if (!result) {
+    log(LogLevel::warn,
+        "failover_refused",
+        "volume={} error={}",
+        name,
+        log_value(result.error().message));
+  }
+  return result;
 }
 
 }  // namespace replicad

@@ -98,6 +98,7 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   post("resync", &ControlApi::resync);
   post("switchover", &ControlApi::switchover);
   post("promote", &ControlApi::promote);
+  post("failover", &ControlApi::failover);
   post("vote/prepare", &ControlApi::vote_prepare);
   post("vote/accept", &ControlApi::vote_accept);
   post("vote/chosen", &ControlApi::vote_chosen);

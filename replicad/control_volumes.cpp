@@ -46,7 +46,7 @@ bool has_member(const std::vector<MemberState>& members, const std::string& host
 /// Addresses that this host may have to connect to.
 Status check_member_addresses(const Options& options, const std::vector<MemberState>& members) {
   for (const MemberState& member : members) {
-    if (member.stream.empty()) {
+    if (member.stream.empty() && !member.witness) {
       return fail(Errc::invalid_argument, "member {} has no stream address", member.host);
     }
     for (const std::string& address : {member.stream, member.control}) {
@@ -122,6 +122,10 @@ Status check_create(const CreateRequest& request, const std::string& host) {
     if (const Status valid = check_record(*state.vote.record); !valid) return valid;
   } else if (state.primary == host) {
     return fail(Errc::invalid_argument, "the primary is a founder");
+  }
+  const bool witness = find_member(state.members, host)->witness;
+  if (witness != state.disks.empty()) {
+    return fail(Errc::invalid_argument, "disks: a witness has none, a data member at least one");
   }
   if (state.primary == host && !state.consistent) {
     return fail(Errc::invalid_argument, "the primary's images cannot be inconsistent");
@@ -320,8 +324,8 @@ ControlApi::Answer ControlApi::members(const std::string& name, const std::strin
     if (!record) return tl::unexpected(record.error());
   }
   if (run_on_reactor(context_.reactor, [volume] { return volume->is_serving(); })) {
-    const auto told =
-        ask_plugin(context_, volume, "members", {{"members", to_json(members)}}, plugin_timeout);
+    const auto told = ask_plugin(
+        context_, volume, "members", {{"members", data_members_json(members)}}, plugin_timeout);
     if (!told) return tl::unexpected(told.error());
   }
   return describe_volume(context_, volume);

@@ -278,7 +278,7 @@ void RunningDaemon::stop() {
   if (unix_server_) unix_server_->stop();
   if (reactor_thread_.joinable()) {
     stop_volumes();
-    votes_.reset();
+    votes_->wait_idle();
     wait_until_settled();
     // Volumes end on the reactor thread, in functions that are posted when their last reference
     // goes.

@@ -334,6 +334,7 @@ void ReplicaRuntime::open_session(std::shared_ptr<FrameConnection> connection,
                          [weak, id](const Error& error) {
                            if (const auto self = weak.lock()) self->on_closed(id, error);
                          }});
+  last_frame_at_ = reactor_.now();
   learn_promise();
   const bool is_primary = setup_.hooks.state().primary == setup_.host;
   feed(replica_event::AttachArrived{id, message, is_primary});
@@ -343,6 +344,7 @@ Status ReplicaRuntime::on_frame(SessionId session, const FrameView& frame) {
   RD_CHECK(!feeding_);
   learn_promise();
   if (core_->session() != session) return {};
+  last_frame_at_ = reactor_.now();
   switch (frame.header.type) {
     case FrameType::start: {
       const auto message = decode_start(frame.payload);
@@ -409,6 +411,7 @@ ReplicaStatus ReplicaRuntime::status() const {
   const Replica::Phase phase = core_->phase();
   status.connected = phase != Replica::Phase::none && phase != Replica::Phase::promising &&
                      phase != Replica::Phase::settling;
+  if (last_frame_at_ != Instant{}) status.heard = reactor_.now() - last_frame_at_;
   status.consistent = core_->is_consistent();
   status.marks = core_->marks();
   status.logged = core_->logged();

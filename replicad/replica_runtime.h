@@ -150,6 +150,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   Instant timer_at_;
 
   SessionId last_session_ = 0;
+  Instant last_frame_at_{};
   std::map<SessionId, Session> sessions_;
   std::optional<Error> session_error_;  ///< why the last session ended
   std::string last_trouble_;            ///< logged last; empty after a session has begun

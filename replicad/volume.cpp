@@ -113,6 +113,7 @@ VolumeSnapshot Volume::snapshot() const {
 std::string Volume::shown_state() const {
   if (load_error_) return "failed";
   const bool open_failed = open_error_ && environment_.reactor.now() - open_since_ > open_grace;
+  if (state().disks.empty()) return "witness";
   if (!is_primary()) {
     if (replica_) return replica_->status().state;
     return open_failed ? "failed" : "disconnected";
@@ -168,6 +169,7 @@ bool Volume::has_images() const {
 
 void Volume::take_role() {
   if (load_error_ || released_ || environment_.stopping || replica_busy_ || has_images()) return;
+  if (state().disks.empty()) return;  // a witness
   if (!open_error_) open_since_ = environment_.reactor.now();
   if (is_primary()) {
     lock_images();
@@ -227,10 +229,11 @@ ReplicaVolume::Hooks Volume::replica_hooks() {
   hooks.update_state = [this](std::function<void(VolumeState&)> change, Done done) {
     update(
         [change = std::move(change)](VolumeState& state) -> Status {
-          const bool was_consistent = state.consistent;
+          const HistoryPoint before = state.checkpoint;
           change(state);
-          // A copy that is complete ends what an unclean end as primary had left.
-          if (!was_consistent && state.consistent) state.clean = true;
+          // A copy or resync that is complete ends what an unclean end as primary had left: the
+          // image stands on the primary's history from then on.
+          if (state.consistent && state.checkpoint != before) state.clean = true;
           return {};
         },
         std::move(done));
@@ -290,6 +293,12 @@ Status Volume::attach(const std::shared_ptr<FrameConnection>& connection,
     }
     return fail(
         Errc::refused, "{} is itself the primary of volume {}", environment_.options.host, name_);
+  }
+  if (state().disks.empty()) {
+    return fail(Errc::refused,
+                "{} is a witness of volume {} and has no images",
+                environment_.options.host,
+                name_);
   }
   if (!replica_ || replica_busy_) {
     if (open_error_) return tl::unexpected(*open_error_);

@@ -209,7 +209,7 @@ json Volume::claim_result(bool unclean) const {
           {"uuid", now.uuid},
           {"epoch", to_json(now.vote.record ? now.vote.record->epoch : now.epoch)},
           {"disks", disks},
-          {"members", to_json(now.members)},
+          {"members", data_members_json(now.members)},
           {"settings", to_json(now.settings)},
           {"history", to_json(now.history)},
           {"reserved", now.sequence_reserved},
@@ -281,8 +281,8 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
   const VoterState& vote = state().vote;
   const bool recorded = vote.record && vote.record->primary == host;
   const Epoch term = recorded ? vote.record->epoch : state().epoch;
-  const bool missed_term = recorded && epoch.number < term.number && open_error_ &&
-                           open_error_->code == Errc::busy;
+  const bool missed_term =
+      recorded && epoch.number < term.number && open_error_ && open_error_->code == Errc::busy;
   const bool undecided = !vote.chosen && !state().transfer && (!recorded || missed_term);
   if (is_primary() && undecided) {
     // A move that may or may not have been decided: no answer until the voters have said so.

@@ -69,7 +69,7 @@ PeerStatus unknown_peer(const std::string& host) {
 json peers_json(const VolumeSnapshot& snapshot) {
   json list = json::array();
   for (const MemberState& member : snapshot.state.members) {
-    if (member.host == snapshot.host) continue;
+    if (member.host == snapshot.host || member.witness) continue;
     PeerStatus peer = unknown_peer(member.host);
     if (snapshot.plugin) {
       for (const PeerStatus& known : snapshot.plugin->replicas) {
@@ -110,7 +110,9 @@ json replica_json(const ReplicaStatus& status) {
           {"logged_digest", to_hex(status.marks.logged_digest)},
           {"applied_digest", to_hex(status.marks.applied_digest)},
           {"backlog_bytes", status.backlog_bytes},
-          {"log_bytes", status.log_bytes}};
+          {"log_bytes", status.log_bytes},
+          {"heard_seconds",
+           status.heard ? json(std::chrono::duration<double>(*status.heard).count()) : json()}};
 }
 
 void add_primary(const VolumeSnapshot& snapshot, json& volume) {
@@ -134,6 +136,10 @@ void add_primary(const VolumeSnapshot& snapshot, json& volume) {
 
 void add_replica(const VolumeSnapshot& snapshot, json& volume) {
   const VolumeState& state = snapshot.state;
+  if (state.disks.empty()) {  // a witness
+    volume["history"] = to_json(HistoryPoint{});
+    return;
+  }
   volume["history"] = to_json(snapshot.replica ? snapshot.replica->logged : state.checkpoint);
   if (snapshot.replica) {
     volume["replica"] = replica_json(*snapshot.replica);
@@ -165,7 +171,8 @@ json to_json(const VolumeSettings& settings) {
           {"ring_bytes", settings.ring_bytes},
           {"log_bytes", settings.log_bytes},
           {"segment_bytes", settings.segment_bytes},
-          {"ack_timeout_ms", settings.ack_timeout_ms}};
+          {"ack_timeout_ms", settings.ack_timeout_ms},
+          {"quorum_timeout_ms", settings.quorum_timeout_ms}};
 }
 
 json to_json(const std::vector<MemberState>& members) {
@@ -177,6 +184,14 @@ json to_json(const std::vector<MemberState>& members) {
                     {"role", member.witness ? "witness" : "data"}});
   }
   return list;
+}
+
+json data_members_json(const std::vector<MemberState>& members) {
+  std::vector<MemberState> data;
+  for (const MemberState& member : members) {
+    if (!member.witness) data.push_back(member);
+  }
+  return to_json(data);
 }
 
 json to_json(const Error& error) {
@@ -207,6 +222,8 @@ void read_settings(const json& object, FieldReader& outer, VolumeSettings& setti
   settings.segment_bytes = number("segment_bytes", segment_bytes_max, settings.segment_bytes);
   settings.ack_timeout_ms = static_cast<std::uint32_t>(
       number("ack_timeout_ms", ack_timeout_ms_max, settings.ack_timeout_ms));
+  settings.quorum_timeout_ms = static_cast<std::uint32_t>(
+      number("quorum_timeout_ms", quorum_timeout_ms_max, settings.quorum_timeout_ms));
   if (const Status status = fields.finish(); !status) outer.reject(status.error());
 }
 

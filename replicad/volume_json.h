@@ -19,6 +19,8 @@ namespace replicad {
 [[nodiscard]] nlohmann::json to_json(const HistoryPoint& point);
 [[nodiscard]] nlohmann::json to_json(const VolumeSettings& settings);
 [[nodiscard]] nlohmann::json to_json(const std::vector<MemberState>& members);
+/// Without witnesses: for the plugin.
+[[nodiscard]] nlohmann::json data_members_json(const std::vector<MemberState>& members);
 [[nodiscard]] nlohmann::json to_json(const Error& error);
 /// null or the error.
 [[nodiscard]] nlohmann::json to_json(const std::optional<Error>& error);

@@ -93,6 +93,10 @@ VoteDriver::VoteDriver(VolumeEnvironment& environment) : environment_(environmen
 
 VoteDriver::~VoteDriver() {
   stop();
+  wait_idle();
+}
+
+void VoteDriver::wait_idle() {
   std::unique_lock lock(mutex_);
   idle_.wait(lock, [this] { return threads_ == 0; });
 }
@@ -245,6 +249,14 @@ Result<Record> VoteDriver::propose(const std::shared_ptr<Volume>& volume,
 void VoteDriver::propose_later(const std::shared_ptr<Volume>& volume,
                                RecordChange change,
                                std::function<void(Result<Record>)> done) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) {
+      environment_.reactor.post(
+          [done = std::move(done)] { done(fail(Errc::unreachable, "replicad is stopping")); });
+      return;
+    }
+  }
   start_thread([this, volume, change = std::move(change), done = std::move(done)] {
     auto record = propose(volume, change);
     environment_.reactor.post([volume, done, record = std::move(record)] { done(record); });

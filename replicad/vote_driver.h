@@ -20,7 +20,6 @@ class VoteDriver {
   explicit VoteDriver(VolumeEnvironment& environment);
   VoteDriver(const VoteDriver&) = delete;
   VoteDriver& operator=(const VoteDriver&) = delete;
-  /// Waits for the threads: no longer than a voter is waited for.
   ~VoteDriver();
 
   /// Blocking; not on the reactor thread. Returns the record that was chosen; this host's voter
@@ -32,8 +31,10 @@ class VoteDriver {
   void propose_later(const std::shared_ptr<Volume>& volume,
                      RecordChange change,
                      std::function<void(Result<Record>)> done);
-  /// No more proposals begin; those under way end soon.
+  /// No more proposals begin (they fail at once); those under way end soon.
   void stop();
+  /// After stop(): until the last thread has ended. The reactor must still run.
+  void wait_idle();
 
  private:
   struct Mailbox;

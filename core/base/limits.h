@@ -59,6 +59,9 @@ static_assert(segment_bytes_min >=
 constexpr std::uint32_t ack_timeout_ms_min = 100;
 constexpr std::uint32_t ack_timeout_ms_default = 5000;
 constexpr std::uint32_t ack_timeout_ms_max = 600'000;
+/// How long requests wait for a quorum of the voters before they fail; 0: for ever.
+constexpr std::uint32_t quorum_timeout_ms_default = 0;
+constexpr std::uint32_t quorum_timeout_ms_max = 86'400'000;
 constexpr std::uint32_t heartbeat_ms = 1000;
 constexpr std::uint32_t switchover_deadline_ms_default = 30'000;
 

@@ -84,7 +84,9 @@ tl::unexpected<Error> no_primary(const std::string& volume,
                           volume,
                           printable(latest->primary),
                           reason),
-              "start replicad there and try again; failover is not available in this version"});
+              fmt::format("start replicad there and try again, or let a replica take over: "
+                          "`replicactl failover {}`",
+                          volume)});
   }
   if (!silent.empty()) {
     return tl::unexpected(

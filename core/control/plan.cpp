@@ -96,7 +96,9 @@ Result<Plan> plan_create(const CreateRequest& request,
                          const std::vector<std::string>& chosen,
                          const std::vector<HostReport>& hosts,
                          const std::vector<MemberReport>& existing) {
-  RD_TRY(check_free_name(request, chosen, existing));
+  std::vector<std::string> all = chosen;
+  all.insert(all.end(), request.witnesses.begin(), request.witnesses.end());
+  RD_TRY(check_free_name(request, all, existing));
   Plan plan;
   plan.volume = request.name;
   const bool adopts = adopts_any(request);
@@ -108,6 +110,28 @@ Result<Plan> plan_create(const CreateRequest& request,
           Error{Errc::unreachable, 0, fmt::format("{} does not answer", printable(name)), {}});
     }
     members.push_back(member_of(*host));
+  }
+  for (const std::string& name : request.witnesses) {
+    const HostReport* host = host_of(hosts, name);
+    if (host == nullptr || !host->facts) {
+      return tl::unexpected(
+          Error{Errc::unreachable, 0, fmt::format("{} does not answer", printable(name)), {}});
+    }
+    members.push_back(member_of(*host));
+    members.back().witness = true;
+  }
+  for (const std::string& name : request.witnesses) {
+    Json body = create_body(request, chosen[0], false);
+    body["disks"] = Json::array();
+    body["members"] = members_json(members);
+    body["in_sync"] = adopts ? std::vector<std::string>{chosen[0]} : chosen;
+    Step step;
+    step.host = name;
+    step.address = host_of(hosts, name)->address;
+    step.request = {"POST", "/v1/volumes", std::move(body)};
+    step.text = "let it vote (witness, no images)";
+    step.undo = delete_request(request.name, request.uuid);
+    plan.steps.push_back(std::move(step));
   }
   // The primary comes last: it cannot be activated before every replica has its part.
   for (std::size_t i = chosen.size(); i-- > 0;) {

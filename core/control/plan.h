@@ -60,6 +60,7 @@ struct CreateRequest {
   std::string uuid;
   std::vector<Disk> disks;
   nlohmann::json settings = nlohmann::json::object();
+  std::vector<std::string> witnesses;  ///< hosts that vote only
 };
 
 /// Replicas first, the primary last, each with an undo. `chosen`: primary first, all of them
@@ -86,6 +87,18 @@ struct SwitchoverRequest {
                                            const SwitchoverRequest& request,
                                            const std::vector<MemberReport>& reports,
                                            const std::vector<HostReport>& hosts);
+
+struct FailoverOptions {
+  std::string to;  ///< empty = the most complete in-sync replica, then the best host
+  bool force = false;
+};
+
+/// One step, at the new primary; its notes say what every copy has. Refused (Errc::refused,
+/// Errc::unreachable without a quorum) with the same lines, unless forced.
+[[nodiscard]] Result<Plan> plan_failover(const std::string& volume,
+                                         const FailoverOptions& options,
+                                         const std::vector<MemberReport>& reports,
+                                         const std::vector<HostReport>& hosts);
 
 /// Primary first, then the other members; members that do not answer are skipped.
 [[nodiscard]] Result<Plan> plan_set(const std::string& volume,

@@ -27,12 +27,14 @@ Status check_movable(const VolumeView& primary) {
         fmt::format("`replicactl activate {}` first", primary.name));
   }
   if (primary.state == "failed") {
-    return refuse(fmt::format("the export of {} on {} has failed{}{}",
-                              primary.name,
-                              where,
-                              primary.error ? ": " : "",
-                              primary.error ? printable(primary.error->message) : ""),
-                  "see `replicactl status`; failover is not available in this version");
+    return refuse(
+        fmt::format("the export of {} on {} has failed{}{}",
+                    primary.name,
+                    where,
+                    primary.error ? ": " : "",
+                    primary.error ? printable(primary.error->message) : ""),
+        "see `replicactl status`; `replicactl failover` lets a replica take over once nobody "
+        "hears the export any more");
   }
   return tl::unexpected(Error{
       Errc::busy,

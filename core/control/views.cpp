@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/base/limits.h"
+#include "core/vote/record_json.h"
 
 namespace replicad {
 
@@ -220,6 +221,7 @@ ReplicaSelf read_replica_self(const Json& json, Fields& outer) {
   self.applied_digest = fields.string_or_empty("applied_digest");
   self.backlog_bytes = fields.count_or_zero("backlog_bytes");
   self.log_bytes = fields.count_or_zero("log_bytes");
+  self.heard_seconds = fields.number_or_null("heard_seconds");
   outer.adopt(fields);
   return self;
 }
@@ -340,6 +342,11 @@ Result<VolumeView> parse_volume(const nlohmann::json& json) {
   volume.disks = read_disks(fields);
   volume.members = read_members(fields);
   volume.in_sync = fields.strings("in_sync");
+  if (const Json* vote = fields.object_or_null("vote")) {
+    auto state = voter_from_json(*vote);
+    if (!state) return tl::unexpected(state.error());
+    volume.vote = std::move(*state);
+  }
   volume.state = fields.string("state");
   volume.error = read_error(fields, "error");
   volume.history = read_history(fields);

@@ -13,6 +13,7 @@
 
 #include "core/base/ids.h"
 #include "core/base/result.h"
+#include "core/vote/voter.h"
 
 namespace replicad {
 
@@ -100,6 +101,7 @@ struct ReplicaSelf {
   std::string applied_digest;
   std::uint64_t backlog_bytes = 0;
   std::uint64_t log_bytes = 0;
+  std::optional<double> heard_seconds;  ///< since the primary's last frame
 };
 
 struct ExportView {
@@ -127,6 +129,7 @@ struct VolumeView {
   std::vector<DiskView> disks;
   std::vector<MemberView> members;
   std::vector<std::string> in_sync;
+  VoterState vote;
   std::string state;
   std::optional<Error> error;
   HistoryView history;

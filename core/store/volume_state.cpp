@@ -43,7 +43,8 @@ json to_json(const VolumeSettings& settings) {
           {"ring_bytes", settings.ring_bytes},
           {"log_bytes", settings.log_bytes},
           {"segment_bytes", settings.segment_bytes},
-          {"ack_timeout_ms", settings.ack_timeout_ms}};
+          {"ack_timeout_ms", settings.ack_timeout_ms},
+          {"quorum_timeout_ms", settings.quorum_timeout_ms}};
 }
 
 json disks_to_json(const std::vector<DiskState>& disks) {
@@ -149,6 +150,7 @@ VolumeSettings settings_from(const json& value) {
   settings.log_bytes = number(value, "log_bytes");
   settings.segment_bytes = number(value, "segment_bytes");
   settings.ack_timeout_ms = number_32(value, "ack_timeout_ms");
+  settings.quorum_timeout_ms = number_32(value, "quorum_timeout_ms");
   return settings;
 }
 
@@ -292,7 +294,9 @@ Status check_disk(const DiskState& disk) {
   return {};
 }
 
-Status check_disks(const std::vector<DiskState>& disks) {
+/// A witness has none.
+Status check_disks(const std::vector<DiskState>& disks, bool has_witness) {
+  if (disks.empty() && has_witness) return {};
   if (disks.empty() || disks.size() > disks_max) {
     return fail(Errc::invalid_argument, "{} disks, 1 to {} allowed", disks.size(), disks_max);
   }
@@ -354,6 +358,7 @@ Status check_settings(const VolumeSettings& settings) {
   }
   RD_TRY(check_range(
       "log_bytes", settings.log_bytes, log_segments_min * settings.segment_bytes, log_bytes_max));
+  RD_TRY(check_range("quorum_timeout_ms", settings.quorum_timeout_ms, 0, quorum_timeout_ms_max));
   return check_range(
       "ack_timeout_ms", settings.ack_timeout_ms, ack_timeout_ms_min, ack_timeout_ms_max);
 }
@@ -431,7 +436,9 @@ Status check_volume_state(const VolumeState& state) {
         volume_name_bytes_max);
   }
   RD_TRY(check_uuid(state.uuid));
-  RD_TRY(check_disks(state.disks));
+  const bool has_witness = std::any_of(
+      state.members.begin(), state.members.end(), [](const auto& item) { return item.witness; });
+  RD_TRY(check_disks(state.disks, has_witness));
   RD_TRY(check_members(state.members));
   RD_TRY(check_settings(state.settings));
   RD_TRY(check_host(state.primary, "primary"));

@@ -32,6 +32,7 @@ struct VolumeSettings {
   std::uint64_t log_bytes = log_bytes_default;
   std::uint64_t segment_bytes = segment_bytes_default;
   std::uint32_t ack_timeout_ms = ack_timeout_ms_default;
+  std::uint32_t quorum_timeout_ms = quorum_timeout_ms_default;  ///< 0: requests wait for ever
 
   friend bool operator==(const VolumeSettings&, const VolumeSettings&) = default;
 };

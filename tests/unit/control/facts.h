@@ -9,6 +9,7 @@
 
 #include "core/base/limits.h"
 #include "core/control/views.h"
+#include "core/vote/record_json.h"
 
 namespace replicad::control_test {
 
@@ -77,6 +78,20 @@ inline Json volume_json(const std::string& name, const VolumeOptions& options = 
   for (const std::string& member : options.members) {
     json["members"].push_back(
         {{"host", member}, {"stream", member + ":7400"}, {"control", member + ":7401"}});
+  }
+  std::vector<MemberState> members;
+  std::vector<std::string> recorded;
+  for (const std::string& member : options.members) {
+    members.push_back({member, member + ":7400", member + ":7401", false});
+    const auto& known = options.in_sync;
+    if (std::find(known.begin(), known.end(), member) != known.end()) recorded.push_back(member);
+  }
+  Record record = first_record(options.primary, recorded, members);
+  if (check_record(record)) {
+    record.version = options.epoch;
+    record.epoch = {options.epoch, 77};
+    VoterState state = founding_state(record);
+    json["vote"] = voter_json(state);
   }
   if (!is_primary) {
     json["replica"] = {{"connected", true},

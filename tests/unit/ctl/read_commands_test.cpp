@@ -97,8 +97,7 @@ TEST_CASE("status: roles, watermarks, lag, copy and the word on failover") {
   CHECK(contains(outcome.out, "c     replica  copying    no"));
   CHECK(contains(outcome.out, "8 KiB     1.5 s  50.0% of 1 GiB\n"));
   CHECK(contains(outcome.out,
-                 "failover: not available in this version; a replica's departure is recorded "
-                 "before any answer is given without it\n"));
+                 "failover: possible: `replicactl failover vm1` if the primary is lost\n"));
 }
 
 TEST_CASE("status: the JSON has one object per volume and member") {
@@ -110,7 +109,7 @@ TEST_CASE("status: the JSON has one object per volume and member") {
   CHECK(volume["state"] == "serving");
   CHECK(volume["primary"] == "a");
   CHECK(volume["sequence"] == 42);
-  CHECK(volume["failover"]["available"] == false);
+  CHECK(volume["failover"]["available"] == true);
   CHECK(volume["export"]["uris"]["vda"] == "nbd+unix:///vda?socket=/run/replica/vm1.sock");
   REQUIRE(volume["members"].size() == 3);
   CHECK(volume["members"][0]["role"] == "primary");

@@ -394,6 +394,27 @@ TEST_CASE("replica: a promise made elsewhere ends the lower session") {
   CHECK(world.attached->logged == streaming.source.point());
 }
 
+TEST_CASE("replica: an epoch promised by a vote belongs to whichever primary attaches in it") {
+  Streaming streaming;
+  ReplicaWorld& world = streaming.world;
+  world.recorded_epoch = {2, 3};
+  world.step(replica_event::PromiseRaised{{2, 3}});
+  world.log_all();
+  world.refused.reset();
+  world.attached.reset();
+  AttachMessage message = ReplicaWorld::attach_message({2, 3});
+  message.primary = "c";
+  world.attach_as(message, false);
+  world.finish_records();
+  CHECK_FALSE(world.refused.has_value());
+  CHECK(world.attached.has_value());
+  // A record of the same number with another tag, accepted later, replaces the promise.
+  world.recorded_epoch = {2, 4};
+  world.step(replica_event::PromiseRaised{{2, 4}});
+  check_refused(world, Errc::stale_epoch);
+  CHECK(world.replica.promised() == Epoch{2, 4});
+}
+
 TEST_CASE("replica: a copy marks, drops, takes, syncs and records in this order") {
   Streaming streaming(2);
   ReplicaWorld& world = streaming.world;

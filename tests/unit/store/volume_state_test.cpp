@@ -140,6 +140,7 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
     "congestion": "throttle",
     "log_bytes": 1073741824,
     "mode": "sync",
+    "quorum_timeout_ms": 0,
     "ring_bytes": 67108864,
     "segment_bytes": 67108864
   },
@@ -182,7 +183,7 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
   }
 }
 )";
-  CHECK(content == "replicad-state 1 079b34ce " + std::to_string(body.size()) + "\n" + body);
+  CHECK(content == "replicad-state 1 0f4e955e " + std::to_string(body.size()) + "\n" + body);
 }
 
 TEST_CASE("volume state: a change of any one byte is noticed") {

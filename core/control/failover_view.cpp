@@ -1,0 +1,249 @@
+#include "core/control/failover_view.h"
+
+#include <algorithm>
+
+#include "core/control/members.h"
+#include "core/control/text.h"
+
+namespace replicad {
+
+namespace {
+
+/// The primary sends a heartbeat every second.
+constexpr double heard_lately_seconds = 3;
+
+bool names_host(const std::vector<std::string>& hosts, const std::string& host) {
+  return std::find(hosts.begin(), hosts.end(), host) != hosts.end();
+}
+
+std::optional<Record> latest_record(const std::vector<MemberReport>& reports) {
+  const VoterState* latest = nullptr;
+  for (const MemberReport& report : reports) {
+    if (!report.volume || !report.volume->vote.record) continue;
+    if (latest == nullptr || report.volume->vote.accepted > latest->accepted)
+      latest = &report.volume->vote;
+  }
+  return latest == nullptr ? std::nullopt : latest->record;
+}
+
+std::string who_hears(const Record& record, const std::vector<MemberReport>& reports) {
+  for (const MemberReport& report : reports) {
+    if (!report.volume) continue;
+    const VolumeView& view = *report.volume;
+    if (view.host == record.primary && view.role == Role::primary &&
+        (view.state == "serving" || view.state == "held" || view.state == "transferring"))
+      return fmt::format("{} says that it is {}", printable(view.host), printable(view.state));
+    if (view.role != Role::replica || !view.replica || !view.replica->connected) continue;
+    const double heard = view.replica->heard_seconds.value_or(0);
+    if (heard <= heard_lately_seconds)
+      return fmt::format("{} heard it {:.1f} s ago", printable(view.host), heard);
+  }
+  return {};
+}
+
+CopyInfo copy_of(const MemberState& member,
+                 const Record& record,
+                 const std::vector<MemberReport>& reports) {
+  CopyInfo copy;
+  copy.host = member.host;
+  copy.witness = member.witness;
+  copy.in_sync = names_host(record.in_sync, member.host);
+  const MemberReport* report = report_of(reports, member.host);
+  copy.reachable = report != nullptr && report->volume.has_value();
+  if (!copy.reachable) {
+    copy.silent_because = why_silent(reports, member.host);
+    return copy;
+  }
+  const VolumeView& view = *report->volume;
+  copy.epoch = view.history.epoch;
+  copy.sequence = view.history.sequence;
+  if (view.replica) {
+    copy.consistent = view.replica->consistent;
+    copy.heard_seconds = view.replica->heard_seconds;
+  }
+  if (view.role == Role::primary) copy.consistent = view.clean || view.state == "serving";
+  return copy;
+}
+
+void add_last_lag(const Record& record,
+                  const std::vector<MemberReport>& reports,
+                  std::vector<CopyInfo>& copies) {
+  const MemberReport* primary = report_of(reports, record.primary);
+  if (primary == nullptr || !primary->volume) return;
+  for (CopyInfo& copy : copies) {
+    const ReplicaView* seen = primary->volume->replica_on(copy.host);
+    if (seen == nullptr) continue;
+    copy.lag_bytes = seen->lag_bytes;
+    copy.lag_seconds = seen->lag_seconds;
+  }
+}
+
+bool is_further(const CopyInfo& a, const CopyInfo& b) {
+  if (a.epoch.number != b.epoch.number) return a.epoch.number > b.epoch.number;
+  return a.sequence > b.sequence;
+}
+
+std::string with_copies(const FailoverView& view, std::string message) {
+  for (const std::string& line : describe_copies(view))
+    message += "\n  " + line;
+  return message;
+}
+
+tl::unexpected<Error> refuse_failover(const FailoverView& view,
+                                      Errc code,
+                                      std::string reason,
+                                      std::string hint) {
+  return tl::unexpected(Error{code, 0, with_copies(view, std::move(reason)), std::move(hint)});
+}
+
+}  // namespace
+
+FailoverView look_for_failover(const std::string& target,
+                               const std::vector<MemberReport>& reports) {
+  FailoverView view;
+  view.target = target;
+  view.record = latest_record(reports);
+  for (const MemberReport& report : reports) {
+    if (!report.volume) continue;
+    view.volume = report.volume->name;
+    view.mode = report.volume->mode;
+  }
+  if (!view.record) return view;
+  std::vector<std::string> answering;
+  const CopyInfo* furthest = nullptr;
+  for (const MemberState& member : view.record->members)
+    view.copies.push_back(copy_of(member, *view.record, reports));
+  for (const CopyInfo& copy : view.copies) {
+    (copy.reachable ? answering : view.silent).push_back(copy.host);
+    if (copy.reachable && !copy.witness && (furthest == nullptr || is_further(copy, *furthest)))
+      furthest = &copy;
+  }
+  if (furthest != nullptr) {
+    const Sequence end = furthest->sequence;
+    for (CopyInfo& copy : view.copies) {
+      if (copy.reachable && !copy.witness && copy.sequence <= end)
+        copy.writes_behind = end - copy.sequence;
+    }
+  }
+  view.has_quorum = has_quorum(*view.record, answering, false);
+  view.primary_alive = who_hears(*view.record, reports);
+  add_last_lag(*view.record, reports, view.copies);
+  return view;
+}
+
+Status check_failover(const FailoverView& view) {
+  if (!view.record) return fail(Errc::refused, "no member that answers has a record of the volume");
+  const std::string primary = printable(view.record->primary);
+  if (!view.primary_alive.empty()) {
+    return refuse_failover(
+        view,
+        Errc::refused,
+        fmt::format("the primary {} of {} is alive: {}", primary, view.volume, view.primary_alive),
+        fmt::format("`replicactl switchover {}` moves it without a loss; --force fences it",
+                    view.volume));
+  }
+  if (!view.has_quorum) {
+    std::vector<std::string> silent;
+    for (const std::string& host : view.silent)
+      silent.push_back(printable(host));
+    return refuse_failover(
+        view,
+        Errc::unreachable,
+        fmt::format("{} of the {} voters of {} do not answer ({}), so nobody can know that {} has "
+                    "stopped, nor fence it",
+                    view.silent.size(),
+                    view.record->members.size(),
+                    view.volume,
+                    format_list(silent),
+                    primary),
+        "bring one of them back, or make sure that the primary is off and use --force: that opens "
+        "a history of its own. A witness would have made a majority (`create --witness`)");
+  }
+  if (!view.target.empty() && !names_host(view.record->in_sync, view.target)) {
+    return refuse_failover(
+        view,
+        Errc::refused,
+        fmt::format("{} is not in sync: it lacks acknowledged writes of {}, or may",
+                    printable(view.target),
+                    view.volume),
+        "choose a member that is in sync; --force takes this copy all the same, and what it lacks "
+        "is lost");
+  }
+  if (view.target.empty() && failover_candidates(view).empty()) {
+    return refuse_failover(
+        view,
+        Errc::refused,
+        fmt::format("no replica of {} that answers is in sync: each may lack acknowledged writes",
+                    view.volume),
+        "bring a member that is in sync back; --to HOST --force takes a copy all the same, and "
+        "what it lacks is lost");
+  }
+  return {};
+}
+
+std::vector<std::string> failover_candidates(const FailoverView& view) {
+  std::vector<const CopyInfo*> able;
+  for (const CopyInfo& copy : view.copies) {
+    const bool takes_over = copy.reachable && !copy.witness && copy.in_sync && copy.consistent &&
+                            copy.host != view.record->primary;
+    if (takes_over) able.push_back(&copy);
+  }
+  std::stable_sort(
+      able.begin(), able.end(), [](const auto* a, const auto* b) { return is_further(*a, *b); });
+  std::vector<std::string> hosts;
+  for (const CopyInfo* copy : able)
+    hosts.push_back(copy->host);
+  return hosts;
+}
+
+std::vector<std::string> describe_copies(const FailoverView& view) {
+  std::vector<std::string> lines;
+  for (const CopyInfo& copy : view.copies) {
+    const bool was_primary = view.record && copy.host == view.record->primary;
+    std::string line = printable(copy.host) + (was_primary ? " (primary)" : "") + ": ";
+    if (!copy.reachable) {
+      lines.push_back(line + (copy.in_sync ? "in sync, " : "") +
+                      "does not answer: " + copy.silent_because);
+      continue;
+    }
+    if (copy.witness) {
+      lines.push_back(line + "witness, no copy");
+      continue;
+    }
+    line += copy.in_sync ? "in sync" : "not in sync";
+    line += fmt::format(", at write {} of epoch {}", copy.sequence, copy.epoch.number);
+    if (!copy.consistent) line += ", incomplete";
+    if (copy.writes_behind.value_or(0) > 0)
+      line += fmt::format(", {} writes behind the furthest copy that answers", *copy.writes_behind);
+    if (copy.lag_bytes && *copy.lag_bytes > 0)
+      line +=
+          fmt::format(", {} behind when the primary last looked", format_bytes(*copy.lag_bytes));
+    if (copy.heard_seconds)
+      line += fmt::format(", heard the primary {} ago", format_seconds(*copy.heard_seconds));
+    lines.push_back(std::move(line));
+  }
+  return lines;
+}
+
+nlohmann::json copies_json(const FailoverView& view) {
+  const auto nullable = [](const auto& value) {
+    return value ? nlohmann::json(*value) : nlohmann::json();
+  };
+  nlohmann::json copies = nlohmann::json::array();
+  for (const CopyInfo& copy : view.copies) {
+    copies.push_back({{"host", copy.host},
+                      {"witness", copy.witness},
+                      {"reachable", copy.reachable},
+                      {"in_sync", copy.in_sync},
+                      {"consistent", copy.consistent},
+                      {"epoch", {{"number", copy.epoch.number}, {"tag", copy.epoch.tag}}},
+                      {"sequence", copy.sequence},
+                      {"writes_behind", nullable(copy.writes_behind)},
+                      {"lag_bytes", nullable(copy.lag_bytes)},
+                      {"lag_seconds", nullable(copy.lag_seconds)},
+                      {"heard_seconds", nullable(copy.heard_seconds)}});
+  }
+  return copies;
+}
+
+}  // namespace replicad

@@ -1,0 +1,57 @@
+#pragma once
+// What the members say when the primary may be lost: which copies there are, how complete they are,
+// whether enough voters answer, and who still hears the primary. Used by the host that is to take
+// over and by replicactl alike. Pure.
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/control/views.h"
+#include "core/vote/record.h"
+
+namespace replicad {
+
+/// One member's copy as far as it is known.
+struct CopyInfo {
+  std::string host;
+  bool witness = false;
+  bool reachable = false;
+  std::string silent_because;
+  bool in_sync = false;
+  bool consistent = true;
+  Epoch epoch;                             ///< of the last write it has logged
+  Sequence sequence = 0;                   ///< likewise
+  std::optional<Sequence> writes_behind;   ///< than the furthest copy that answers
+  std::optional<double> heard_seconds;     ///< since it last heard the primary
+  std::optional<std::uint64_t> lag_bytes;  ///< that the primary last knew it to lack
+  std::optional<double> lag_seconds;       ///< likewise
+};
+
+struct FailoverView {
+  std::string volume;
+  std::string target;  ///< empty: none asked for
+  std::string mode;
+  std::optional<Record> record;  ///< the latest that anybody has
+  std::vector<CopyInfo> copies;
+  bool has_quorum = false;          ///< of the record's voters, among those that answer
+  std::string primary_alive;        ///< who still hears it and how; empty: nobody
+  std::vector<std::string> silent;  ///< voters that do not answer
+};
+
+[[nodiscard]] FailoverView look_for_failover(const std::string& target,
+                                             const std::vector<MemberReport>& reports);
+
+/// Whether `view.target` may take over without --force. Errors: Errc::refused with the reason and
+/// what every copy has; Errc::unreachable without a quorum.
+[[nodiscard]] Status check_failover(const FailoverView& view);
+
+/// The in-sync copies that could take over, the most complete first. Those equal are in the order
+/// of the record.
+[[nodiscard]] std::vector<std::string> failover_candidates(const FailoverView& view);
+
+/// One line per copy, printable: "b: in sync, at write 42".
+[[nodiscard]] std::vector<std::string> describe_copies(const FailoverView& view);
+[[nodiscard]] nlohmann::json copies_json(const FailoverView& view);
+
+}  // namespace replicad

@@ -1,0 +1,134 @@
+#include "core/control/failover_view.h"
+#include "core/control/plan.h"
+#include "tests/unit/control/facts.h"
+
+namespace replicad {
+namespace {
+
+using control_test::dead_host;
+using control_test::host;
+using control_test::Json;
+using control_test::member;
+using control_test::member_said;
+using control_test::silent;
+using control_test::three;
+using control_test::volume_json;
+using control_test::VolumeOptions;
+
+/// A replica at `sequence` whose connection has ended.
+MemberReport orphan(const std::string& name, Sequence sequence, const VolumeOptions& options = {}) {
+  Json json = volume_json(name, options);
+  json["replica"]["connected"] = false;
+  json["history"]["sequence"] = sequence;
+  return member_said(json);
+}
+
+std::string line_of(const Plan& plan, const std::string& host) {
+  for (const std::string& note : plan.notes) {
+    if (note.starts_with(host)) return note;
+  }
+  return {};
+}
+
+TEST_CASE("failover: the most complete in-sync replica takes over") {
+  const auto plan =
+      plan_failover("vm1", {}, {silent("a"), orphan("b", 40), orphan("c", 42)}, {host("b")});
+  REQUIRE_MESSAGE(plan.has_value(), (plan ? "" : plan.error().message));
+  REQUIRE(plan->steps.size() == 1);
+  CHECK(plan->steps[0].host == "c");
+  CHECK(plan->steps[0].request.path == "/v1/volumes/vm1/failover");
+  CHECK(plan->steps[0].request.body["force"] == false);
+  CHECK(line_of(*plan, "b") ==
+        "b: in sync, at write 40 of epoch 3, 2 writes behind the furthest copy that answers");
+  CHECK(line_of(*plan, "a") == "a (primary): in sync, does not answer: cannot connect to a:7401");
+}
+
+TEST_CASE("failover: among equals the better host") {
+  std::vector<HostReport> hosts{host("b"), host("c")};
+  hosts[0].facts->load_1m = 9;
+  const std::vector<MemberReport> reports{silent("a"), orphan("b", 42), orphan("c", 42)};
+  CHECK(plan_failover("vm1", {}, reports, hosts)->steps[0].host == "c");
+  CHECK(plan_failover("vm1", {"b", false}, reports, hosts)->steps[0].host == "b");
+  CHECK(plan_failover("vm1", {}, reports, {})->steps[0].host == "b");
+}
+
+TEST_CASE("failover: while somebody hears the primary it is refused, unless forced") {
+  const auto refused = plan_failover("vm1", {}, three(), {});
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(refused.error().code == Errc::refused);
+  CHECK(refused.error().message.find("alive: a says that it is serving") != std::string::npos);
+  CHECK(plan_failover("vm1", {"", true}, three(), {}).has_value());
+  // The primary's replicad is silent, but a replica gets its heartbeats.
+  Json json = volume_json("b");
+  json["replica"]["heard_seconds"] = 0.5;
+  const auto heard =
+      plan_failover("vm1", {}, {silent("a"), member_said(json), orphan("c", 42)}, {});
+  REQUIRE_FALSE(heard.has_value());
+  CHECK(heard.error().message.find("b heard it 0.5 s ago") != std::string::npos);
+  json["replica"]["heard_seconds"] = 5.0;
+  CHECK(
+      plan_failover("vm1", {}, {silent("a"), member_said(json), orphan("c", 42)}, {}).has_value());
+}
+
+TEST_CASE("failover: without a majority it is refused, and every copy is named") {
+  VolumeOptions two;
+  two.members = two.in_sync = {"a", "b"};
+  const std::vector<MemberReport> reports{silent("a"), orphan("b", 42, two)};
+  const auto refused = plan_failover("vm1", {}, reports, {});
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(refused.error().code == Errc::unreachable);
+  CHECK(refused.error().message.find("1 of the 2 voters of vm1 do not answer (a)") !=
+        std::string::npos);
+  CHECK(refused.error().message.find("\n  b: in sync, at write 42 of epoch 3") !=
+        std::string::npos);
+  CHECK(refused.error().hint.find("witness") != std::string::npos);
+  const auto forced = plan_failover("vm1", {"", true}, reports, {});
+  REQUIRE(forced.has_value());
+  CHECK(forced->steps[0].request.body["force"] == true);
+  CHECK(forced->notes.back().starts_with("forced: 1 of the 2 voters"));
+}
+
+TEST_CASE("failover: a copy that is not in sync takes over by force only") {
+  VolumeOptions behind;
+  behind.in_sync = {"a", "c"};
+  const std::vector<MemberReport> reports{
+      silent("a"), orphan("b", 30, behind), orphan("c", 42, behind)};
+  CHECK(plan_failover("vm1", {}, reports, {})->steps[0].host == "c");
+  const auto refused = plan_failover("vm1", {"b", false}, reports, {});
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(refused.error().message.find("b is not in sync") != std::string::npos);
+  CHECK(refused.error().message.find("12 writes behind") != std::string::npos);
+  CHECK(plan_failover("vm1", {"b", true}, reports, {}).has_value());
+  VolumeOptions alone;
+  alone.in_sync = {"a"};
+  const auto none =
+      plan_failover("vm1", {}, {silent("a"), orphan("b", 30, alone), orphan("c", 42, alone)}, {});
+  REQUIRE_FALSE(none.has_value());
+  CHECK(none.error().message.find("no replica of vm1 that answers is in sync") !=
+        std::string::npos);
+}
+
+TEST_CASE("failover: nothing to do at the primary, nothing possible without an answer") {
+  CHECK(plan_failover("vm1", {"a", false}, three(), {})->steps.empty());
+  CHECK(plan_failover("vm1", {}, {silent("a"), silent("b")}, {}).error().code == Errc::unreachable);
+}
+
+TEST_CASE("failover: a witness makes the majority and is never chosen") {
+  VolumeOptions options;
+  options.members = {"a", "b", "w"};
+  options.in_sync = {"a", "b"};
+  Json b = volume_json("b", options);
+  b["replica"]["connected"] = false;
+  b["vote"]["record"]["members"][2]["role"] = "witness";
+  Json w = volume_json("w", options);
+  w["vote"] = b["vote"];
+  w["state"] = "witness";
+  w.erase("replica");
+  const auto plan = plan_failover("vm1", {}, {silent("a"), member_said(b), member_said(w)}, {});
+  REQUIRE_MESSAGE(plan.has_value(), (plan ? "" : plan.error().message));
+  CHECK(plan->steps[0].host == "b");
+  CHECK(line_of(*plan, "w") == "w: witness, no copy");
+}
+
+}  // namespace
+}  // namespace replicad
