@@ -169,11 +169,11 @@ TEST_CASE("clients: the plugin works below nbdkit's filters, started by hand") {
 }
 
 TEST_CASE("clients: nbdkit tells what the plugin is and knows") {
-  const Finished dump = run_ok({"nbdkit", "--dump-plugin", plugin_path});
+  const Finished dump = run_ok({nbdkit_program(), "--dump-plugin", plugin_path});
   CHECK(contains(dump.out, "name=replica"));
   CHECK(contains(dump.out, "thread_model=parallel"));
   CHECK(contains(dump.out, "replica_protocol_max=1"));
-  const Finished help = run_ok({"nbdkit", "--help", plugin_path});
+  const Finished help = run_ok({nbdkit_program(), "--help", plugin_path});
   CHECK(contains(help.out, "volume="));
   CHECK(contains(help.out, "agent="));
 }

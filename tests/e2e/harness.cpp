@@ -25,6 +25,7 @@
 
 #include "ctl/api_client.h"
 #include "io/fd.h"
+#include "tests/e2e/sanitizer.h"
 
 namespace replicad::e2e {
 
@@ -99,26 +100,10 @@ class Watchdog {
   std::thread thread_;
 };
 
-constexpr Millis test_limit{240'000};
+const Millis test_limit{240'000 * sanitizer_slowdown};
 std::unique_ptr<Watchdog> watchdog;
 
-/// A plugin built with a sanitizer needs its library to be there before nbdkit starts.
-std::string sanitizer_wrapper() {
-  static const TempDir dir;
-  const std::string path = dir.path() + "/nbdkit";
-  std::ofstream(path) << "#!/bin/sh\nLD_PRELOAD=" << RD_SANITIZER_LIBRARY
-                      << " ASAN_OPTIONS=detect_leaks=0 exec nbdkit \"$@\"\n";
-  ::chmod(path.c_str(), 0755);
-  return path;
-}
-
 }  // namespace
-
-std::string nbdkit_program() {
-  static const std::string program =
-      std::string_view(RD_SANITIZER_LIBRARY).empty() ? std::string("nbdkit") : sanitizer_wrapper();
-  return program;
-}
 
 Host::Host(HostOptions options) : options_(std::move(options)) {
   if (options_.image_directory.empty()) options_.image_directory = options_.directory + "/images";
@@ -187,6 +172,7 @@ std::optional<json> Host::get(const std::string& path) const {
 }
 
 Cluster::Cluster(std::size_t hosts) {
+  collect_sanitizer_reports(dir_.path());
   watchdog = std::make_unique<Watchdog>(*this, test_limit);
   for (std::size_t i = 0; i < hosts; ++i) {
     const std::string name(1, static_cast<char>('a' + i));
@@ -206,6 +192,8 @@ Cluster::~Cluster() {
   }
   kill_processes_with(dir_.path() + "/");
   watchdog.reset();
+  const std::string reports = sanitizer_reports(dir_.path());
+  if (!reports.empty()) ADD_FAIL_CHECK_AT(__FILE__, __LINE__, reports);
 }
 
 Host& Cluster::host(const std::string& name) {

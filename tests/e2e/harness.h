@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/e2e/process.h"
+#include "tests/e2e/sanitizer.h"
 
 namespace replicad::e2e {
 
@@ -22,8 +23,6 @@ using nlohmann::json;
 extern const std::string replicad_program;
 extern const std::string replicactl_program;
 extern const std::string plugin_path;
-/// nbdkit, or a wrapper that preloads the sanitizer's library for a plugin that needs it.
-std::string nbdkit_program();
 
 struct HostOptions {
   std::string name;

@@ -14,11 +14,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/e2e/sanitizer.h"
+
 namespace replicad::e2e {
 
 namespace fs = std::filesystem;
 
 void wait_until(const std::string& what, Millis limit, const std::function<bool()>& condition) {
+  limit *= sanitizer_slowdown;
   const auto end = std::chrono::steady_clock::now() + limit;
   while (!condition()) {
     if (std::chrono::steady_clock::now() > end) {

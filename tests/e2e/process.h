@@ -21,7 +21,8 @@ class HarnessError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Polls `condition` until it holds. After `limit` throws HarnessError naming `what`.
+/// Polls `condition` until it holds. After `limit` (more in a build with sanitizers) throws
+/// HarnessError naming `what`.
 void wait_until(const std::string& what, Millis limit, const std::function<bool()>& condition);
 
 std::string read_text(const std::string& path);
