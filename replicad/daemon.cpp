@@ -4,7 +4,6 @@
 #include <mutex>
 #include <thread>
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include "core/base/log.h"
@@ -14,6 +13,7 @@
 #include "replicad/reactor_call.h"
 #include "replicad/role_keeper.h"
 #include "replicad/stability_keeper.h"
+#include "replicad/state_dir.h"
 #include "replicad/vote_driver.h"
 
 namespace replicad {
@@ -26,24 +26,6 @@ constexpr unsigned save_every_intervals = 10;
 constexpr auto listen_patience = std::chrono::seconds(2);
 constexpr Duration stop_timeout = std::chrono::seconds(60);
 constexpr Duration settle_timeout = std::chrono::seconds(10);
-
-/// One replicad per state directory: two would write the same files.
-Result<Fd> lock_state_dir(const std::string& state_dir) {
-  const std::string path = state_dir + "/lock";
-  Fd file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640));
-  if (!file.valid()) return fail_errno(errno, "open {}", path);
-  struct flock whole {};
-  whole.l_type = F_WRLCK;
-  whole.l_whence = SEEK_SET;
-  if (::fcntl(file.get(), F_OFD_SETLK, &whole) != 0) {
-    if (errno == EAGAIN || errno == EACCES) {
-      return with_hint(fail(Errc::busy, "state-dir={} is in use by another replicad", state_dir),
-                       "stop it first, or give this one a state directory of its own");
-    }
-    return fail_errno(errno, "lock {}", path);
-  }
-  return file;
-}
 
 Status prepare_directories(const Options& options) {
   for (const std::string& directory :

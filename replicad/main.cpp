@@ -10,8 +10,11 @@
 #include <unistd.h>
 
 #include "core/base/log.h"
+#include "core/store/volume_state.h"
 #include "io/fd.h"
+#include "io/file.h"
 #include "replicad/daemon.h"
+#include "replicad/offline.h"
 
 namespace replicad {
 namespace {
@@ -56,15 +59,43 @@ sigset_t end_signals() {
   return signals;
 }
 
+int run_command(ParsedOptions& parsed) {
+  Options& options = parsed.options;
+  if (const Status valid = check_offline_options(options); !valid)
+    return report(valid.error(), exit_failed);
+  set_log_level(options.log_level);
+  Result<std::string> answer;
+  if (parsed.action == ParsedOptions::Action::recover) {
+    answer = recover_volume(options, parsed.volume, parsed.dry_run);
+  } else if (parsed.action == ParsedOptions::Action::dump_state) {
+    answer = dump_volume_state(options, parsed.volume);
+  } else {
+    const auto text = read_file(parsed.file, volume_state_bytes_max);
+    if (!text) return report(text.error(), exit_failed);
+    answer = restore_volume_state(options, parsed.volume, *text);
+  }
+  if (!answer) return report(answer.error(), exit_failed);
+  std::fputs(answer->c_str(), stdout);
+  return std::fflush(stdout) == 0 ? EXIT_SUCCESS : exit_failed;
+}
+
 int run(const std::vector<std::string>& arguments) {
   auto parsed = parse_options(arguments);
   if (!parsed) {
     const bool usage = parsed.error().code == Errc::invalid_argument;
     return report(parsed.error(), usage ? exit_usage : exit_failed);
   }
-  if (parsed->action != ParsedOptions::Action::run) {
-    std::fputs(parsed->text.c_str(), stdout);
-    return EXIT_SUCCESS;
+  switch (parsed->action) {
+    case ParsedOptions::Action::help:
+    case ParsedOptions::Action::version:
+      std::fputs(parsed->text.c_str(), stdout);
+      return EXIT_SUCCESS;
+    case ParsedOptions::Action::recover:
+    case ParsedOptions::Action::dump_state:
+    case ParsedOptions::Action::restore_state:
+      return run_command(*parsed);
+    case ParsedOptions::Action::run:
+      break;
   }
   if (const Status valid = check_options(parsed->options); !valid)
     return report(valid.error(), exit_failed);

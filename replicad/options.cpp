@@ -24,17 +24,25 @@ namespace po = boost::program_options;
 
 constexpr std::string_view help_head =
     "Usage: replicad [OPTIONS]\n"
+    "       replicad [OPTIONS] recover [--dry-run] VOLUME\n"
+    "       replicad [OPTIONS] dump-state VOLUME\n"
+    "       replicad [OPTIONS] restore-state VOLUME FILE\n"
     "\n"
     "Keeps this host's part of replicated volumes: receives the primary's stream, writes log and\n"
     "images, hands the images to the NBD export while this host is the primary, and answers\n"
     "replicactl. Every option but --config, --help and --version may also stand in the\n"
     "configuration file, one KEY=VALUE a line; the command line wins.\n"
+    "\n"
+    "With a command it does that instead, while no daemon runs: `recover` brings a replica's log\n"
+    "into its images, so that they can be used without replicad; `dump-state` prints what this\n"
+    "host knows of a volume, and `restore-state` makes a new volume of such a text and the images\n"
+    "it names.\n"
     "\n";
 
 constexpr std::string_view help_tail =
     "\n"
-    "Exit status: 0 after SIGTERM or SIGINT, 1 if the daemon could not start or go on, 2 for a\n"
-    "usage error. Manual page: replicad(8).\n";
+    "Exit status: 0 after SIGTERM or SIGINT and for a command that is done, 1 if the daemon could\n"
+    "not start or go on or the command failed, 2 for a usage error. Manual page: replicad(8).\n";
 
 po::options_description key_descriptions(Options& to, std::string& log_level) {
   po::options_description keys("Options");
@@ -133,26 +141,59 @@ Status check_addresses(const Options& options) {
   return {};
 }
 
+Status take_command(const std::vector<std::string>& words, ParsedOptions& parsed) {
+  using Action = ParsedOptions::Action;
+  if (words.empty()) {
+    if (!parsed.dry_run) return {};
+    return fail(Errc::invalid_argument, "--dry-run belongs to the command recover");
+  }
+  const std::string& name = words.front();
+  if (name == "recover") parsed.action = Action::recover;
+  if (name == "dump-state") parsed.action = Action::dump_state;
+  if (name == "restore-state") parsed.action = Action::restore_state;
+  if (parsed.action == Action::run) {
+    return fail(Errc::invalid_argument, "\"{}\" is no command of replicad", name);
+  }
+  if (parsed.dry_run && parsed.action != Action::recover) {
+    return fail(Errc::invalid_argument, "--dry-run belongs to the command recover");
+  }
+  const std::size_t wanted = parsed.action == Action::restore_state ? 3 : 2;
+  if (words.size() != wanted) {
+    return fail(Errc::invalid_argument,
+                "{} takes {}",
+                name,
+                wanted == 3 ? "a volume and a file" : "one volume");
+  }
+  parsed.volume = words[1];
+  if (wanted == 3) parsed.file = words[2];
+  return {};
+}
+
 }  // namespace
 
 Result<ParsedOptions> parse_options(const std::vector<std::string>& arguments) {
   ParsedOptions parsed;
   std::string config;
   std::string log_level;
+  std::vector<std::string> words;
   const po::options_description keys = key_descriptions(parsed.options, log_level);
-  po::options_description all("Options");
-  auto add = all.add_options();
+  po::options_description shown("Options");
+  auto add = shown.add_options();
   add("config", po::value(&config)->value_name("FILE"), "read options from this file too");
+  add("dry-run", po::bool_switch(&parsed.dry_run), "with recover: change nothing");
   add("help", "print this and exit");
   add("version", "print the version and exit");
-  all.add(keys);
+  shown.add(keys);
+  po::options_description all = shown;
+  all.add_options()("words", po::value(&words));
   po::variables_map values;
   try {
-    const po::positional_options_description none;
-    po::store(po::command_line_parser(arguments).options(all).positional(none).run(), values);
+    po::positional_options_description positional;
+    positional.add("words", -1);
+    po::store(po::command_line_parser(arguments).options(all).positional(positional).run(), values);
     if (values.count("help") != 0) {
       std::ostringstream text;
-      text << help_head << all << help_tail;
+      text << help_head << shown << help_tail;
       parsed.action = ParsedOptions::Action::help;
       parsed.text = text.str();
       return parsed;
@@ -169,10 +210,27 @@ Result<ParsedOptions> parse_options(const std::vector<std::string>& arguments) {
   } catch (const po::error& error) {
     return with_hint(fail(Errc::invalid_argument, "{}", error.what()), "see replicad --help");
   }
+  if (const Status taken = take_command(words, parsed); !taken) {
+    return with_hint(tl::unexpected(taken.error()), "see replicad --help");
+  }
   auto level = log_level_from(log_level);
   if (!level) return tl::unexpected(level.error());
   parsed.options.log_level = *level;
   return parsed;
+}
+
+Status check_offline_options(Options& options) {
+  if (options.host.empty()) options.host = own_host_name();
+  if (!is_valid_name(options.host)) {
+    return with_hint(
+        fail(Errc::invalid_argument, "host={}: not a valid host name", options.host),
+        "set host=NAME; a-z, 0-9, '.', '_' and '-' are allowed, at most 64 characters");
+  }
+  if (options.image_dir.empty()) options.image_dir = options.state_dir + "/images";
+  RD_TRY(check_directory("state-dir", options.state_dir));
+  RD_TRY(check_directory("image-dir", options.image_dir));
+  RD_TRY(check_directory("run-dir", options.run_dir));
+  return {};
 }
 
 Status check_options(Options& options) {
@@ -189,16 +247,7 @@ Status check_options(Options& options) {
                           options.transport),
                      "TLS is not available in this version");
   }
-  if (options.host.empty()) options.host = own_host_name();
-  if (!is_valid_name(options.host)) {
-    return with_hint(
-        fail(Errc::invalid_argument, "host={}: not a valid host name", options.host),
-        "set host=NAME; a-z, 0-9, '.', '_' and '-' are allowed, at most 64 characters");
-  }
-  if (options.image_dir.empty()) options.image_dir = options.state_dir + "/images";
-  RD_TRY(check_directory("state-dir", options.state_dir));
-  RD_TRY(check_directory("image-dir", options.image_dir));
-  RD_TRY(check_directory("run-dir", options.run_dir));
+  RD_TRY(check_offline_options(options));
   if (options.run_dir.size() + sizeof "/.sock" + volume_name_bytes_max >
       sizeof(sockaddr_un{}.sun_path)) {
     return fail(Errc::invalid_argument,

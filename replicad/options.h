@@ -28,10 +28,13 @@ struct Options {
 };
 
 struct ParsedOptions {
-  enum class Action { run, help, version };
+  enum class Action { run, help, version, recover, dump_state, restore_state };
   Action action = Action::run;
   Options options;
-  std::string text;  ///< what to print for help and version
+  std::string text;      ///< what to print for help and version
+  std::string volume;    ///< of recover, dump_state, restore_state
+  std::string file;      ///< of restore_state
+  bool dry_run = false;  ///< of recover
 };
 
 /// Reads the arguments (without the program's name) and the file that --config names; the command
@@ -42,6 +45,8 @@ struct ParsedOptions {
 /// Fills in defaults that depend on the host and checks every value. Blocking (resolves names).
 /// Errors name the key and the rule.
 [[nodiscard]] Status check_options(Options& options);
+/// The same for those that commands without a daemon need: host and directories.
+[[nodiscard]] Status check_offline_options(Options& options);
 
 /// Refuses an address that leaves this host unless the options allow it. `what` names it in the
 /// message.

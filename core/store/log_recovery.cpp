@@ -105,9 +105,10 @@ Result<FoundLog> LogScan::run() {
     RD_TRY(check_first());
     RD_TRY(follow());
     RD_TRY(check_proven());
-    RD_TRY(cut_tail());
+    log_.logged = point_;
+    if (!options_.look_only) RD_TRY(cut_tail());
   }
-  RD_TRY(sync());
+  if (!options_.look_only) RD_TRY(sync());
   return std::move(log_);
 }
 
@@ -309,7 +310,6 @@ Status LogScan::check_proven() const {
 
 /// Removes what lies behind the last frame, so that nothing of it can ever be taken for a part of the log.
 Status LogScan::cut_tail() {
-  log_.logged = point_;
   // What holds nothing is not needed; the next frame begins a new segment.
   while (!log_.segments.empty() && log_.segments.back().end_bytes == segment_header_bytes) {
     log_.segments.pop_back();

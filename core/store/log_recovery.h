@@ -50,6 +50,7 @@ struct LogRecoveryOptions {
   /// A sync has failed before: what is read is written again, because the kernel may take pages for clean that
   /// never reached the disk.
   bool rewrite = false;
+  bool look_only = false;  ///< nothing is cut, removed or synced: only what would be proven is told
 };
 
 struct FoundSegment {
@@ -58,7 +59,7 @@ struct FoundSegment {
   std::uint64_t end_bytes = segment_header_bytes;  ///< header and whole frames that the file holds
 };
 
-/// What the log proves. Everything in it is on stable storage.
+/// What the log proves. Everything in it is on stable storage, unless look_only was asked for.
 struct FoundLog {
   std::vector<FoundSegment> segments;  ///< in order; may be empty
   std::vector<std::string> spares;     ///< opened, as the segments are

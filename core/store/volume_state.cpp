@@ -383,7 +383,7 @@ Status check_counters(const VolumeState& state) {
 
 }  // namespace
 
-std::string encode_volume_state(const VolumeState& state) {
+std::string encode_volume_state_body(const VolumeState& state) {
   json document = {{"generation", state.generation},
                    {"name", state.name},
                    {"uuid", state.uuid},
@@ -402,7 +402,11 @@ std::string encode_volume_state(const VolumeState& state) {
                    {"checkpoint", to_json(state.checkpoint)},
                    {"vote", voter_json(state.vote)}};
   if (state.resync) document["resync"] = to_json(*state.resync);
-  const std::string body = document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+  return document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+std::string encode_volume_state(const VolumeState& state) {
+  const std::string body = encode_volume_state_body(state);
   return fmt::format("{}{} {:08x} {}\n{}",
                      state_magic,
                      state_version,
@@ -414,8 +418,13 @@ std::string encode_volume_state(const VolumeState& state) {
 Result<VolumeState> decode_volume_state(std::string_view content) {
   const auto body = body_of(content);
   if (!body) return tl::unexpected(body.error());
+  return decode_volume_state_body(*body);
+}
+
+Result<VolumeState> decode_volume_state_body(std::string_view body) {
+  if (body.size() > volume_state_bytes_max) return fail(Errc::corrupt, "state file: too long");
   try {
-    VolumeState state = state_from(parse_bounded(*body));
+    VolumeState state = state_from(parse_bounded(body));
     if (const Status valid = check_volume_state(state); !valid) {
       return fail(Errc::corrupt, "state file: {}", valid.error().message);
     }

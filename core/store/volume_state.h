@@ -88,6 +88,10 @@ constexpr std::size_t volume_state_bytes_max = 1 * mib;
 [[nodiscard]] std::string encode_volume_state(const VolumeState& state);
 /// Errors: Errc::corrupt with what is wrong; Errc::version_mismatch for a later format. Any bytes are safe.
 [[nodiscard]] Result<VolumeState> decode_volume_state(std::string_view content);
+/// The JSON document alone, without the line that guards it against damage: for people.
+[[nodiscard]] std::string encode_volume_state_body(const VolumeState& state);
+/// Errors: Errc::corrupt. Any bytes are safe.
+[[nodiscard]] Result<VolumeState> decode_volume_state_body(std::string_view body);
 /// Whether `hosts` names `host`.
 [[nodiscard]] bool contains_host(const std::vector<std::string>& hosts, std::string_view host);
 /// A history point behind everything that `state`'s images may hold, with a digest that nobody else

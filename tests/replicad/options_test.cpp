@@ -55,6 +55,31 @@ TEST_CASE("options: unknown keys and unreadable values are usage errors that nam
   CHECK(parse_options({"--config", path}).error().message.find("lissen") != std::string::npos);
 }
 
+TEST_CASE("options: commands take a volume, restore-state also a file, recover --dry-run") {
+  using Action = ParsedOptions::Action;
+  const auto recover = parse_options({"--host=a", "recover", "--dry-run", "vm1"});
+  REQUIRE(recover.has_value());
+  CHECK(recover->action == Action::recover);
+  CHECK(recover->volume == "vm1");
+  CHECK(recover->dry_run);
+  CHECK(recover->options.host == "a");
+  CHECK(parse_options({"dump-state", "vm1"})->action == Action::dump_state);
+  const auto restore = parse_options({"restore-state", "vm1", "/tmp/file"});
+  REQUIRE(restore.has_value());
+  CHECK(restore->action == Action::restore_state);
+  CHECK(restore->file == "/tmp/file");
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{"recover"},
+                                             {"recover", "vm1", "vm2"},
+                                             {"restore-state", "vm1"},
+                                             {"dump-state", "--dry-run", "vm1"},
+                                             {"--dry-run"}}) {
+    const auto parsed = parse_options(arguments);
+    REQUIRE_FALSE(parsed.has_value());
+    CHECK(parsed.error().code == Errc::invalid_argument);
+  }
+}
+
 TEST_CASE("options: a configuration file that cannot be read is no usage error") {
   const auto parsed = parse_options({"--config", "/nonexistent/replicad.conf"});
   REQUIRE_FALSE(parsed.has_value());
