@@ -43,8 +43,10 @@ ReplicaRuntime::~ReplicaRuntime() {
   const Error error{Errc::unreachable, 0, "the replica is gone", {}};
   for (const auto& [id, session] : sessions_)
     session.connection->close(error);
-  // What is in flight ends by itself; from here on nothing new is begun, and the worker is not used.
-  stop_all([] {});
+  // What is in flight ends by itself; from here on nothing new is begun, and the worker is not used. The
+  // log hears of it now, not when the images have ended: the worker ends with this object.
+  if (const auto store = std::exchange(log_, nullptr)) store->stop([] {});
+  stop_images([] {});
 }
 
 // --- events and effects

@@ -122,6 +122,22 @@ TEST_CASE("replica volume: a killed replica recovers a prefix and catches up") {
   primary.check_images(host);
 }
 
+TEST_CASE(
+    "replica volume: one that is gone in the moment of its first append begins nothing more") {
+  ReactorThread reactor;
+  const TempDirectory directory;
+  for (int round = 0; round < 100; ++round) {
+    const std::string own = fmt::format("{}/{}", directory.path(), round);
+    REQUIRE(make_directories(own, 0750).has_value());
+    ReplicaHost host(reactor, own, std::vector<std::uint64_t>{64 * kib});
+    REQUIRE(host.open().has_value());
+    FakePrimary primary(std::vector<std::uint64_t>{64 * kib});
+    primary.resume(host);
+    primary.send(primary.write_pattern(0, 0, 4096, 1));
+    host.kill();
+  }
+}
+
 TEST_CASE("replica volume: segments are recycled and the log stays within its budget") {
   ReactorThread reactor;
   const TempDirectory directory;
