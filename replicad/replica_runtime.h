@@ -128,6 +128,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void fail(const Error& error);
   void stop_all(std::function<void()> done);
   void retry();
+  void recover_again();
   void on_recovered(Result<RecoveredLog> recovered);
   void take_pending_attach();
   void refuse_pending_attach(const Error& error);

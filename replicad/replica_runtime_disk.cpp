@@ -265,6 +265,14 @@ void ReplicaRuntime::retry() {
   RD_CHECK(quiet_);
   if (recovering_ || closing_) return;
   recovering_ = true;
+  // A checkpoint may still be on its way to the state file. What is applied again must not begin before it: the image
+  // would be behind what the file says. Changes are made in order, so this one comes after it.
+  setup_.hooks.update_state(
+      [](VolumeState&) {},
+      guarded_always([](ReplicaRuntime& self, const Status& /*status*/) { self.recover_again(); }));
+}
+
+void ReplicaRuntime::recover_again() {
   offload(
       *worker_,
       reactor_,

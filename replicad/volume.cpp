@@ -429,7 +429,8 @@ void Volume::become_replica(const std::string& primary,
     state.primary = primary;
     state.epoch = raised_fence(state.epoch, state.vote);
     if (state.vote.record && state.vote.chosen) state.in_sync = state.vote.record->in_sync;
-    state.history = point.value_or(unclean_point(state.epoch, state));
+    // A tag of its own: no history, also not that of the new primary, stands at this point.
+    state.history = point.value_or(unclean_point({state.epoch.number, random_tag()}, state));
     state.checkpoint = state.history;
     state.consistent = true;
     state.clean = point.has_value();

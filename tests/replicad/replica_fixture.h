@@ -172,6 +172,9 @@ class ReplicaHost {
     });
     // An update that was posted between that call and its turn has been made behind this one.
     reactor_.call([] {});
+    // What was on its way to the state file is there or lost when a process has ended, never later.
+    if (store_)
+      REQUIRE(wait_until([this] { return reactor_.call([this] { return store_->is_idle(); }); }));
   }
   void shutdown(bool discard_log) {
     auto ended = std::make_shared<std::promise<void>>();
@@ -234,6 +237,9 @@ class ReplicaHost {
       for (auto& run : std::exchange(held_updates_, {}))
         run();
     });
+  }
+  std::size_t held_updates() {
+    return reactor_.call([this] { return held_updates_.size(); });
   }
   void fail_updates(std::optional<Error> error) {
     reactor_.call([&] { update_error_ = std::move(error); });
