@@ -30,7 +30,6 @@ TEST_CASE("sim: a thousand counted seeds break no promise") {
                              "fdatasync of the log failed",
                              "replica recovered after a failure",
                              "promoted by switchover",
-                             "switchover of unknown outcome",
                              "transfer settled: promoted",
                              "transfer settled: not promoted",
                              "primary goes on in a higher epoch",
