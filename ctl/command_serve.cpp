@@ -170,7 +170,7 @@ Status run_set(Context& context, const OptionValues& /*values*/) {
 void add_resync_options(OptionSpecs& specs) {
   specs.add_options()(
       "host", po::value<std::string>()->value_name("HOST"), "the replica to copy to")(
-      "wait", "wait until it is in sync, with a progress bar")("force", "also if it is in sync")(
+      "wait", "wait until it is in sync, with a progress bar")(
       "progress",
       po::value<int>()->value_name("FD"),
       "with --wait: write N/100 lines to this descriptor");
@@ -182,7 +182,7 @@ Status run_resync(Context& context, const OptionValues& values) {
     return fail(Errc::invalid_argument, "resync needs --host HOST, a member's name");
   const int progress_fd = values.count("progress") > 0 ? values["progress"].as<int>() : -1;
   const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
-  const auto plan = plan_resync(context.volume(), host, values.count("force") > 0, reports);
+  const auto plan = plan_resync(context.volume(), host, reports);
   if (!plan) return tl::unexpected(plan.error());
   RD_TRY(context.confirm(fmt::format("overwrite the copy of {} on {}?", context.volume(), host)));
   RD_TRY(run_plan(context, *plan));

@@ -105,10 +105,9 @@ struct FailoverOptions {
                                     const nlohmann::json& settings,
                                     const std::vector<MemberReport>& reports);
 
-/// `force`: also when the replica is in sync.
+/// Refused for a member in sync: only one that is detached is copied to.
 [[nodiscard]] Result<Plan> plan_resync(const std::string& volume,
                                        const std::string& host,
-                                       bool force,
                                        const std::vector<MemberReport>& reports);
 
 /// The new host first (with an undo), then the members' lists, primary first. `host` answered in

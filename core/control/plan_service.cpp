@@ -59,7 +59,6 @@ Result<Plan> plan_set(const std::string& volume,
 
 Result<Plan> plan_resync(const std::string& volume,
                          const std::string& host,
-                         bool force,
                          const std::vector<MemberReport>& reports) {
   const auto found = find_primary(volume, reports);
   if (!found) return tl::unexpected(found.error());
@@ -85,14 +84,14 @@ Result<Plan> plan_resync(const std::string& volume,
     return tl::unexpected(
         Error{Errc::unreachable, 0, fmt::format("{} does not answer: {}", host, reason), {}});
   }
-  if (primary.is_in_sync(host) && !force) {
+  if (primary.is_in_sync(host)) {
     return refuse(
         fmt::format(
             "{} is in sync: a full copy would replace a good copy of {} by the same content, and "
             "leave none there if it were interrupted",
             host,
             volume),
-        "--force copies all the same");
+        {});
   }
   Plan plan;
   plan.volume = volume;

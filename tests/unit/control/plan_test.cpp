@@ -115,7 +115,7 @@ TEST_CASE("plan: nothing changes while a volume is being handed over") {
                                         plan_switchover("vm1", {"b", 30000}, reports, {}),
                                         plan_remove_replica("vm1", "b", reports),
                                         plan_delete("vm1", true, reports),
-                                        plan_resync("vm1", "b", true, reports),
+                                        plan_resync("vm1", "b", reports),
                                         plan_add_replica("vm1", "d", reports, {host("d")})};
   for (const auto& plan : plans) {
     REQUIRE_FALSE(plan.has_value());
@@ -145,8 +145,7 @@ TEST_CASE("plan: set without the primary does nothing at all") {
 TEST_CASE("plan: resync asks the primary, and refuses what makes no sense") {
   VolumeOptions behind;
   behind.in_sync = {"a", "b"};
-  CHECK(lines(plan_resync("vm1", "c", false, three(behind))) ==
-        Strings{"a POST /v1/volumes/vm1/resync"});
+  CHECK(lines(plan_resync("vm1", "c", three(behind))) == Strings{"a POST /v1/volumes/vm1/resync"});
   struct Row {
     const char* host;
     VolumeOptions options;
@@ -163,14 +162,13 @@ TEST_CASE("plan: resync asks the primary, and refuses what makes no sense") {
   };
   for (const Row& row : rows) {
     CAPTURE(row.text);
-    const auto plan = plan_resync("vm1", row.host, false, three(row.options));
+    const auto plan = plan_resync("vm1", row.host, three(row.options));
     REQUIRE_FALSE(plan.has_value());
     CHECK(plan.error().code == row.code);
     CHECK(plan.error().message.find(row.text) == 0);
   }
-  CHECK(plan_resync("vm1", "b", true, three()).has_value());
   const auto down =
-      plan_resync("vm1", "c", false, {member("a", behind), member("b", behind), silent("c")});
+      plan_resync("vm1", "c", {member("a", behind), member("b", behind), silent("c")});
   REQUIRE_FALSE(down.has_value());
   CHECK(down.error().code == Errc::unreachable);
 }
@@ -178,8 +176,7 @@ TEST_CASE("plan: resync asks the primary, and refuses what makes no sense") {
 TEST_CASE("plan: a new replica gets its part before the members learn of it") {
   const auto plan = plan_add_replica("vm1", "d", three(), {host("d")});
   REQUIRE(plan.has_value());
-  CHECK(lines(plan) == Strings{"d POST /v1/volumes",
-                               "a PUT /v1/volumes/vm1/members"});
+  CHECK(lines(plan) == Strings{"d POST /v1/volumes", "a PUT /v1/volumes/vm1/members"});
   CHECK(plan->steps[0].undo.has_value());
   CHECK(plan->steps[0].request.body["consistent"] == false);
   CHECK(plan->steps[0].request.body["uuid"] == control_test::uuid);
