@@ -53,8 +53,8 @@ RunResult run_options(const Options& options, bool traced, Totals* totals) {
     result.violation = violation.text;
   }
   result.trace_hash = cluster.world.trace_hash();
-  result.counts =
-      options.hosts >= 3 && cluster.guest.written() >= 200 && cluster.faults_injected() >= 3;
+  result.counts = options.hosts + options.witnesses >= 3 && cluster.guest.written() >= 200 &&
+                  cluster.faults_injected() >= 3;
   if (totals == nullptr) return result;
   ++totals->seeds;
   if (result.counts) ++totals->counted;

@@ -11,9 +11,13 @@ constexpr Duration faults_longest = std::chrono::seconds(90);
 constexpr Duration heal_longest = std::chrono::seconds(180);
 constexpr unsigned faults_least = 3;
 
+std::string join(const std::vector<std::string>& hosts) {
+  return fmt::format("{}", fmt::join(hosts, ","));
+}
+
 std::vector<std::unique_ptr<Machine>> make_machines(World& world, const Options& options) {
   std::vector<std::unique_ptr<Machine>> machines;
-  for (HostIndex host = 0; host < options.hosts; ++host)
+  for (HostIndex host = 0; host < options.hosts + options.witnesses; ++host)
     machines.push_back(std::make_unique<Machine>(world, options, host));
   return machines;
 }
@@ -25,8 +29,14 @@ VolumeState created(const Options& options) {
   state.uuid = volume_uuid;
   state.primary = host_name(0);
   state.epoch = {1, 1};
-  for (HostIndex host = 0; host < options.hosts; ++host)
+  for (HostIndex host = 0; host < options.hosts; ++host) {
     state.in_sync.push_back(host_name(host));
+    state.members.push_back({host_name(host), "stream", "control", false});
+  }
+  for (HostIndex host = options.hosts; host < options.hosts + options.witnesses; ++host)
+    state.members.push_back({host_name(host), {}, "control", true});
+  state.vote = founding_state(first_record(state.primary, state.in_sync, state.members));
+  state.epoch = state.vote.record->epoch;
   state.settings.mode = options.mode;
   return state;
 }
@@ -41,11 +51,12 @@ Cluster::Cluster(const Options& drawn, bool traced)
       histories(world, options.disks, options.blocks),
       guest_history(world, options.disks, options.blocks),
       guest(*this, world, options, guest_history),
-      plugins(options.hosts),
+      plugins(machines.size()),
+      chosen_(*created(options).vote.record),
       lost_power_serving_(options.hosts) {
   for (const auto& machine : machines)
     machine->state = created(options);
-  for (HostIndex host = 0; host < options.hosts; ++host)
+  for (HostIndex host = 0; host < machines.size(); ++host)
     daemons.push_back(std::make_shared<Daemon>(*this, host));
 }
 
@@ -93,10 +104,44 @@ void Cluster::plugin_died(HostIndex host) {
 }
 
 void Cluster::state_written(HostIndex host) {
-  const VolumeState& state = machines[host]->state;
-  if (state.primary != machines[host]->name || state.epoch.number <= highest_epoch_) return;
-  highest_epoch_ = state.epoch.number;
-  highest_epoch_host_ = host;
+  const VoterState& vote = machines[host]->state.vote;
+  if (vote.accepted.round <= 1) return;
+  Ballots& votes = ballots_[vote.accepted];
+  if (votes.hosts.empty()) votes.record = *vote.record;
+  world.require(votes.record == *vote.record, "P3 register: two records for one ballot");
+  if (contains_host(votes.hosts, machines[host]->name)) return;
+  votes.hosts.push_back(machines[host]->name);
+  if (has_quorum(votes.record, votes.hosts, false)) chosen(votes.record);
+}
+
+/// A majority has accepted it: from here on it counts, whoever knows of it.
+void Cluster::chosen(const Record& record) {
+  if (record.version < chosen_.version || record == chosen_) return;
+  world.note("chosen: {}, in sync {}", replicad::describe(record), join(record.in_sync));
+  world.require(record.version == chosen_.version + 1,
+                "P3 register: version {} is chosen behind version {}",
+                record.version,
+                chosen_.version);
+  world.require(record.epoch.number > chosen_.epoch.number ||
+                    (record.epoch == chosen_.epoch && record.primary == chosen_.primary),
+                "P3 register: epoch {} of {} is chosen behind epoch {} of {}",
+                record.epoch.number,
+                record.primary,
+                chosen_.epoch.number,
+                chosen_.primary);
+  // What an async primary answered beyond its replicas is lost by right in a failover.
+  const bool failed_over = record.primary != chosen_.primary && record.in_sync.size() == 1;
+  if (failed_over) world.reached("failover chosen");
+  if (failed_over && answered_async_) guest_history.lose_all();
+  chosen_ = record;
+}
+
+void Cluster::gave_up(HostIndex host, const HistoryPoint& point) {
+  Images images;
+  for (const Image& image : machines[host]->images)
+    images.push_back(image.blocks());
+  histories.begin(point, images);
+  lost_power_serving_[host] = false;
 }
 
 void Cluster::claimed(HostIndex host, bool was_clean) {
@@ -118,7 +163,7 @@ void Cluster::claimed(HostIndex host, bool was_clean) {
   guest_history.check_images(images, "P4 claim");
 }
 
-void Cluster::check_answer(const Plugin& plugin,
+bool Cluster::check_answer(const Plugin& plugin,
                            const GuestOp& op,
                            const FrameHeader& header,
                            Mode mode) {
@@ -127,17 +172,17 @@ void Cluster::check_answer(const Plugin& plugin,
   const Plugin*& acknowledger = acknowledgers_[epoch];
   if (acknowledger == nullptr) acknowledger = &plugin;
   world.require(acknowledger == &plugin, "P3: two programs answer in epoch {}", epoch);
-  world.require(epoch >= highest_epoch_,
-                "P3: {} answers in epoch {}, {} has recorded epoch {}",
-                primary.name,
-                epoch,
-                machines[highest_epoch_host_]->name,
-                highest_epoch_);
-  if (mode == Mode::async) return;
+  if (mode == Mode::async) {
+    answered_async_ = true;
+    return epoch >= chosen_.epoch.number;
+  }
+  // An answer that comes after the term has ended is for a write that the next primary has: it told this one before it
+  // sealed its session.
   const bool lasts = op.kind == GuestOp::Kind::flush || op.fua;
-  for (const std::string& host : primary.state.in_sync) {
+  if (chosen_.epoch.number > epoch) world.reached("answer after the end of the term");
+  for (const std::string& host : chosen_.in_sync) {
     if (host == primary.name) continue;
-    const Watermarks& told = machines[host_index(host)]->told;
+    const Watermarks told = machines[host_index(host)]->told_since(header.epoch.number);
     const Sequence has = mode == Mode::sync ? (lasts ? told.durable : told.logged)
                                             : (lasts ? told.logged : told.received);
     world.require(
@@ -150,6 +195,7 @@ void Cluster::check_answer(const Plugin& plugin,
         host,
         has);
   }
+  return true;
 }
 
 void Cluster::check_held(const Plugin& plugin, const HistoryPoint& point) {
@@ -161,9 +207,9 @@ void Cluster::check_held(const Plugin& plugin, const HistoryPoint& point) {
                   primary.name,
                   point.sequence);
   }
-  for (const std::string& host : primary.state.in_sync) {
+  for (const std::string& host : chosen_.in_sync) {
     if (host == primary.name) continue;
-    world.require(machines[host_index(host)]->told.durable >= point.sequence,
+    world.require(machines[host_index(host)]->told_since(0).durable >= point.sequence,
                   "P1 hold: reached at {}, {} does not have it durable",
                   point.sequence,
                   host);
@@ -188,7 +234,7 @@ bool Cluster::has_converged() {
   if (!host) return false;
   const Primary& primary = plugins[*host]->core();
   if (primary.in_sync().size() != options.hosts || !primary.ring().all_sealed()) return false;
-  if (machines[*host]->state.in_sync.size() != options.hosts) return false;
+  if (chosen_.in_sync.size() != options.hosts) return false;
   for (HostIndex other = 0; other < options.hosts; ++other) {
     if (other == *host) continue;
     const auto& replica = daemons[other]->replica();
@@ -202,7 +248,7 @@ void Cluster::check_equal() {
   const HostIndex host = primary_host().value();
   const Images wanted = histories.at(plugins[host]->core().history());
   for (const auto& machine : machines) {
-    for (std::size_t disk = 0; disk < wanted.size(); ++disk) {
+    for (std::size_t disk = 0; disk < machine->images.size(); ++disk) {
       world.require(machine->images[disk].blocks() == wanted[disk],
                     "P6 equal: disk {} of {} is not the history at the end",
                     disk,
@@ -214,7 +260,7 @@ void Cluster::check_equal() {
 
 std::string Cluster::describe() const {
   std::string text = guest.describe();
-  for (HostIndex host = 0; host < options.hosts; ++host) {
+  for (HostIndex host = 0; host < machines.size(); ++host) {
     const Machine& machine = *machines[host];
     text += fmt::format("\n  {}: primary {} epoch {} {}{}{}{}{}",
                         machine.name,

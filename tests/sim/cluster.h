@@ -36,8 +36,14 @@ class Cluster {
   void plugin_died(HostIndex host);
   void claimed(HostIndex host, bool was_clean);
   void state_written(HostIndex host);
-  /// P1, P3: a change is about to be answered.
-  void check_answer(const Plugin& plugin, const GuestOp& op, const FrameHeader& header, Mode mode);
+  /// A former primary's images are a history of their own.
+  void gave_up(HostIndex host, const HistoryPoint& point);
+  /// P1, P3: a change is about to be answered. False: the answer counts for nothing (of an async primary that does
+  /// not know that its term is over).
+  [[nodiscard]] bool check_answer(const Plugin& plugin,
+                                  const GuestOp& op,
+                                  const FrameHeader& header,
+                                  Mode mode);
   /// A hold is reached: images, histories and digests must agree.
   void check_held(const Plugin& plugin, const HistoryPoint& point);
 
@@ -45,6 +51,7 @@ class Cluster {
   [[nodiscard]] bool is_healing() const { return healing_; }
 
  private:
+  void chosen(const Record& record);
   void start_host(HostIndex host);
   void disturb();
   void inject(Fault fault, Random& random);
@@ -58,16 +65,21 @@ class Cluster {
   [[nodiscard]] bool has_converged();
   void check_equal();
   [[nodiscard]] std::string describe() const;
-  [[nodiscard]] HostIndex draw_host(Random& random) const { return random.below(options.hosts); }
+  [[nodiscard]] HostIndex draw_host(Random& random) const { return random.below(machines.size()); }
   [[nodiscard]] std::optional<HostIndex> primary_host() const;
 
   unsigned faults_drawn_ = 0;
   unsigned faults_injected_ = 0;
   bool healing_ = false;
-  std::vector<bool> lost_power_serving_;                  ///< as primary, and not claimed since
+  struct Ballots {
+    Record record;
+    std::vector<std::string> hosts;  ///< that have accepted it, durably
+  };
+  std::map<Ballot, Ballots> ballots_;
+  Record chosen_;                         ///< the latest record that a majority has accepted
+  bool answered_async_ = false;           ///< something was answered that a replica need not have
+  std::vector<bool> lost_power_serving_;  ///< as primary, and not claimed since
   std::map<std::uint64_t, const Plugin*> acknowledgers_;  ///< by epoch number
-  std::uint64_t highest_epoch_ = 0;  ///< of which a host has recorded itself the primary
-  HostIndex highest_epoch_host_ = 0;
 };
 
 }  // namespace replicad::sim

@@ -42,7 +42,7 @@ void Cluster::crash_daemon(HostIndex host, Duration down) {
 void Cluster::lose_power(HostIndex host, Duration down) {
   Machine& machine = *machines[host];
   if (!machine.is_powered()) return;
-  if (machine.state.primary == machine.name && !machine.state.clean) {
+  if (host < options.hosts && machine.state.primary == machine.name && !machine.state.clean) {
     lost_power_serving_[host] = true;
   }
   crash_plugin(host);
@@ -74,7 +74,7 @@ void Cluster::disturb() {
 
 void Cluster::inject(Fault fault, Random& random) {
   HostIndex host = draw_host(random);
-  const HostIndex other = (host + 1 + random.below(options.hosts - 1)) % options.hosts;
+  const HostIndex other = (host + 1 + random.below(machines.size() - 1)) % machines.size();
   const Duration length = std::chrono::milliseconds(5) + random.delay(3 * options.ack_timeout);
   const auto primary = primary_host();
   if (fault == Fault::plugin_crash) {
@@ -103,7 +103,7 @@ void Cluster::inject(Fault fault, Random& random) {
     case Fault::one_way:
       return network.block(host, other, length);
     case Fault::partition:
-      for (HostIndex each = 0; each < options.hosts; ++each) {
+      for (HostIndex each = 0; each < machines.size(); ++each) {
         if (each == host) continue;
         network.block(host, each, length);
         network.block(each, host, length);
@@ -123,11 +123,17 @@ void Cluster::inject(Fault fault, Random& random) {
 }
 
 void Cluster::operate(Random& random) {
+  const HostIndex host = random.below(options.hosts);
+  const auto draw = random.below(14);
+  if (draw >= 10) {
+    world.note("operator: failover to {}", machines[host]->name);
+    ++world.counts["failovers asked for"];
+    if (daemons[host]->is_alive()) daemons[host]->failover();
+    return;
+  }
   const auto primary = primary_host();
   if (!primary) return;
   const auto& plugin = plugins[*primary];
-  const HostIndex host = draw_host(random);
-  const auto draw = random.below(10);
   if (draw < 6) {
     world.note("operator: switchover to {}", machines[host]->name);
     ++world.counts["switchovers asked for"];
@@ -147,19 +153,26 @@ void Cluster::operate(Random& random) {
 }
 
 void Cluster::tend() {
-  for (HostIndex host = 0; host < options.hosts; ++host)
+  for (HostIndex host = 0; host < machines.size(); ++host)
     tend_host(host);
   world.after(tend_interval, [this] { tend(); });
 }
 
 void Cluster::tend_host(HostIndex host) {
   if (healing_ && !daemons[host]->is_alive()) start_host(host);
-  if (!daemons[host]->is_alive()) return;
+  if (!daemons[host]->is_alive() || host >= options.hosts) return;
   const auto& plugin = plugins[host];
   if (plugin && plugin->is_serving()) {
     // A volume that has failed is started anew by its operator.
     if (plugin->core().failure() && world.random.chance(20)) return plugin->die();
     if (!healing_) return;
+    // A member has promised a term that came to nothing: the primary does not begin another by itself yet.
+    const Primary& core = plugin->core();
+    for (PeerIndex peer = 0; peer < core.peer_count(); ++peer) {
+      const auto error = core.view(peer, machines[host]->clock()).error;
+      const bool outdated = error && error->code == Errc::stale_epoch;
+      if (outdated && world.random.chance(2) && !daemons[host]->is_busy()) return plugin->stop();
+    }
     for (HostIndex other = 0; other < options.hosts; ++other)
       plugin->request_copy(other);
     return;

@@ -12,6 +12,7 @@ namespace {
 constexpr auto acceptor = Connection::Side::acceptor;
 constexpr Duration role_retry = std::chrono::milliseconds(300);
 constexpr Duration call_delay = std::chrono::microseconds(100);
+constexpr Duration proposal_timeout = std::chrono::seconds(10);
 
 }  // namespace
 
@@ -22,8 +23,15 @@ void Daemon::start() {
   cluster_.network.listen(host_, life_.guard([this](const std::shared_ptr<Connection>& connection) {
     accept(connection);
   }));
+  // Another host's records may have been answered with more than this disk has kept.
+  short_ = true;
+  absent_seen_ = false;
   take_role();
-  settle();
+  keep_role();
+}
+
+bool Daemon::is_witness() const {
+  return host_ >= cluster_.options.hosts;
 }
 
 void Daemon::die() {
@@ -76,7 +84,7 @@ void Daemon::run_next() {
 
 /// The images are free when no plugin has them and no I/O of a dead program is in flight.
 void Daemon::take_role() {
-  if (replica_busy_ || replica_ || is_primary() || opened_badly_) return;
+  if (is_witness() || replica_busy_ || replica_ || is_primary()) return;
   if (cluster_.plugins[host_] || machine_.has_io_in_flight()) {
     if (role_pending_) return;
     role_pending_ = true;
@@ -90,7 +98,10 @@ void Daemon::take_role() {
   hooks.update_state = [this](ReplicaProgram::StateChange change, Done done) {
     update(
         [change = std::move(change)](VolumeState& state) -> Status {
+          const bool was_consistent = state.consistent;
           change(state);
+          // A copy that is complete ends what an unclean end as primary had left.
+          if (!was_consistent && state.consistent) state.clean = true;
           return {};
         },
         std::move(done));
@@ -128,7 +139,11 @@ void Daemon::accept(const std::shared_ptr<Connection>& connection) {
 }
 
 Status Daemon::attach(const std::shared_ptr<Connection>& connection, const AttachMessage& message) {
-  if (is_primary()) return fail(Errc::refused, "{} is itself the primary", machine_.name);
+  if (is_primary()) {
+    // Somebody with a later epoch believes otherwise: the voters know.
+    if (message.epoch.number > state().epoch.number) recheck_ = true;
+    return fail(Errc::refused, "{} is itself the primary", machine_.name);
+  }
   if (!replica_ || replica_busy_) return fail(Errc::busy, "{} changes its role", machine_.name);
   replica_->attach(connection, message);
   return {};
@@ -137,8 +152,8 @@ Status Daemon::attach(const std::shared_ptr<Connection>& connection, const Attac
 // --- requests of the plugin
 
 bool Daemon::can_activate() const {
-  return is_primary() && !plugin() && !state().transfer && !is_busy() && !cluster_.plugins[host_] &&
-         !machine_.has_io_in_flight();
+  return is_primary() && !plugin() && !state().transfer && !is_busy() &&
+         role_due() == RoleDue::none && !cluster_.plugins[host_] && !machine_.has_io_in_flight();
 }
 
 void Daemon::claim(const std::shared_ptr<Plugin>& plugin,
@@ -150,32 +165,39 @@ void Daemon::claim(const std::shared_ptr<Plugin>& plugin,
           return;
         }
         session_ = plugin;
-        const bool was_clean = state().clean;
-        const Sequence step = world_.random.chance(20) ? 100 : Sequence{1} << 24;
-        const std::uint32_t tag = static_cast<std::uint32_t>(world_.random.next());
-        update(
-            [this, step, tag](VolumeState& next) -> Status {
-              if (next.primary != machine_.name)
-                return fail(Errc::refused, "no longer the primary");
-              // As change_for_claim() in replicad/volume_agent.cpp.
-              next.epoch = Epoch{next.epoch.number + 1, tag};
-              if (!next.clean) {
-                const Sequence at = std::max(next.sequence_reserved, next.history.sequence);
-                DigestItem item;
-                item.epoch = next.epoch;
-                item.sequence = at;
-                next.history = HistoryPoint{next.epoch, at, extend_digest({}, item)};
-                next.in_sync = {machine_.name};
-              }
-              next.sequence_reserved =
-                  std::max(next.sequence_reserved, next.history.sequence + step);
-              next.clean = false;
-              return {};
-            },
-            [this, was_clean, plugin, reply](const Status& written) {
-              on_claimed(written, was_clean, plugin, reply);
-            });
+        operation_ = "claim";
+        propose(change_claim({machine_.name, draw_tag(), state().epoch.number, state().clean}),
+                proposal_timeout,
+                [this, plugin, reply](const Result<Record>& record) {
+                  end_operation();
+                  if (record) return record_claim(*record, plugin, reply);
+                  if (record.error().code == Errc::stale_epoch) recheck_ = true;
+                  session_.reset();
+                  reply(tl::unexpected(record.error()));
+                });
       }));
+}
+
+void Daemon::record_claim(const Record& record,
+                          const std::shared_ptr<Plugin>& plugin,
+                          const std::function<void(Result<ClaimGrant>)>& reply) {
+  const bool was_clean = state().clean;
+  const Sequence step = world_.random.chance(20) ? 100 : Sequence{1} << 24;
+  update(
+      [this, record, step](VolumeState& next) -> Status {
+        if (next.primary != machine_.name || (next.vote.record && *next.vote.record != record)) {
+          return fail(Errc::refused, "no longer the primary");
+        }
+        next.epoch = record.epoch;
+        next.in_sync = record.in_sync;
+        if (!next.clean) next.history = unclean_point(record.epoch, next);
+        next.sequence_reserved = std::max(next.sequence_reserved, next.history.sequence + step);
+        next.clean = false;
+        return {};
+      },
+      [this, was_clean, plugin, reply](const Status& written) {
+        on_claimed(written, was_clean, plugin, reply);
+      });
 }
 
 void Daemon::on_claimed(const Status& written,
@@ -199,7 +221,8 @@ void Daemon::on_claimed(const Status& written,
     return;
   }
   cluster_.claimed(host_, was_clean);
-  reply(ClaimGrant{state().epoch, state().history, state().sequence_reserved, state().in_sync});
+  reply(ClaimGrant{
+      state().vote.record->epoch, state().history, state().sequence_reserved, state().in_sync});
 }
 
 /// After a restart of replicad.
@@ -207,8 +230,16 @@ void Daemon::rejoin(const std::shared_ptr<Plugin>& plugin) {
   machine_.after(world_.random.delay(call_delay), life_.guard([this, plugin] {
     if (!plugin->is_serving()) return;
     const Epoch epoch = plugin->core().epoch();
-    const bool missed_term = epoch.number < state().epoch.number && !state().transfer;
-    if (!is_primary() || state().clean || (state().epoch != epoch && !missed_term)) {
+    const VoterState& vote = state().vote;
+    const bool recorded = vote.record->primary == machine_.name;
+    const Epoch term = recorded ? vote.record->epoch : state().epoch;
+    const bool missed_term = recorded && epoch.number < term.number;
+    const bool undecided = !vote.chosen && !state().transfer && (!recorded || missed_term);
+    if (is_primary() && undecided) {
+      recheck_ = true;
+      return;
+    }
+    if (!is_primary() || !recorded || state().clean || (term != epoch && !missed_term)) {
       world_.reached("export fenced at its rejoin");
       plugin->die();
       return;
@@ -216,18 +247,22 @@ void Daemon::rejoin(const std::shared_ptr<Plugin>& plugin) {
     session_ = plugin;
     plugin->join(shared_from_this());
     world_.reached("export rejoined");
-    if (missed_term) plugin->resume(state().epoch);
+    // With a switchover open it stays sealed until that is settled.
+    if (missed_term && !state().transfer) plugin->resume(term);
   }));
 }
 
 void Daemon::record_in_sync(const std::vector<std::string>& in_sync, Done reply) {
-  update(
-      [this, in_sync](VolumeState& next) -> Status {
-        if (next.primary != machine_.name) return fail(Errc::refused, "no longer the primary");
-        next.in_sync = in_sync;
-        return {};
-      },
-      std::move(reply));
+  const Record& record = *state().vote.record;
+  if (record.primary != machine_.name) {
+    recheck_ = !state().vote.chosen;
+    return reply(fail(Errc::stale_epoch, "another host may have become the primary"));
+  }
+  propose(change_in_sync(machine_.name, record.epoch, in_sync),
+          proposal_timeout,
+          [reply = std::move(reply)](const Result<Record>& chosen) {
+            reply(chosen ? Status() : tl::unexpected(chosen.error()));
+          });
 }
 
 void Daemon::reserve(Sequence until, Done reply) {
@@ -239,17 +274,14 @@ void Daemon::reserve(Sequence until, Done reply) {
       std::move(reply));
 }
 
-void Daemon::stopped(const HistoryPoint& point,
-                     const std::vector<std::string>& in_sync,
-                     Done reply) {
+void Daemon::stopped(const HistoryPoint& point, Done reply) {
   update(
-      [this, point, in_sync](VolumeState& next) -> Status {
+      [this, point](VolumeState& next) -> Status {
         if (next.primary != machine_.name || next.transfer) {
           return fail(Errc::refused, "a switchover is under way");
         }
         next.history = point;
         next.sequence_reserved = std::max(next.sequence_reserved, point.sequence);
-        next.in_sync = in_sync;
         next.clean = true;
         return {};
       },

@@ -1,12 +1,13 @@
 #pragma once
 // replicad of one host as far as a volume is concerned (replicad/volume*, switchover, settlement): the state file,
-// claims, records, the role and its transfer. A model: this logic lives in replicad, not in core.
+// claims, votes, records, the role and its transfer. A model: this logic lives in replicad, not in core.
 
 #include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
 
+#include "core/vote/proposer.h"
 #include "tests/sim/plugin.h"
 #include "tests/sim/replica_program.h"
 
@@ -27,12 +28,14 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   void rejoin(const std::shared_ptr<Plugin>& plugin);
   void record_in_sync(const std::vector<std::string>& in_sync, Done reply);
   void reserve(Sequence until, Done reply);
-  void stopped(const HistoryPoint& point, const std::vector<std::string>& in_sync, Done reply);
+  void stopped(const HistoryPoint& point, Done reply);
   void plugin_died();
 
   // Requests of an operator.
   [[nodiscard]] bool can_activate() const;
   void switchover(HostIndex to);
+  /// Takes the primary's role over without asking the primary.
+  void failover();
 
   [[nodiscard]] const VolumeState& state() const { return machine_.state; }
   [[nodiscard]] bool is_primary() const { return state().primary == machine_.name; }
@@ -46,12 +49,25 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   };
   struct View {
     std::string primary;
-    Epoch epoch;
-    bool promoting = false;
     bool has_failed = false;
     bool consistent = false;
   };
-  enum class Fencing : std::uint8_t { fenced, primary_there, no_answer };
+  enum class RoleDue : std::uint8_t { none, ask, promote, demote };
+  using Chosen = std::function<void(Result<Record>)>;
+  struct Proposal {
+    Proposal(const std::string& host, std::uint32_t nonce, RecordChange change)
+        : proposer(host, nonce, std::move(change)) {}
+    Proposer proposer;
+    Chosen done;
+    std::optional<Result<Record>> result;
+    bool learning = false;  ///< this host's own voter is told of what was chosen
+  };
+  struct PromotionOrder {
+    HostIndex from = 0;
+    Epoch term;   ///< that ends
+    Epoch epoch;  ///< that is offered
+    HistoryPoint point;
+  };
 
   void update(std::function<Status(VolumeState&)> change, Done done);
   void run_next();
@@ -59,39 +75,51 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   void accept(const std::shared_ptr<Connection>& connection);
   Status attach(const std::shared_ptr<Connection>& connection, const AttachMessage& message);
   [[nodiscard]] std::shared_ptr<Plugin> plugin() const;
+  void record_claim(const Record& record,
+                    const std::shared_ptr<Plugin>& plugin,
+                    const std::function<void(Result<ClaimGrant>)>& reply);
   void on_claimed(const Status& written,
                   bool was_clean,
                   const std::shared_ptr<Plugin>& plugin,
                   const std::function<void(Result<ClaimGrant>)>& reply);
 
-  // daemon_switchover.cpp
+  [[nodiscard]] bool is_witness() const;
+  [[nodiscard]] std::uint32_t draw_tag() {
+    return static_cast<std::uint32_t>(world_.random.next());
+  }
+
+  // daemon_vote.cpp: the voter, proposals, and what follows from a record
   /// Asks another host's replicad; `done` gets nullopt when no answer comes.
   template <typename Answer>
   void ask(HostIndex to,
            Duration timeout,
            std::function<void(Daemon&, std::function<void(Answer)>)> request,
            std::function<void(std::optional<Answer>)> done);
+  void vote_prepare(const PrepareRequest& request, std::function<void(Result<PrepareReply>)> done);
+  void vote_accept(const AcceptRequest& request, std::function<void(Result<AcceptReply>)> done);
+  void vote_chosen(const ChosenNotice& notice, Done done);
+  void propose(RecordChange change, Duration timeout, Chosen done);
+  void drive(const std::shared_ptr<Proposal>& proposal, const ProposerEvent& event);
+  void perform(const std::shared_ptr<Proposal>& proposal, const ProposerEffect& effect);
+  void finish(const std::shared_ptr<Proposal>& proposal, const Result<Record>& result);
+  void note_record();
+  [[nodiscard]] RoleDue role_due() const;
+  void keep_role();
+  void demote();
+
+  // daemon_role.cpp: the transfer of the primary's role
   [[nodiscard]] View view() const;
-  void fence(const Epoch& epoch, Done done);
-  void promote(HostIndex from,
-               const Epoch& epoch,
-               const HistoryPoint& point,
-               const std::vector<std::string>& in_sync,
-               Done done);
-  void record_promotion(const Epoch& epoch,
-                        const HistoryPoint& point,
-                        const std::vector<std::string>& in_sync,
-                        Done done);
   void on_held(HostIndex to, const Result<HistoryPoint>& point);
   void offer(HostIndex to, const HistoryPoint& point);
-  void on_promise(HostIndex to, const std::optional<Status>& answer);
+  void promote(const PromotionOrder& order, Done done);
+  void seal_replica(const Epoch& epoch,
+                    const std::optional<HistoryPoint>& point,
+                    std::function<void(Result<HistoryPoint>)> done);
+  void record_promotion(const Record& record, const HistoryPoint& point, Done done);
+  void reopen_replica();
   void settle();
-  void fence_target(HostIndex to,
-                    Epoch epoch,
-                    int attempts,
-                    std::function<void(Fencing, Epoch)> done);
-  void finish_promoted(const std::string& primary, const Epoch& epoch);
-  void finish_not_promoted(const Epoch& epoch);
+  void go_on(const Record& record);
+  void give_up_role(const std::string& primary, const std::optional<HistoryPoint>& point);
   void end_operation();
 
   Cluster& cluster_;
@@ -107,6 +135,11 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   bool opened_badly_ = false;
   std::weak_ptr<Plugin> session_;  ///< the plugin that has claimed
   std::string operation_;
+  /// It may have lost what it told the primary, until the primary has let it go and taken it back. The product has no
+  /// such mark yet: here the operator knows.
+  bool short_ = false;
+  bool absent_seen_ = false;
+  bool recheck_ = false;  ///< the voters must be asked who is the primary
   bool holding_ = false;  ///< the plugin was asked to hold and has not answered
 };
 

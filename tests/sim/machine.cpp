@@ -1,5 +1,6 @@
 #include "tests/sim/machine.h"
 
+#include <algorithm>
 #include <cerrno>
 
 namespace replicad::sim {
@@ -14,7 +15,8 @@ HostIndex host_index(std::string_view name) {
 
 Machine::Machine(World& world, const Options& options, HostIndex host)
     : index(host), name(host_name(host)), world_(world), options_(options) {
-  for (unsigned disk = 0; disk < options.disks; ++disk)
+  // A witness has none.
+  for (unsigned disk = 0; disk < options.disks && host < options.hosts; ++disk)
     images.emplace_back(options.blocks);
 }
 
@@ -30,6 +32,16 @@ void Machine::after(Duration delay, Action action) {
     }
     action();
   });
+}
+
+Watermarks Machine::told_since(std::uint64_t epoch) const {
+  Watermarks most;
+  for (auto at = told.lower_bound(epoch); at != told.end(); ++at) {
+    most.received = std::max(most.received, at->second.received);
+    most.logged = std::max(most.logged, at->second.logged);
+    most.durable = std::max(most.durable, at->second.durable);
+  }
+  return most;
 }
 
 bool Machine::draw_error() {

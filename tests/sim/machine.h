@@ -3,6 +3,7 @@
 
 #include <array>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -35,8 +36,11 @@ class Machine {
   Directory log;
   VolumeState state;          ///< the state file: as it is on stable storage
   Sequence told_durable = 0;  ///< highest sequence that a replica here has called durable
-  Watermarks
-      told;  ///< the most that replicas here have ever told a primary; sequences are never reused
+  /// The most that a replica here has told a primary, by epoch.
+  std::map<std::uint64_t, Watermarks> told;
+
+  /// What it has told in that epoch or a later one.
+  [[nodiscard]] Watermarks told_since(std::uint64_t epoch) const;
 
   /// What a program reads as the time.
   [[nodiscard]] Instant clock() const { return world_.now() + clock_offset_; }

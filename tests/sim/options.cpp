@@ -43,6 +43,7 @@ Options Options::draw(std::uint64_t seed) {
   // Most seeds have at least three data members, so that they count.
   options.hosts = static_cast<unsigned>(random.chance(8) ? 2 : random.between(3, 5));
   if (options.hosts > 3 && random.chance(50)) options.hosts = 3;
+  options.witnesses = random.chance(options.hosts == 2 ? 70 : 20) ? 1 : 0;
   options.disks = static_cast<unsigned>(random.between(1, 2));
   options.blocks = 16U << random.below(4);
   const auto mode = random.below(100);
@@ -79,9 +80,11 @@ std::string Options::describe() const {
     kinds += fmt::format("{}{}", kinds.empty() ? "" : ", ", fault_name(static_cast<Fault>(i)));
   }
   return fmt::format(
-      "{} hosts, {} disks of {} blocks, {}, {}, ring {} B, log {} x {} B, ack-timeout {} ms, {} "
+      "{} hosts, {} witnesses, {} disks of {} blocks, {}, {}, ring {} B, log {} x {} B, "
+      "ack-timeout {} ms, {} "
       "writes, depth {}, at most {} faults of: {}",
       hosts,
+      witnesses,
       disks,
       blocks,
       mode_name(mode),

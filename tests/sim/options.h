@@ -32,7 +32,8 @@ constexpr std::size_t fault_count = 12;
 
 struct Options {
   std::uint64_t seed = 1;
-  unsigned hosts = 3;  ///< data members
+  unsigned hosts = 3;      ///< data members
+  unsigned witnesses = 0;  ///< behind them: votes only
   unsigned disks = 1;
   unsigned blocks = 64;  ///< of 512 bytes, per disk
   Mode mode = Mode::sync;

@@ -372,8 +372,9 @@ void Plugin::answer(RequestId id, bool failed) {
               pending.change.kind == FrameType::flush ? Blocks{} : pending.op.stamps);
   }
   requests_.erase(found);
-  if (!failed) check_answer(pending);
-  cluster_.guest.on_answer(pending.op, failed);
+  const bool counts =
+      !failed && cluster_.check_answer(*this, pending.op, pending.header, pending.mode);
+  cluster_.guest.on_answer(pending.op, !counts);
 }
 
 std::vector<std::byte> Plugin::ring_bytes(const Primary::SendWindow& window) const {
@@ -395,10 +396,6 @@ void Plugin::sync_local(std::function<void(bool)> done) {
       life_,
       [done = std::move(done)](const Status& status) { done(status.has_value()); },
       true);
-}
-
-void Plugin::check_answer(const Pending& pending) {
-  cluster_.check_answer(*this, pending.op, pending.header, pending.mode);
 }
 
 // --- replicad
@@ -487,7 +484,7 @@ void Plugin::stop() {
        life_.guard([this](const Result<HistoryPoint>& point) {
          const auto to = daemon();
          if (!point || !to) return die();
-         to->stopped(*point, primary_->in_sync(), asked([this](const Status& written) {
+         to->stopped(*point, asked([this](const Status& written) {
            if (written) world_.reached("clean stop");
            die();
          }));

@@ -142,7 +142,6 @@ class Plugin : public std::enable_shared_from_this<Plugin> {
   void fill(RequestId id);
   void put_frame(FrameHeader header, std::uint64_t offset, const Blocks& stamps);
   void answer(RequestId id, bool failed);
-  void check_answer(const Pending& pending);
   [[nodiscard]] std::function<void(Status)> asked(std::function<void(Status)> done);
   void send_record(const std::vector<std::string>& in_sync);
   void send_reserve(Sequence until);

@@ -80,7 +80,11 @@ void ReplicaProgram::arm_timer() {
 
 void ReplicaProgram::learn_promise() {
   const Epoch& recorded = hooks_.state().epoch;
-  if (recorded.number > core_->promised().number) feed(replica_event::PromiseRaised{recorded});
+  const Epoch& known = core_->promised();
+  const bool raised = recorded.number > known.number;
+  if (raised || (recorded.number == known.number && recorded.tag != known.tag)) {
+    feed(replica_event::PromiseRaised{recorded});
+  }
 }
 
 void ReplicaProgram::send(SessionId session, std::vector<std::byte> frame) {
@@ -107,7 +111,7 @@ void ReplicaProgram::perform(const replica_effect::SendAttached& effect) {
   if (message.consistent) {
     check_prefix();
     // `attached` tells of watermarks as well.
-    Watermarks& told = machine_.told;
+    Watermarks& told = machine_.told[core_->promised().number];
     told.received = std::max(told.received, message.logged.sequence);
     told.logged = std::max(told.logged, message.logged.sequence);
     told.durable = std::max(told.durable, message.durable);
@@ -129,7 +133,7 @@ void ReplicaProgram::perform(const replica_effect::SendWatermarks& effect) {
                    marks.durable,
                    log_->durable());
     machine_.told_durable = std::max(machine_.told_durable, marks.durable);
-    Watermarks& told = machine_.told;
+    Watermarks& told = machine_.told[core_->promised().number];
     told.received = std::max(told.received, marks.received);
     told.logged = std::max(told.logged, marks.logged);
     told.durable = std::max(told.durable, marks.durable);
@@ -142,7 +146,7 @@ void ReplicaProgram::perform(const replica_effect::SendCopyDone& effect) {
   world_.require(machine_.state.consistent && machine_.state.checkpoint == effect.point,
                  "P2 copy: {} says that its copy is whole before that is on record",
                  machine_.name);
-  Watermarks& told = machine_.told;
+  Watermarks& told = machine_.told[core_->promised().number];
   told.received = told.logged = told.durable = std::max(told.durable, effect.point.sequence);
   send(effect.session, encode_copy_done({effect.point}));
 }
@@ -255,7 +259,8 @@ void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
           case ReplicaRecord::Kind::promise:
             if (record.epoch.number < state.epoch.number) return;
             state.epoch = record.epoch;
-            state.primary = record.primary;
+            // Promised to no primary in particular: by a vote.
+            if (!record.primary.empty()) state.primary = record.primary;
             return;
           case ReplicaRecord::Kind::inconsistent:
             state.consistent = false;
@@ -366,7 +371,7 @@ void ReplicaProgram::on_closed(SessionId session) {
 }
 
 void ReplicaProgram::prepare_promotion(const Epoch& epoch,
-                                       const HistoryPoint& point,
+                                       const std::optional<HistoryPoint>& point,
                                        std::function<void(Status)> done) {
   std::optional<Error> refused = failure_;
   if (closing_ || promotion_done_ || recovering_) {

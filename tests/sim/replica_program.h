@@ -33,7 +33,7 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   Status open();
   void attach(const std::shared_ptr<Connection>& connection, const AttachMessage& message);
   void prepare_promotion(const Epoch& epoch,
-                         const HistoryPoint& point,
+                         const std::optional<HistoryPoint>& point,
                          std::function<void(Status)> done);
   void shutdown(bool discard_log, std::function<void()> done);
 

@@ -89,6 +89,8 @@ void ReplicaProgram::begin(const FoundLog& found) {
 }
 
 void ReplicaProgram::check_prefix() const {
+  // A former primary's unclean end is marked: its image is whatever its disk has kept.
+  if (!hooks_.state().clean) return;
   Images images;
   for (const Image& image : machine_.images)
     images.push_back(image.blocks());
