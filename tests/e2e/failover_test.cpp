@@ -194,8 +194,12 @@ class DeepLoad {
     for (unsigned i = 0; i < connections; ++i) {
       for (unsigned k = 0; k < depth; ++k) {
         const std::uint64_t offset = (std::uint64_t{i} * depth + k) * block_.size();
-        const std::int64_t cookie = nbd_aio_pwrite(
-            clients_[i]->handle(), block_.data(), block_.size(), offset, NBD_NULL_COMPLETION, 0);
+        const std::int64_t cookie = nbd_aio_pwrite(clients_[i]->handle(),
+                                                   block_.data(),
+                                                   block_.size(),
+                                                   offset,
+                                                   nbd_completion_callback{},
+                                                   0);
         REQUIRE(cookie >= 0);
         cookies_.emplace_back(i, cookie);
       }

@@ -193,11 +193,10 @@ TEST_CASE("power: the recorder sees every kind of operation") {
   }
   const auto& operations = scenario.record.operations;
   // A segment that becomes a spare, and the other way.
-  for (const auto& [from, to] :
-       {std::pair("log/0", "log/spare."), std::pair("log/spare.", "log/0")}) {
+  for (const auto& names : {std::pair("log/0", "log/spare."), std::pair("log/spare.", "log/0")}) {
     CHECK(std::any_of(operations.begin(), operations.end(), [&](const DiskOperation& operation) {
-      return operation.kind == Kind::rename && operation.name.starts_with(from) &&
-             operation.target.starts_with(to);
+      return operation.kind == Kind::rename && operation.name.starts_with(names.first) &&
+             operation.target.starts_with(names.second);
     }));
   }
   for (const auto which : {is_log, is_image, is_state}) {

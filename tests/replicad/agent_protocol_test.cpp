@@ -11,8 +11,7 @@ using nlohmann::json;
 /// A plugin that holds the images' locks as a real one does.
 class TestPlugin {
  public:
-  explicit TestPlugin(const TestHost& host)
-      : host_(host), peer_(std::move(*host.connect_agent())) {}
+  explicit TestPlugin(const TestHost& host) : peer_(std::move(*host.connect_agent())) {}
 
   json claim() {
     const json reply =
@@ -44,7 +43,6 @@ class TestPlugin {
   Fd image;
 
  private:
-  const TestHost& host_;
   AgentPeer peer_;
 };
 
@@ -249,15 +247,16 @@ TEST_CASE("agent: a plugin that outlives replicad rejoins, with its own term onl
   json stale = plugin.grant.at("epoch");
   stale["tag"] = stale["tag"].get<std::uint32_t>() ^ 1U;
   CHECK(code_of(rejoin(stale).second) == "stale_epoch");
-  auto [peer, reply] = rejoin(plugin.grant.at("epoch"));
-  CHECK_MESSAGE(reply.at("ok") == true, reply.dump());
+  auto first = rejoin(plugin.grant.at("epoch"));
+  CHECK_MESSAGE(first.second.at("ok") == true, first.second.dump());
   CHECK(host.shows("vm1", "state", "serving"));
   // The same process again: its old connection may not have been seen to end.
-  auto [again, second] = rejoin(plugin.grant.at("epoch"));
-  CHECK_MESSAGE(second.at("ok") == true, second.dump());
-  peer.close();
+  auto second = rejoin(plugin.grant.at("epoch"));
+  CHECK_MESSAGE(second.second.at("ok") == true, second.second.dump());
+  first.first.close();
   CHECK(host.shows("vm1", "state", "serving"));
-  CHECK(again.request("record_in_sync", {{"in_sync", {"a"}}, {"reason", "test"}}).at("ok") == true);
+  CHECK(second.first.request("record_in_sync", {{"in_sync", {"a"}}, {"reason", "test"}}).at("ok") ==
+        true);
 }
 
 TEST_CASE("agent: a sealed plugin that missed its new term is told it when it rejoins") {

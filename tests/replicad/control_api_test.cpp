@@ -189,9 +189,8 @@ TEST_CASE("control: every verb on an unknown volume is not_found") {
       {"promote",
        {{"from", "b"}, {"term", epoch}, {"epoch", epoch}, {"history", point}, {"activate", false}}},
       {"vote/prepare", {{"uuid", fixture_uuid}, {"fork", 0}, {"ballot", ballot}}}};
-  for (const auto& [verb, body] : verbs) {
-    CHECK_MESSAGE(host.post("vm9", verb, body).status == 404, verb);
-  }
+  for (const auto& verb : verbs)
+    CHECK_MESSAGE(host.post("vm9", verb.first, verb.second).status == 404, verb.first);
   CHECK(host.ask("PUT", "/v1/volumes/vm9/members", {{"members", json::array()}}).status == 404);
   CHECK(host.ask("DELETE", "/v1/volumes/vm9?uuid=x").status == 404);
 }

@@ -74,14 +74,14 @@ TEST_CASE("program: a port, a state directory or a run directory in use is named
   };
   const std::string stream = other.member().at("stream");
   const std::string control = other.member().at("control");
-  for (const auto& [argument, word] : std::vector<std::pair<std::string, std::string>>{
+  for (const auto& used : std::vector<std::pair<std::string, std::string>>{
            {"--listen=" + stream, stream},
            {"--control=" + control, control},
            {"--state-dir=" + other.dir() + "/state", other.dir() + "/state"},
            {"--run-dir=" + other.dir() + "/run", other.dir() + "/run"}}) {
-    const Ended ended = with(argument);
-    CHECK_MESSAGE(ended.status == 1, argument);
-    CHECK_MESSAGE(says(ended.output, word), ended.output);
+    const Ended ended = with(used.first);
+    CHECK_MESSAGE(ended.status == 1, used.first);
+    CHECK_MESSAGE(says(ended.output, used.second), ended.output);
     CHECK_MESSAGE(says(ended.output, "in use"), ended.output);
   }
   CHECK(other.ask("GET", "/v1/host").ok());

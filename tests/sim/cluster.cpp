@@ -6,7 +6,6 @@ namespace replicad::sim {
 
 namespace {
 
-constexpr Duration tend_interval = std::chrono::milliseconds(100);
 constexpr Duration faults_longest = std::chrono::seconds(90);
 constexpr Duration heal_longest = std::chrono::seconds(180);
 constexpr unsigned faults_least = 3;
