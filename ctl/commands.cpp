@@ -43,10 +43,10 @@ const char* const import_details =
     "  replicactl import vm1 nbd://10.0.0.9/export";
 
 const char* const set_details =
-    "Settings: mode (async, semi-sync, sync), congestion (throttle, detach), ring_bytes,\n"
-    "log_bytes, segment_bytes (sizes), ack_timeout_ms, quorum_timeout_ms (times; 0: requests wait\n"
-    "for a quorum without end). The primary is told first, then the others; a member that cannot "
-    "be reached is named, and the exit code is 4.\n\n"
+    "Settings: mode (async, semi-sync, sync), congestion (throttle, detach), on_local_error\n"
+    "(hold, fail), ring_bytes, log_bytes, segment_bytes (sizes), ack_timeout_ms,\n"
+    "quorum_timeout_ms (times; 0: requests wait for a quorum without end). The primary is told\n"
+    "first, then the others; a member that cannot be reached is named, and the exit code is 4.\n\n"
     "  replicactl set vm1 mode=semi-sync ack_timeout=3s";
 
 const char* const wait_details =

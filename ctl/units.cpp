@@ -60,8 +60,8 @@ Result<nlohmann::json> one_of(const std::string& text, Parse parse) {
   return nlohmann::json(text);
 }
 
-const std::array<Setting, 7>& all_settings() {
-  static constexpr std::array<Setting, 7> settings{{
+const std::array<Setting, 8>& all_settings() {
+  static constexpr std::array<Setting, 8> settings{{
       {"mode",
        nullptr,
        "async, semi-sync or sync",
@@ -70,6 +70,10 @@ const std::array<Setting, 7>& all_settings() {
        nullptr,
        "throttle or detach",
        [](const std::string& v) { return one_of(v, congestion_from_name); }},
+      {"on_local_error",
+       nullptr,
+       "hold or fail",
+       [](const std::string& v) { return one_of(v, on_local_error_from_name); }},
       {"ring_bytes",
        "ring",
        "a size",

@@ -13,6 +13,11 @@ namespace replicad {
 
 namespace {
 
+/// For want of space nothing else is wrong with an image.
+bool is_full(int error) {
+  return error == ENOSPC || error == EDQUOT;
+}
+
 /// Placed frames that are not sealed yet never lie further apart than the ring index has entries.
 std::size_t ready_slots(const Primary& primary) {
   return primary.ring().entries_max();
@@ -23,7 +28,10 @@ std::size_t ready_slots(const Primary& primary) {
 Bridge::Bridge(const PrimaryConfig& config,
                std::unique_ptr<MirroredBuffer> ring,
                const std::vector<DiskImage>& images)
-    : images_(images), ring_(std::move(ring)), primary_(config, boot_time_now()) {
+    : images_(images),
+      ring_(std::move(ring)),
+      local_trouble_(config.on_local_error),
+      primary_(config, boot_time_now()) {
   ready_ = std::vector<ReadyMark>(ready_slots(primary_));
 }
 
@@ -127,11 +135,36 @@ int Bridge::admit(GuestRequest& request, const Change& change) {
 
 /// Admitted, and marked as about to be written to.
 int Bridge::admit_write(GuestRequest& request, const Change& change) {
-  if (const int error = admit(request, change); error != 0) return error;
-  if (activity_ == nullptr) return 0;
-  const int error = activity_->mark(change.range);
-  if (error != 0) step(primary_event::Abandoned{request.id()});
-  return error;
+  while (true) {
+    if (const int error = admit(request, change); error != 0) return error;
+    if (activity_ == nullptr) return 0;
+    const int error = mark_activity(change.range);
+    if (error == 0) return 0;
+    step(primary_event::Abandoned{request.id()});
+    // Nothing was written yet: when it only made way for a hold, it arrives anew behind that.
+    if (stopping_() || local_trouble_.policy() == OnLocalError::fail) return error;
+    request.set(GuestRequest::State::arrived);
+  }
+}
+
+/// Each attempt writes the pages anew, so that what a failed sync lost is no matter.
+int Bridge::mark_activity(const Range& range) {
+  return local_trouble_.persist(
+      [&] { return activity_->mark(range); },
+      [&] {
+        return LocalTrouble::Terms{
+            .describe = [this, range](int error) { return describe_activity(range, error); },
+            .give_up = [this](int /*error*/) { return stopping_() || is_hold_under_way(); }};
+      });
+}
+
+Error Bridge::describe_activity(const Range& range, int error) const {
+  Error failure = errno_to_error(
+      error, fmt::format("activity map of {}, before a write", images_[range.disk].path()));
+  failure.hint =
+      "the guest waits: make room in replicad's state-dir or repair that disk, or switch to "
+      "another member; with `replicactl set VOLUME on-local-error=fail` it gets the error";
+  return failure;
 }
 
 int Bridge::wait_for_answer(GuestRequest& request) {
@@ -181,54 +214,112 @@ int Bridge::write(DiskIndex disk, std::span<const std::byte> data, std::uint64_t
 
 int Bridge::write_piece(
     DiskIndex disk, std::span<const std::byte> data, std::uint64_t offset, bool fua, bool last) {
-  GuestRequest& request = GuestRequest::of_this_thread();
   const Change change{.kind = FrameType::write,
                       .flags = fua && last ? frame_flag_fua : std::uint16_t{0},
                       .range = {disk, offset, data.size()}};
-  if (const int error = admit_write(request, change); error != 0) return error;
-  if (const int error = images_[disk].write(data, offset, fua); error != 0) {
-    return recover_failed_write(request, change.range, error);
+  while (true) {
+    GuestRequest& request = GuestRequest::of_this_thread();
+    if (const int error = admit_write(request, change); error != 0) return error;
+    const int error = write_image(change.range, data, fua);
+    if (error == 0) {
+      place(request, last);
+      fill(request.header, request.ring_offset, data);
+      finish_frame();
+      return last ? wait_for_answer(request) : 0;
+    }
+    // A switchover or a stop did not wait for space: what the image holds now is streamed, and the
+    // write arrives anew, behind the hold. Where it is served next it can still be made.
+    const bool put_back =
+        is_full(error) && !stopping_() && local_trouble_.policy() == OnLocalError::hold;
+    if (!put_back || !stream_present(request, change.range)) {
+      return recover_failed_write(request, change.range, error);
+    }
   }
-  place(request, last);
-  fill(request.header, request.ring_offset, data);
-  finish_frame();
-  return last ? wait_for_answer(request) : 0;
 }
 
-int Bridge::recover_failed_write(GuestRequest& request, const Range& range, int error) {
+int Bridge::write_image(const Range& range, std::span<const std::byte> data, bool fua) {
   const DiskImage& image = images_[range.disk];
-  log(LogLevel::error,
-      "local_write_failed",
-      "disk={} offset={} bytes={} errno={}",
-      image.name(),
-      range.offset_bytes,
-      range.length_bytes,
-      error);
-  // Part of the range may hold new bytes. For want of space nothing else is wrong with the image: what it
-  // holds now becomes the write, so that all members stay equal. After any other error it is not trusted.
-  std::vector<std::byte> present(range.length_bytes);
-  const bool full = error == ENOSPC || error == EDQUOT;
-  if (!full || image.read(present, range.offset_bytes) != 0)
-    return fail_volume(request, range, "write", error);
-  place(request, false);
-  fill(request.header, request.ring_offset, present);
-  finish_frame();
-  return error;
+  return local_trouble_.persist([&] { return image.write(data, range.offset_bytes, fua); },
+                                [&] {
+                                  return terms("write", range, [this, fua](int error) {
+                                    if (is_full(error)) return is_hold_under_way();
+                                    // The kernel tells but once that an earlier write did not reach the disk.
+                                    return fua;
+                                  });
+                                });
 }
 
-int Bridge::fail_volume(GuestRequest& request, const Range& range, const char* what, int error) {
+int Bridge::read(DiskIndex disk, std::span<std::byte> to, std::uint64_t offset) {
+  const DiskImage& image = images_[disk];
+  return local_trouble_.persist(
+      [&] { return image.read(to, offset); },
+      [&] {
+        return terms("read", {disk, offset, to.size()}, [](int /*error*/) { return false; });
+      });
+}
+
+LocalTrouble::Terms Bridge::terms(const char* what,
+                                  const Range& range,
+                                  std::function<bool(int)> give_up) {
+  return {.describe = [this, what, range](int error) { return describe(what, range, error); },
+          .give_up = [this, give_up = std::move(give_up)](
+                         int error) { return stopping_() || give_up(error); }};
+}
+
+Error Bridge::describe(const char* what, const Range& range, int error) const {
   const DiskImage& image = images_[range.disk];
-  const std::lock_guard lock(mutex_);
   Error failure = errno_to_error(error,
                                  fmt::format("{} of {} bytes at {} of {}",
                                              what,
                                              range.length_bytes,
                                              range.offset_bytes,
                                              image.path()));
-  failure.hint =
-      "the image is not trusted any more: switch to a member that is in sync, or repair the disk";
-  step_locked(primary_event::Fail{std::move(failure)});
-  step_locked(primary_event::Abandoned{request.id()});
+  failure.hint = is_full(error)
+                     ? "the guest waits: make room there, or switch to another member; with "
+                       "`replicactl set VOLUME on-local-error=fail` it gets the error"
+                     : "the guest waits: repair the disk, or let another member take over; with "
+                       "`replicactl set VOLUME on-local-error=fail` it gets the error";
+  return failure;
+}
+
+bool Bridge::is_hold_under_way() {
+  return look(
+      [](const Primary& primary) { return primary.hold_phase() != Primary::HoldPhase::none; });
+}
+
+/// What the image holds in the range of a write that failed becomes the write, so that all members stay equal.
+/// False if it cannot be read.
+bool Bridge::stream_present(GuestRequest& request, const Range& range) {
+  std::vector<std::byte> present(range.length_bytes);
+  if (images_[range.disk].read(present, range.offset_bytes) != 0) return false;
+  place(request, false);
+  fill(request.header, request.ring_offset, present);
+  finish_frame();
+  return true;
+}
+
+int Bridge::recover_failed_write(GuestRequest& request, const Range& range, int error) {
+  log(LogLevel::error,
+      "local_write_failed",
+      "disk={} offset={} bytes={} errno={}",
+      images_[range.disk].name(),
+      range.offset_bytes,
+      range.length_bytes,
+      error);
+  // Part of the range may hold new bytes. After any other error than want of space the image is not trusted.
+  if (is_full(error) && stream_present(request, range)) return error;
+  return fail_volume(request, range, "write", error);
+}
+
+int Bridge::fail_volume(GuestRequest& request, const Range& range, const char* what, int error) {
+  Error failure = describe(what, range, error);
+  failure.hint = "the image is not trusted any more: " + failure.hint;
+  {
+    const std::lock_guard lock(mutex_);
+    step_locked(primary_event::Fail{std::move(failure)});
+    step_locked(primary_event::Abandoned{request.id()});
+  }
+  local_trouble_.wait_out(stopping_);
   return error;
 }
 
@@ -249,7 +340,7 @@ int Bridge::zero(DiskIndex disk,
     const Change change{.kind = kind, .flags = flags, .range = {disk, offset, piece}};
     if (const int error = admit_write(request, change); error != 0) return error;
     const bool may_punch = may_trim || kind == FrameType::trim;
-    if (const int error = images_[disk].zero(offset, piece, may_punch, fua); error != 0) {
+    if (const int error = zero_image(change.range, may_punch, fua); error != 0) {
       return fail_volume(request, change.range, "zeroing", error);
     }
     place(request, last);
@@ -262,6 +353,14 @@ int Bridge::zero(DiskIndex disk,
   return 0;
 }
 
+int Bridge::zero_image(const Range& range, bool may_punch, bool fua) {
+  const DiskImage& image = images_[range.disk];
+  const int error = local_trouble_.persist(
+      [&] { return image.zero(range.offset_bytes, range.length_bytes, may_punch); },
+      [&] { return terms("zeroing", range, [](int /*error*/) { return false; }); });
+  return error == 0 && fua ? image.sync() : error;
+}
+
 int Bridge::flush(DiskIndex disk) {
   counters_.flushes.fetch_add(1, std::memory_order_relaxed);
   GuestRequest& request = GuestRequest::of_this_thread();
@@ -272,9 +371,13 @@ int Bridge::flush(DiskIndex disk) {
   fill(request.header, request.ring_offset, {});
   finish_frame();
   if (const int error = images_[disk].sync(); error != 0) {
+    // Trying again would prove nothing: the kernel tells such a loss once.
     Error failure = errno_to_error(error, fmt::format("fdatasync of {}", images_[disk].path()));
-    failure.hint = "what was not durable may be lost: repair the disk";
+    failure.hint =
+        "what was not durable may be lost, and the guest waits: let another member take over; with "
+        "`replicactl set VOLUME on-local-error=fail` it gets the error";
     step(primary_event::Fail{std::move(failure)});
+    static_cast<void>(wait_for_answer(request));
     return error;
   }
   step(primary_event::LocalSynced{request.id()});

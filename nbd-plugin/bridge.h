@@ -15,6 +15,7 @@
 #include "nbd-plugin/activity_log.h"
 #include "nbd-plugin/disk_image.h"
 #include "nbd-plugin/guest_request.h"
+#include "nbd-plugin/local_trouble.h"
 
 namespace replicad {
 
@@ -30,7 +31,9 @@ class Bridge {
   /// `wake`: makes the reactor call drain(); any thread. `stopping`: nbdkit is shutting down; held requests give up.
   void set_hooks(std::function<void()> wake, std::function<bool()> stopping);
 
-  // Guest side, any thread, blocking; result: 0 or errno. Ranges lie within the disk.
+  // Guest side, any thread, blocking; result: 0 or errno. Ranges lie within the disk. What fails here
+  // because the image does waits or is answered with the error, as on-local-error says.
+  [[nodiscard]] int read(DiskIndex disk, std::span<std::byte> to, std::uint64_t offset);
   [[nodiscard]] int write(DiskIndex disk,
                           std::span<const std::byte> data,
                           std::uint64_t offset,
@@ -43,6 +46,9 @@ class Bridge {
                          bool may_trim,
                          bool fua);
   [[nodiscard]] int flush(DiskIndex disk);
+
+  /// Requests that wait for the image; its policy.
+  [[nodiscard]] LocalTrouble& local_trouble() { return local_trouble_; }
 
   // Reactor side.
   /// While it is set, requests that wait are answered with EIO, at the latest after 100 ms.
@@ -78,11 +84,21 @@ class Bridge {
   [[nodiscard]] int reason_to_give_up() const;
   [[nodiscard]] int admit(GuestRequest& request, const Change& change);
   [[nodiscard]] int admit_write(GuestRequest& request, const Change& change);
+  [[nodiscard]] int mark_activity(const Range& range);
+  [[nodiscard]] Error describe_activity(const Range& range, int error) const;
   [[nodiscard]] int wait_for_answer(GuestRequest& request);
   void place(GuestRequest& request, bool wants_answer);
   [[nodiscard]] int write_piece(
       DiskIndex disk, std::span<const std::byte> data, std::uint64_t offset, bool fua, bool last);
+  [[nodiscard]] int write_image(const Range& range, std::span<const std::byte> data, bool fua);
+  [[nodiscard]] int zero_image(const Range& range, bool may_punch, bool fua);
+  [[nodiscard]] bool is_hold_under_way();
+  [[nodiscard]] bool stream_present(GuestRequest& request, const Range& range);
   [[nodiscard]] int recover_failed_write(GuestRequest& request, const Range& range, int error);
+  [[nodiscard]] LocalTrouble::Terms terms(const char* what,
+                                          const Range& range,
+                                          std::function<bool(int)> give_up);
+  [[nodiscard]] Error describe(const char* what, const Range& range, int error) const;
   [[nodiscard]] int fail_volume(GuestRequest& request,
                                 const Range& range,
                                 const char* what,
@@ -102,6 +118,7 @@ class Bridge {
   std::function<bool()> stopping_;
   std::function<bool()> give_up_;
   std::atomic<bool> quorum_lost_{false};
+  LocalTrouble local_trouble_;
   std::atomic<bool> has_stream_{false};  ///< some peer waits for frames
   Counters counters_;
 

@@ -55,17 +55,14 @@ int DiskImage::write(std::span<const std::byte> from, std::uint64_t offset, bool
   return 0;
 }
 
-int DiskImage::zero(std::uint64_t offset,
-                    std::uint64_t length,
-                    bool may_punch,
-                    bool durable) const {
+int DiskImage::zero(std::uint64_t offset, std::uint64_t length, bool may_punch) const {
   Status status = zero_range(fd_.get(), offset, length, may_punch);
   // Keeping the space allocated is a wish, reading as zeroes is the promise.
   if (!status && status.error().code == Errc::no_space && !may_punch) {
     status = zero_range(fd_.get(), offset, length, true);
   }
-  if (!status) return status.error().sys_errno != 0 ? status.error().sys_errno : EIO;
-  return durable ? sync() : 0;
+  if (status) return 0;
+  return status.error().sys_errno != 0 ? status.error().sys_errno : EIO;
 }
 
 int DiskImage::sync() const {

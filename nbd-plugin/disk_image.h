@@ -29,10 +29,7 @@ class DiskImage {
   [[nodiscard]] int write(std::span<const std::byte> from,
                           std::uint64_t offset,
                           bool durable) const;
-  [[nodiscard]] int zero(std::uint64_t offset,
-                         std::uint64_t length,
-                         bool may_punch,
-                         bool durable) const;
+  [[nodiscard]] int zero(std::uint64_t offset, std::uint64_t length, bool may_punch) const;
   [[nodiscard]] int sync() const;
   /// Hints that [offset, offset+length) will be read.
   [[nodiscard]] int prefetch(std::uint64_t offset, std::uint64_t length) const;

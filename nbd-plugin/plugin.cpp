@@ -224,7 +224,8 @@ int pread(void* handle,
           std::uint64_t offset,
           std::uint32_t /*flags*/) {
   return guarded(-1, [&] {
-    return finish(image_of(handle).read({static_cast<std::byte*>(buffer), count}, offset), "read");
+    const std::span<std::byte> data(static_cast<std::byte*>(buffer), count);
+    return finish(plugin().volume->bridge().read(disk_of(handle), data, offset), "read");
   });
 }
 

@@ -20,6 +20,10 @@ SettingsGrant read_settings(const json& value) {
   if (!mode) throw FieldError{"unknown mode"};
   const auto congestion = congestion_from_name(value.at("congestion").get<std::string>());
   if (!congestion) throw FieldError{"unknown congestion policy"};
+  const auto on_local_error =
+      on_local_error_from_name(value.at("on_local_error").get<std::string>());
+  if (!on_local_error) throw FieldError{"unknown on_local_error policy"};
+  settings.on_local_error = *on_local_error;
   settings.mode = *mode;
   settings.congestion = *congestion;
   settings.ring_bytes = value.at("ring_bytes").get<std::uint64_t>();

@@ -27,6 +27,7 @@ struct MemberGrant {
 struct SettingsGrant {
   Mode mode = Mode::sync;
   Congestion congestion = Congestion::throttle;
+  OnLocalError on_local_error = OnLocalError::hold;
   std::uint64_t ring_bytes = ring_bytes_default;
   std::uint32_t ack_timeout_ms = ack_timeout_ms_default;
   std::uint32_t quorum_timeout_ms = quorum_timeout_ms_default;  ///< 0: wait for ever

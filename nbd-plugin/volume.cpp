@@ -34,6 +34,7 @@ PrimaryConfig config_from(const Grant& grant) {
   config.host = grant.host;
   config.mode = grant.settings.mode;
   config.congestion = grant.settings.congestion;
+  config.on_local_error = grant.settings.on_local_error;
   config.ring_bytes = grant.settings.ring_bytes;
   config.ack_timeout = std::chrono::milliseconds(grant.settings.ack_timeout_ms);
   return config;
@@ -385,11 +386,12 @@ json Volume::status_json() {
                     primary.in_sync()};
   });
   const bool no_quorum = record_since_ && record_error_;
-  const char* state = now.failure             ? "failed"
-                      : now.sealed            ? "sealed"
-                      : now.held || no_quorum ? "held"
-                                              : "serving";
-  std::optional<Error> error = now.failure;
+  const std::optional<Error> trouble = bridge_->local_trouble().current();
+  const char* state = now.failure                        ? "failed"
+                      : now.sealed                       ? "sealed"
+                      : now.held || trouble || no_quorum ? "held"
+                                                         : "serving";
+  std::optional<Error> error = now.failure ? now.failure : trouble;
   if (!error && no_quorum) error = record_error_;
   const Bridge::Counters& counters = bridge_->counters();
   std::uint64_t copied_bytes = 0;

@@ -132,7 +132,9 @@ void Volume::on_set(const json& fields, const AgentClient::Reply& reply) {
   }
   ack_timeout_ = std::chrono::milliseconds(settings->ack_timeout_ms);
   quorum_timeout_ = std::chrono::milliseconds(settings->quorum_timeout_ms);
-  bridge_->step(primary_event::SettingsChanged{settings->mode, settings->congestion, ack_timeout_});
+  bridge_->step(primary_event::SettingsChanged{
+      settings->mode, settings->congestion, ack_timeout_, settings->on_local_error});
+  bridge_->local_trouble().set_policy(settings->on_local_error);
   reply(json::object());
 }
 

@@ -78,6 +78,13 @@ Result<Target> check_target(const VolumeState& state,
   return target;
 }
 
+/// Also while requests wait for the primary's own image (on-local-error=hold), not while they wait for a quorum.
+bool is_served(const VolumeSnapshot& snapshot) {
+  if (snapshot.shown_state == "serving") return true;
+  return snapshot.shown_state == "held" && snapshot.error &&
+         snapshot.error->code != Errc::unreachable;
+}
+
 Status check_volume_ready(const VolumeSnapshot& snapshot) {
   const VolumeState& state = snapshot.state;
   if (state.primary != snapshot.host) {
@@ -92,7 +99,7 @@ Status check_volume_ready(const VolumeSnapshot& snapshot) {
                           state.transfer->to),
                      "it settles by itself as soon as enough voters answer");
   }
-  if (snapshot.shown_state == "serving") return {};
+  if (is_served(snapshot)) return {};
   if (snapshot.shown_state != "stopped") {
     return fail(Errc::refused,
                 "volume {} is {}, neither serving nor stopped",
@@ -435,7 +442,7 @@ Result<json> run_switchover(ControlContext& context,
   RD_TRY(check_volume_ready(snapshot));
   auto target = check_target(snapshot.state, snapshot.host, request.to);
   if (!target) return tl::unexpected(target.error());
-  const bool serving = snapshot.shown_state == "serving";
+  const bool serving = is_served(snapshot);
   if (request.dry_run) return dry_run(snapshot, *target, serving);
   auto held = serving ? hold(context, volume, request)
                       : stopped_point(snapshot.state, snapshot.host, *target);

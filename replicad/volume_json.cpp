@@ -168,6 +168,7 @@ json to_json(const HistoryPoint& point) {
 json to_json(const VolumeSettings& settings) {
   return {{"mode", mode_name(settings.mode)},
           {"congestion", congestion_name(settings.congestion)},
+          {"on_local_error", on_local_error_name(settings.on_local_error)},
           {"ring_bytes", settings.ring_bytes},
           {"log_bytes", settings.log_bytes},
           {"segment_bytes", settings.segment_bytes},
@@ -213,6 +214,11 @@ void read_settings(const json& object, FieldReader& outer, VolumeSettings& setti
     const auto congestion = congestion_from_name(*name);
     if (congestion) settings.congestion = *congestion;
     if (!congestion) fields.reject("congestion must be throttle or detach");
+  }
+  if (const auto name = fields.optional_text("on_local_error", 32)) {
+    const auto policy = on_local_error_from_name(*name);
+    if (policy) settings.on_local_error = *policy;
+    if (!policy) fields.reject("on_local_error must be hold or fail");
   }
   const auto number = [&](const char* name, std::uint64_t value_max, std::uint64_t fallback) {
     return fields.optional_number(name, 0, value_max).value_or(fallback);

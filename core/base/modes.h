@@ -43,4 +43,19 @@ enum class Congestion : std::uint8_t { throttle, detach };
   return std::nullopt;
 }
 
+/// What happens to the guest's requests when the primary's own image fails: they wait until it works
+/// again (or another member takes over), or they are answered with the error.
+enum class OnLocalError : std::uint8_t { hold, fail };
+
+[[nodiscard]] constexpr std::string_view on_local_error_name(OnLocalError policy) {
+  return policy == OnLocalError::hold ? "hold" : "fail";
+}
+
+[[nodiscard]] constexpr std::optional<OnLocalError> on_local_error_from_name(
+    std::string_view name) {
+  if (name == "hold") return OnLocalError::hold;
+  if (name == "fail") return OnLocalError::fail;
+  return std::nullopt;
+}
+
 }  // namespace replicad

@@ -17,6 +17,9 @@ constexpr std::uint32_t promotion_ms_max = 60'000;
 Status check_movable(const VolumeView& primary) {
   RD_TRY(planning::check_not_moving(primary));
   if (primary.state == "serving") return {};
+  // Its image fails and the guest waits: moving it away is a way out, but not for one that waits for a quorum.
+  if (primary.state == "held" && primary.error && primary.error->code != Errc::unreachable)
+    return {};
   const std::string where = printable(primary.host);
   if (primary.state == "stopped") {
     return refuse(

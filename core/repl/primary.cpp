@@ -30,6 +30,7 @@ Primary::Primary(const PrimaryConfig& config, Instant now)
       disk_bytes_(config.disk_bytes),
       mode_(config.mode),
       congestion_(config.congestion),
+      on_local_error_(config.on_local_error),
       ack_timeout_(config.ack_timeout),
       ring_(config.ring_bytes, config.history),
       reserved_(config.reserved),
@@ -70,7 +71,7 @@ void Primary::step(const PrimaryEvent& event, Instant now, Effects& effects) {
 void Primary::on_event(const primary_event::WriteArrived& event,
                        Instant /*now*/,
                        Effects& effects) {
-  if (failure_) {
+  if (failure_ && on_local_error_ == OnLocalError::fail) {
     effects.push_back(primary_effect::Answer{event.id, true});
     return;
   }
@@ -135,7 +136,7 @@ void Primary::on_event(const primary_event::LocalWritten& event, Instant now, Ef
   // The image has changed, so the change is numbered and sent even if this volume has failed
   // meanwhile.
   place(event.id, change, now, effects);
-  if (failure_) {
+  if (failure_ && on_local_error_ == OnLocalError::fail) {
     if (event.wants_answer) effects.push_back(primary_effect::Answer{event.id, true});
   } else if (event.wants_answer) {
     wait_for_answer(event.id, ring_.next() - 1, change, effects);
@@ -221,7 +222,8 @@ void Primary::wait_for_answer(RequestId id,
                               Effects& effects) {
   const Waiting waiting{id, sequence, change.kind == FrameType::flush};
   if (waiting.is_flush) flushing_.push_back(id);
-  const Level level = level_for(change);
+  // Nothing is answered as done any more behind a failure: it waits where answer_all_failed() finds it.
+  const Level level = failure_ ? Level::durable : level_for(change);
   if (level == Level::none) {
     acknowledge(waiting, effects);
     return;
@@ -238,8 +240,9 @@ void Primary::acknowledge(const Waiting& waiting, Effects& effects) {
 }
 
 void Primary::on_event(const primary_event::LocalSynced& event, Instant /*now*/, Effects& effects) {
+  if (failure_) return;  // answered, or held
   const auto found = std::ranges::find(flushing_, event.id);
-  if (found == flushing_.end()) return;  // answered already, by a failure
+  if (found == flushing_.end()) return;
   flushing_.erase(found);
   const auto acknowledged = std::ranges::find(flush_acknowledged_, event.id);
   if (acknowledged == flush_acknowledged_.end()) return;
@@ -278,6 +281,7 @@ void Primary::answer_queue(std::deque<Waiting>& queue,
 }
 
 void Primary::answer_ready(Effects& effects) {
+  if (failure_) return;
   if (!wait_received_.empty()) answer_queue(wait_received_, reached(Level::received), effects);
   if (!wait_logged_.empty()) answer_queue(wait_logged_, reached(Level::logged), effects);
   if (!wait_durable_.empty()) answer_queue(wait_durable_, reached(Level::durable), effects);
@@ -367,15 +371,23 @@ bool Primary::drop_oldest_frame(Effects& effects) {
 
 void Primary::on_event(const primary_event::SettingsChanged& event,
                        Instant /*now*/,
-                       Effects& /*effects*/) {
+                       Effects& effects) {
   mode_ = event.mode;
   congestion_ = event.congestion;
+  on_local_error_ = event.on_local_error;
   ack_timeout_ = event.ack_timeout;
+  if (failure_ && on_local_error_ == OnLocalError::fail) answer_all_failed(effects);
 }
 
 void Primary::on_event(const primary_event::Fail& event, Instant /*now*/, Effects& effects) {
   if (failure_) return;
   failure_ = event.error;
+  if (on_local_error_ == OnLocalError::fail) answer_all_failed(effects);
+  // Sealed, everything was durable before, and nobody can take the move back.
+  if (hold_phase_ != HoldPhase::none && !hold_sealed_) fail_hold(event.error, effects);
+}
+
+void Primary::answer_all_failed(Effects& effects) {
   for (const Request& request : queue_)
     effects.push_back(primary_effect::Answer{request.id, true});
   queue_.clear();

@@ -70,6 +70,7 @@ struct PrimaryConfig {
   std::string host;                  ///< own name
   Mode mode = Mode::sync;
   Congestion congestion = Congestion::throttle;
+  OnLocalError on_local_error = OnLocalError::hold;
   std::uint64_t ring_bytes = ring_bytes_default;
   Duration ack_timeout{};
   std::vector<Term> terms;  ///< earlier terms of this history, beside that of `history`
@@ -168,6 +169,7 @@ struct SettingsChanged {
   Mode mode;
   Congestion congestion;
   Duration ack_timeout;
+  OnLocalError on_local_error = OnLocalError::hold;
 };
 struct PeerAdded {
   std::string host;
@@ -192,7 +194,8 @@ struct Seal {};
 struct Resume {
   std::optional<Epoch> epoch;
 };
-/// Every request, waiting and to come, is answered with an error.
+/// The images are not trusted any more. Every request, waiting and to come, is answered with an error;
+/// with on-local-error=hold none is answered at all, until that is changed or the process ends.
 struct Fail {
   Error error;
 };
@@ -470,6 +473,7 @@ class Primary {
   void place(std::optional<RequestId> id, const Change& change, Instant now, Effects& effects);
   void wait_for_answer(RequestId id, Sequence sequence, const Change& change, Effects& effects);
   void answer_ready(Effects& effects);
+  void answer_all_failed(Effects& effects);
   void answer_queue(std::deque<Waiting>& queue, Sequence reached_sequence, Effects& effects);
   void acknowledge(const Waiting& waiting, Effects& effects);
   [[nodiscard]] Level level_for(const Change& change) const;
@@ -542,6 +546,7 @@ class Primary {
   std::vector<std::uint64_t> disk_bytes_;
   Mode mode_;
   Congestion congestion_;
+  OnLocalError on_local_error_;
   Duration ack_timeout_;
   RingIndex ring_;
   Sequence reserved_;

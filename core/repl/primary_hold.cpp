@@ -6,6 +6,10 @@
 namespace replicad {
 
 void Primary::on_event(const primary_event::Hold& event, Instant /*now*/, Effects& effects) {
+  if (failure_) {
+    effects.push_back(primary_effect::HoldFailed{*failure_});
+    return;
+  }
   if (hold_phase_ != HoldPhase::none) {
     effects.push_back(
         primary_effect::HoldFailed{Error{Errc::busy,

@@ -28,6 +28,7 @@ struct DiskState {
 struct VolumeSettings {
   Mode mode = Mode::sync;
   Congestion congestion = Congestion::throttle;
+  OnLocalError on_local_error = OnLocalError::hold;
   std::uint64_t ring_bytes = ring_bytes_default;
   std::uint64_t log_bytes = log_bytes_default;
   std::uint64_t segment_bytes = segment_bytes_default;

@@ -454,7 +454,8 @@ TEST_CASE("bad input: a full disk below a replica's log does the same") {
 }
 
 TEST_CASE(
-    "bad input: a full disk on the primary gives the guest an error and changes nothing else") {
+    "bad input: with on-local-error=fail a full primary gives the guest an error, nothing else "
+    "changes") {
   Cluster cluster(0);
   const SmallDisk small(cluster.directory() + "/small", 16 * mib_bytes);
   cluster.add_host({.name = "a",
@@ -469,7 +470,9 @@ TEST_CASE(
                     .state_directory = "",
                     .arguments = {},
                     .launcher = {}});
-  cluster.create({.members = {"a", "b"}, .disk_bytes = {14 * mib_bytes}});
+  cluster.create({.members = {"a", "b"},
+                  .disk_bytes = {14 * mib_bytes},
+                  .create_options = {"--set=on-local-error=fail"}});
   run_ok({"fallocate", "-l", "12M", small.path() + "/hog"});
   cluster.activate();
   cluster.wait_streaming();

@@ -84,6 +84,7 @@ void Plugin::on_claimed(const Result<ClaimGrant>& grant) {
     if (host != host_) config.peers.push_back(host_name(host));
   }
   config.in_sync = grant->in_sync;
+  config.on_local_error = OnLocalError::fail;
   config.host = machine_.name;
   config.mode = mode_;
   config.congestion = congestion_;
@@ -474,7 +475,8 @@ void Plugin::request_copy(HostIndex host) {
 void Plugin::set_mode(Mode mode, Congestion congestion) {
   mode_ = mode;
   congestion_ = congestion;
-  step(primary_event::SettingsChanged{mode, congestion, cluster_.options.ack_timeout});
+  step(primary_event::SettingsChanged{
+      mode, congestion, cluster_.options.ack_timeout, OnLocalError::fail});
 }
 
 /// A clean stop: hold, report, end.

@@ -55,13 +55,17 @@ TEST_CASE("units: lists have no empty parts") {
 }
 
 TEST_CASE("units: settings are read with dashes, aliases and units") {
-  const auto settings =
-      parse_settings({"mode=semi-sync", "ring-bytes=64M", "ack-timeout=3s", "congestion=detach"});
+  const auto settings = parse_settings({"mode=semi-sync",
+                                        "ring-bytes=64M",
+                                        "ack-timeout=3s",
+                                        "congestion=detach",
+                                        "on-local-error=fail"});
   REQUIRE(settings.has_value());
   CHECK(*settings == nlohmann::json{{"mode", "semi-sync"},
                                     {"ring_bytes", 64 * mib},
                                     {"ack_timeout_ms", 3000},
-                                    {"congestion", "detach"}});
+                                    {"congestion", "detach"},
+                                    {"on_local_error", "fail"}});
   CHECK((*parse_settings({"ack_timeout_ms=700"}))["ack_timeout_ms"] == 700);
 }
 

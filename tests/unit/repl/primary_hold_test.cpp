@@ -152,6 +152,17 @@ TEST_CASE("hold: only an in-sync member can be the target, and only one hold at 
   CHECK(s.primary().hold_phase() == HoldPhase::flushing);
 }
 
+TEST_CASE("hold: a failure of the volume ends it, and there is none behind it") {
+  PrimaryScenario s({.on_local_error = OnLocalError::hold, .peers = {"b"}, .in_sync = {"a", "b"}});
+  s.arrive(1, write_at(0));
+  CHECK(s.step(primary_event::Hold{std::nullopt, s.now() + std::chrono::seconds(9)}) == "");
+  CHECK(s.step(primary_event::Fail{{Errc::io_error, EIO, "disk broke", {}}}) ==
+        "hold failed io_error");
+  CHECK(s.step(primary_event::Hold{std::nullopt, s.now() + std::chrono::seconds(9)}) ==
+        "hold failed io_error");
+  CHECK(s.written(1) == "placed 1 as 1");
+}
+
 TEST_CASE("hold: images that could not be synced fail it, and the volume") {
   PrimaryScenario s({.peers = {}, .in_sync = {"a"}});
   s.hold();

@@ -36,6 +36,7 @@ class PrimaryScenario {
 
   struct Setup {
     Mode mode = Mode::sync;
+    OnLocalError on_local_error = OnLocalError::fail;
     Congestion congestion = Congestion::throttle;
     std::vector<std::string> peers = {"b", "c"};
     std::vector<std::string> in_sync = {"a", "b", "c"};
@@ -188,6 +189,7 @@ class PrimaryScenario {
     config.host = "a";
     config.mode = setup.mode;
     config.congestion = setup.congestion;
+    config.on_local_error = setup.on_local_error;
     config.ring_bytes = setup.ring_bytes;
     config.ack_timeout = ack_timeout;
     return config;

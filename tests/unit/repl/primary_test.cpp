@@ -247,6 +247,43 @@ TEST_CASE("primary: a flush that the members have is failed, too, while the disk
   CHECK(s.synced(1) == "");
 }
 
+TEST_CASE("primary: with on-local-error=hold a failure answers nothing until that is changed") {
+  PrimaryScenario s({.on_local_error = OnLocalError::hold, .peers = {"b"}, .in_sync = {"a", "b"}});
+  s.write(1, write_at(0));      // waits for b
+  s.write(2, flush_all());      // waits for b and the disk
+  s.arrive(4, write_at(4096));  // being written
+  s.arrive(5, write_at(4096));  // behind it
+  CHECK(s.step(primary_event::Fail{{Errc::io_error, EIO, "disk broke", {}}}) == "");
+  // Neither what the members acknowledge nor what the disk still does makes an answer true.
+  CHECK(s.synced(2) == "");
+  CHECK(s.written(4) == "placed 4 as 3");
+  CHECK(s.arrive(6, write_at(64 * kib)) == "");
+  CHECK(s.durable("b", 3) == "");
+  CHECK(s.pass(std::chrono::seconds(1)) == "");
+  const std::string text = s.step(primary_event::SettingsChanged{
+      Mode::sync, Congestion::throttle, PrimaryScenario::ack_timeout, OnLocalError::fail});
+  CHECK(text == "fail 5, fail 6, fail 1, fail 2, fail 4");
+  CHECK(s.arrive(7, write_at(0)) == "fail 7");
+  CHECK(s.durable("b", 3) == "");
+}
+
+TEST_CASE(
+    "primary: a held failure also keeps what async would have answered, and lets go of who "
+    "leaves") {
+  PrimaryScenario s({.mode = Mode::async, .on_local_error = OnLocalError::hold});
+  s.write(1, flush_all());   // the disk has not done it
+  s.arrive(2, write_at(0));  // being written
+  CHECK(s.step(primary_event::Fail{{Errc::io_error, EIO, "disk broke", {}}}) == "");
+  CHECK(s.synced(1) == "");
+  CHECK(s.written(2) == "placed 2 as 2");
+  s.arrive(3, write_at(4096));
+  CHECK(s.step(primary_event::Cancelled{3}) == "");
+  CHECK(s.step(primary_event::Cancelled{2}) == "");
+  CHECK(s.step(primary_event::SettingsChanged{
+            Mode::async, Congestion::throttle, PrimaryScenario::ack_timeout, OnLocalError::fail}) ==
+        "fail 1");
+}
+
 // --- sequences ---
 
 TEST_CASE("primary: asks for more sequences early and never uses one it was not granted") {

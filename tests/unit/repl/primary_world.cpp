@@ -35,10 +35,12 @@ PrimaryWorld::PrimaryWorld(std::uint64_t seed)
         config.congestion = chance(75) ? Congestion::throttle : Congestion::detach;
         config.ring_bytes = ring_bytes_min;
         config.ack_timeout = std::chrono::milliseconds(500 + draw(5000));
+        config.on_local_error = chance(50) ? OnLocalError::hold : OnLocalError::fail;
         return config;
       }()),
       mode_(config_.mode),
       congestion_(config_.congestion),
+      on_local_error_(config_.on_local_error),
       primary_(config_, now_) {
   disk_record_ = {config_.in_sync.begin(), config_.in_sync.end()};
   for (const std::string& host : config_.peers) {
@@ -228,7 +230,9 @@ void PrimaryWorld::on(const primary_effect::Answer& effect) {
   require(request.state != GuestRequest::State::done, "answered twice, or after it was cancelled");
   if (effect.failed) {
     require(primary_.failure().has_value(), "failed for no reason");
+    require(on_local_error_ == OnLocalError::fail, "failed where the guest is to wait");
   } else {
+    require(!primary_.failure(), "answered as done after a failure");
     require(request.state == GuestRequest::State::placed, "answered before it was written");
     require(request.change.kind != FrameType::flush || request.synced,
             "a flush was answered before the local disk had it");
@@ -372,7 +376,7 @@ void PrimaryWorld::settings_change() {
   if (chance(50)) mode_ = static_cast<Mode>(draw(3));
   if (chance(30)) congestion_ = static_cast<Congestion>(draw(2));
   step(primary_event::SettingsChanged{
-      mode_, congestion_, std::chrono::milliseconds(500 + draw(5000))});
+      mode_, congestion_, std::chrono::milliseconds(500 + draw(5000)), on_local_error_});
 }
 
 // --- time, and the two halves of a run ---
@@ -512,6 +516,13 @@ void PrimaryWorld::heal() {
 
 void PrimaryWorld::fail() {
   step(primary_event::Fail{{Errc::io_error, 0, "disk broke", {}}});
+  if (on_local_error_ == OnLocalError::hold) {
+    for (int round = 0; round < 50; ++round)
+      heal_round();
+    on_local_error_ = OnLocalError::fail;
+    step(primary_event::SettingsChanged{
+        mode_, congestion_, std::chrono::milliseconds(500), on_local_error_});
+  }
   for (auto& [id, request] : requests_) {
     require(request.state == GuestRequest::State::admitted ||
                 request.state == GuestRequest::State::done,

@@ -201,6 +201,7 @@ class PrimaryWorld {
   PrimaryConfig config_;
   Mode mode_;
   Congestion congestion_;
+  OnLocalError on_local_error_;
   std::vector<Replica> replicas_;
   Primary primary_;
   bool healing_ = false;

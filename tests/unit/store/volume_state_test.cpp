@@ -15,6 +15,7 @@ VolumeState sample_state() {
                    {"b", "127.0.0.1:7500", "127.0.0.1:7501"}};
   state.settings.mode = Mode::semi_sync;
   state.settings.congestion = Congestion::detach;
+  state.settings.on_local_error = OnLocalError::fail;
   state.primary = "a";
   state.epoch = {3, 0xfffffffe};
   state.in_sync = {"a", "b"};
@@ -140,6 +141,7 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
     "congestion": "throttle",
     "log_bytes": 1073741824,
     "mode": "sync",
+    "on_local_error": "hold",
     "quorum_timeout_ms": 0,
     "ring_bytes": 67108864,
     "segment_bytes": 67108864
@@ -183,7 +185,7 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
   }
 }
 )";
-  CHECK(content == "replicad-state 1 0f4e955e " + std::to_string(body.size()) + "\n" + body);
+  CHECK(content == "replicad-state 1 feea1074 " + std::to_string(body.size()) + "\n" + body);
 }
 
 TEST_CASE("volume state: a change of any one byte is noticed") {
