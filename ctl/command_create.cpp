@@ -100,6 +100,7 @@ Result<nlohmann::json> read_create_settings(const OptionValues& values) {
   if (values.count("set") > 0) pairs = values["set"].as<std::vector<std::string>>();
   if (const std::string mode = text_option(values, "mode"); !mode.empty())
     pairs.push_back("mode=" + mode);
+  if (values.count("autostart") > 0) pairs.emplace_back("autostart=yes");
   return parse_settings(pairs);
 }
 
@@ -176,9 +177,12 @@ void add_create_options(OptionSpecs& specs) {
       "names of the disks (default vda, vdb, ...)")(
       "set",
       po::value<std::vector<std::string>>()->composing()->value_name("KEY=VALUE"),
-      "a setting; may be repeated")("witness",
-                                    po::value<std::string>()->value_name("HOST,.."),
-                                    "hosts that vote and have no copy");
+      "a setting; may be repeated")(
+      "autostart",
+      "serve the volume again by itself after a crash or power cut (as --set autostart=yes)")(
+      "witness",
+      po::value<std::string>()->value_name("HOST,.."),
+      "hosts that vote and have no copy");
 }
 
 Status run_create(Context& context, const OptionValues& values) {

@@ -44,9 +44,10 @@ const char* const import_details =
 
 const char* const set_details =
     "Settings: mode (async, semi-sync, sync), congestion (throttle, detach), on_local_error\n"
-    "(hold, fail), ring_bytes, log_bytes, segment_bytes (sizes), ack_timeout_ms,\n"
-    "quorum_timeout_ms (times; 0: requests wait for a quorum without end). The primary is told\n"
-    "first, then the others; a member that cannot be reached is named, and the exit code is 4.\n\n"
+    "(hold, fail), autostart (yes, no), ring_bytes, log_bytes, segment_bytes (sizes),\n"
+    "ack_timeout_ms, quorum_timeout_ms (times; 0: requests wait for a quorum without end). The\n"
+    "primary is told first, then the others; a member that cannot be reached is named, and the\n"
+    "exit code is 4.\n\n"
     "  replicactl set vm1 mode=semi-sync ack_timeout=3s";
 
 const char* const wait_details =

@@ -60,8 +60,14 @@ Result<nlohmann::json> one_of(const std::string& text, Parse parse) {
   return nlohmann::json(text);
 }
 
-const std::array<Setting, 8>& all_settings() {
-  static constexpr std::array<Setting, 8> settings{{
+Result<nlohmann::json> yes_or_no(const std::string& text) {
+  if (text == "yes") return nlohmann::json(true);
+  if (text == "no") return nlohmann::json(false);
+  return fail(Errc::invalid_argument, "'{}' is neither", printable(text));
+}
+
+const std::array<Setting, 9>& all_settings() {
+  static constexpr std::array<Setting, 9> settings{{
       {"mode",
        nullptr,
        "async, semi-sync or sync",
@@ -74,6 +80,7 @@ const std::array<Setting, 8>& all_settings() {
        nullptr,
        "hold or fail",
        [](const std::string& v) { return one_of(v, on_local_error_from_name); }},
+      {"autostart", nullptr, "yes or no", yes_or_no},
       {"ring_bytes",
        "ring",
        "a size",

@@ -46,6 +46,11 @@ Result<Record> take_primary(ControlContext& context,
     volume->seal_replica(request.epoch, request.history, promotion_timeout, std::move(done));
   });
   if (!point) return tl::unexpected(point.error());
+  // Should this daemon end before the new role is on record here, the one after it goes on.
+  RD_TRY(update_volume(context, volume, [request](VolumeState& state) -> Status {
+    state.active = request.activate;
+    return {};
+  }));
   auto record = context.environment.votes->propose(
       volume, change_promote({context.options.host, request.term, request.epoch}));
   if (!record) {

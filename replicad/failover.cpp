@@ -70,6 +70,11 @@ class FailoverRun {
     if (const Status allowed = check_failover(view); !allowed && !request_.force)
       return tl::unexpected(allowed.error());
     if (request_.dry_run) return answer(state_.epoch, view, nullptr);
+    // Should this daemon end before the new role is on record here, the one after it goes on.
+    RD_TRY(update_volume(context_, volume_, [](VolumeState& state) -> Status {
+      state.active = true;
+      return {};
+    }));
     const auto point = call_reactor<HistoryPoint>(
         context_.reactor,
         [this](auto done) {

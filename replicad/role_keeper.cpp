@@ -71,6 +71,7 @@ void RoleKeeper::tend(const std::shared_ptr<Volume>& volume) {
   });
   if (due == RoleDue::demote) demote(volume);
   if (due == RoleDue::promote) promote(volume);
+  if (run_on_reactor(context_.reactor, [volume] { return volume->export_due(); })) serve(volume);
 }
 
 void RoleKeeper::settle(const std::shared_ptr<Volume>& volume) {
@@ -117,10 +118,29 @@ void RoleKeeper::promote(const std::shared_ptr<Volume>& volume) {
   });
   if (!point) return log_failure("promotion_not_finished", volume->name(), point.error());
   const Record record = *state.vote.record;
-  const Status status = call_reactor<void>(context_.reactor, [volume, record, point](auto done) {
-    volume->record_promotion(record, *point, false, std::move(done));
-  });
-  if (!status) log_failure("promotion_not_finished", volume->name(), status.error());
+  // Whoever asked for the promotion has put down whether the volume was to be served.
+  const bool activate = state.active;
+  const Status status =
+      call_reactor<void>(context_.reactor, [volume, record, point, activate](auto done) {
+        volume->record_promotion(record, *point, activate, std::move(done));
+      });
+  if (!status) return log_failure("promotion_not_finished", volume->name(), status.error());
+  if (activate) start(volume);
+}
+
+/// An export that ended otherwise than by request, here or with this host.
+void RoleKeeper::serve(const std::shared_ptr<Volume>& volume) {
+  const auto operation = OperationGuard::begin(context_, volume->name(), "autostart");
+  if (operation) start(volume);
+}
+
+void RoleKeeper::start(const std::shared_ptr<Volume>& volume) {
+  bool served = false;
+  const auto started = start_export(context_, volume, &served);
+  if (started) return;
+  if (served) static_cast<void>(end_export_process(context_, volume, std::chrono::milliseconds(0)));
+  run_on_reactor(context_.reactor,
+                 [volume, &started] { volume->note_start_failed(started.error()); });
 }
 
 }  // namespace replicad

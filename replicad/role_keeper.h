@@ -1,7 +1,8 @@
 #pragma once
 // Brings every volume's role on this host into line with the record, in a thread of its own: asks the
 // voters when the record here may be out of date, gives a role up that another host has, finishes a
-// promotion that a crash cut short, settles switchovers that no request is working on.
+// promotion that a crash cut short, settles switchovers that no request is working on, starts the
+// exports of volumes set `autostart` again.
 
 #include <condition_variable>
 #include <mutex>
@@ -28,6 +29,8 @@ class RoleKeeper {
   void ask(const std::shared_ptr<Volume>& volume);
   void demote(const std::shared_ptr<Volume>& volume);
   void promote(const std::shared_ptr<Volume>& volume);
+  void serve(const std::shared_ptr<Volume>& volume);
+  void start(const std::shared_ptr<Volume>& volume);
 
   ControlContext& context_;
   std::mutex mutex_;

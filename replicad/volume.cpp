@@ -132,6 +132,7 @@ std::string Volume::shown_state() const {
       break;
   }
   if (starting_) return "starting";
+  if (awaits_start() && !open_error_) return "starting";
   if (open_error_ && open_error_->code != Errc::busy) return "failed";
   // A plugin that lives may still come back.
   if (open_error_ && !open_failed && !state().clean) return "starting";
@@ -157,6 +158,7 @@ std::optional<Error> Volume::shown_error() const {
   if (phase_ != Phase::none) return std::nullopt;
   if (open_error_ && environment_.reactor.now() - open_since_ > open_grace) return open_error_;
   if (open_error_ && open_error_->code != Errc::busy) return open_error_;
+  if (awaits_start() && start_error_) return start_error_;
   if (!state().clean && shown_state() == "stopped") return last_end_ ? last_end_ : unclean_end();
   return std::nullopt;
 }

@@ -176,6 +176,13 @@ class Volume : public std::enable_shared_from_this<Volume> {
   /// answered.
   [[nodiscard]] bool has_served() const { return has_served_; }
   void end_export_start() { starting_ = false; }
+  /// The export is to be started now, because (with `autostart`) it ended otherwise than by request, on
+  /// this host or with it, or because a promotion was cut short. What is waited for before is in the
+  /// snapshot's error.
+  [[nodiscard]] bool export_due() const;
+  /// An attempt to start it has failed: the voters are asked before the next one, which comes the
+  /// later the more have failed.
+  void note_start_failed(const Error& error);
 
  private:
   enum class Phase {
@@ -227,6 +234,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void on_event(const nlohmann::json& event);
   void on_plugin_closed(const std::shared_ptr<AgentSession>& session, const Error& error);
   void note_unclean_end(const Error& error);
+  [[nodiscard]] bool awaits_start() const;
+  void delay_start();
   void bind_session(const std::shared_ptr<AgentSession>& session);
   void drop_session();
   [[nodiscard]] nlohmann::json claim_result(bool unclean) const;
@@ -255,6 +264,11 @@ class Volume : public std::enable_shared_from_this<Volume> {
   bool abandoned_ = false;  ///< ... and has given it up
   bool has_served_ = false;
   std::shared_ptr<ExportProcess> process_;
+  bool ended_by_request_ = false;  ///< the last export, if there was one
+  unsigned failed_starts_ = 0;   ///< and exports that did not live for long
+  Instant start_again_at_{};
+  Instant serving_since_{};
+  std::optional<Error> start_error_;
   std::int64_t plugin_pid_ = 0;
   std::optional<PluginStatus> plugin_status_;
   std::optional<Error> last_end_;  ///< why the last export ended, if uncleanly

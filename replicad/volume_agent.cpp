@@ -20,6 +20,10 @@ namespace {
 constexpr Sequence reserve_step = Sequence{1} << 24;
 constexpr std::uint64_t sequence_max = std::uint64_t{1} << 62;
 constexpr std::uint64_t pid_max = std::uint64_t{1} << 31;
+/// An export that ended sooner counts as one that did not start.
+constexpr Duration export_lives = std::chrono::seconds(60);
+constexpr Duration restart_delay_base = std::chrono::seconds(1);
+constexpr unsigned restart_doublings_max = 6;
 
 /// A claim's change of the state. After an unclean end the images may hold writes that no replica
 /// has, or lack writes that one has: the history is given a new point that no replica can have
@@ -311,6 +315,7 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
   plugin_pid_ = static_cast<std::int64_t>(pid);
   plugin_status_.reset();
   open_error_.reset();
+  serving_since_ = environment_.reactor.now();
   log(LogLevel::info, "rejoined", "volume={} pid={} epoch={}", name_, pid, epoch.number);
   const auto self = shared_from_this();
   update(
@@ -359,6 +364,9 @@ void Volume::serving(const json& request, const Reply& reply) {
     return reply(fail(Errc::refused, "the start of this export has been given up"));
   }
   plugin_pid_ = static_cast<std::int64_t>(pid);
+  ended_by_request_ = false;
+  serving_since_ = environment_.reactor.now();
+  start_error_.reset();
   log(LogLevel::info, "serving", "volume={} pid={} epoch={}", name_, pid, state().epoch.number);
   reply(json::object());
 }
@@ -437,6 +445,7 @@ void Volume::stopped(const json& request, Reply reply) {
         state.history = history;
         state.sequence_reserved = std::max(state.sequence_reserved, history.sequence);
         state.clean = true;
+        if (!state.settings.autostart) state.active = false;
         return {};
       },
       [self, reply = std::move(reply)](const Status& written) {
@@ -446,6 +455,7 @@ void Volume::stopped(const json& request, Reply reply) {
             "volume={} sequence={}",
             self->name_,
             self->state().history.sequence);
+        self->ended_by_request_ = true;
         const bool gone = !self->session_ || !self->session_->is_open();
         if (gone) self->drop_session();
         if (!gone) self->phase_ = Phase::stopped;
@@ -505,9 +515,12 @@ void Volume::note_unclean_end(const Error& error) {
             "activate starts a new epoch, and replicas are compared where they differ; its last "
             "words are in " +
                 export_command().log_file()};
+  if (environment_.reactor.now() - serving_since_ >= export_lives) failed_starts_ = 0;
+  delay_start();
+  environment_.wake_keeper();
   update(
       [](VolumeState& state) -> Status {
-        state.active = false;
+        if (!state.settings.autostart) state.active = false;
         return {};
       },
       [self = shared_from_this()](const Status& written) {
@@ -537,6 +550,35 @@ void Volume::plugin_request(const std::string& op,
 
 void Volume::plugin_release() {
   if (session_) session_->notify("release");
+}
+
+// --- autostart
+
+bool Volume::awaits_start() const {
+  // Clean and still to be served: a promotion that was cut short before its export began.
+  const bool wanted = state().active && (state().settings.autostart || state().clean);
+  return wanted && !ended_by_request_ && is_primary() && !has_plugin() && !starting_ &&
+         !load_error_ && !released_;
+}
+
+bool Volume::export_due() const {
+  // Only free images prove that no plugin lives that has not come back yet.
+  return awaits_start() && !images_.empty() && !has_operation() && !state().transfer &&
+         role_due() == RoleDue::none && environment_.reactor.now() >= start_again_at_;
+}
+
+/// The first time at once.
+void Volume::delay_start() {
+  const unsigned doublings = std::min(failed_starts_++, restart_doublings_max);
+  start_again_at_ = environment_.reactor.now();
+  if (doublings > 0) start_again_at_ += restart_delay_base * (1U << doublings);
+}
+
+void Volume::note_start_failed(const Error& error) {
+  start_error_ = error;
+  recheck_ = true;
+  failed_starts_ = std::max(failed_starts_, 1U);
+  delay_start();
 }
 
 std::optional<ExportInfo> Volume::export_info() const {

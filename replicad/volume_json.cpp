@@ -169,6 +169,7 @@ json to_json(const VolumeSettings& settings) {
   return {{"mode", mode_name(settings.mode)},
           {"congestion", congestion_name(settings.congestion)},
           {"on_local_error", on_local_error_name(settings.on_local_error)},
+          {"autostart", settings.autostart},
           {"ring_bytes", settings.ring_bytes},
           {"log_bytes", settings.log_bytes},
           {"segment_bytes", settings.segment_bytes},
@@ -220,6 +221,7 @@ void read_settings(const json& object, FieldReader& outer, VolumeSettings& setti
     if (policy) settings.on_local_error = *policy;
     if (!policy) fields.reject("on_local_error must be hold or fail");
   }
+  settings.autostart = fields.boolean_or("autostart", settings.autostart);
   const auto number = [&](const char* name, std::uint64_t value_max, std::uint64_t fallback) {
     return fields.optional_number(name, 0, value_max).value_or(fallback);
   };

@@ -169,7 +169,7 @@ std::vector<std::string> volume_problems(const std::string& volume,
   std::vector<std::string> problems;
   const auto found = find_primary(volume, reports);
   if (!found) {
-    problems.push_back(found.error().message);
+    problems.push_back(fmt::format("{}; {}", found.error().message, found.error().hint));
     return problems;
   }
   const VolumeView& primary = *(*found)->volume;

@@ -41,6 +41,7 @@ json to_json(const VolumeSettings& settings) {
   return {{"mode", mode_name(settings.mode)},
           {"congestion", congestion_name(settings.congestion)},
           {"on_local_error", on_local_error_name(settings.on_local_error)},
+          {"autostart", settings.autostart},
           {"ring_bytes", settings.ring_bytes},
           {"log_bytes", settings.log_bytes},
           {"segment_bytes", settings.segment_bytes},
@@ -148,6 +149,7 @@ VolumeSettings settings_from(const json& value) {
   const auto on_local_error = on_local_error_from_name(text(value, "on_local_error"));
   if (!on_local_error) throw DocumentError{"unknown on_local_error setting"};
   settings.on_local_error = *on_local_error;
+  settings.autostart = boolean(value, "autostart");
   settings.mode = *mode;
   settings.congestion = *congestion;
   settings.ring_bytes = number(value, "ring_bytes");

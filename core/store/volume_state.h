@@ -29,6 +29,7 @@ struct VolumeSettings {
   Mode mode = Mode::sync;
   Congestion congestion = Congestion::throttle;
   OnLocalError on_local_error = OnLocalError::hold;
+  bool autostart = false;  ///< an export that ended otherwise than by request is started again
   std::uint64_t ring_bytes = ring_bytes_default;
   std::uint64_t log_bytes = log_bytes_default;
   std::uint64_t segment_bytes = segment_bytes_default;
@@ -64,7 +65,7 @@ struct VolumeState {
       in_sync;  ///< hosts, the primary included; replicas keep the last they heard
 
   // As primary.
-  bool active = false;  ///< the export should be served
+  bool active = false;  ///< the export should be served; at a replica: what a promotion shall do
   bool clean =
       true;  ///< false while a plugin holds the images; still false after it = unclean stop
   HistoryPoint history;  ///< where the history stood at the last clean stop, transfer or creation

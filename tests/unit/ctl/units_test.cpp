@@ -59,13 +59,15 @@ TEST_CASE("units: settings are read with dashes, aliases and units") {
                                         "ring-bytes=64M",
                                         "ack-timeout=3s",
                                         "congestion=detach",
-                                        "on-local-error=fail"});
+                                        "on-local-error=fail",
+                                        "autostart=yes"});
   REQUIRE(settings.has_value());
   CHECK(*settings == nlohmann::json{{"mode", "semi-sync"},
                                     {"ring_bytes", 64 * mib},
                                     {"ack_timeout_ms", 3000},
                                     {"congestion", "detach"},
-                                    {"on_local_error", "fail"}});
+                                    {"on_local_error", "fail"},
+                                    {"autostart", true}});
   CHECK((*parse_settings({"ack_timeout_ms=700"}))["ack_timeout_ms"] == 700);
 }
 

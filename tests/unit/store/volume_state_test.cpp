@@ -16,6 +16,7 @@ VolumeState sample_state() {
   state.settings.mode = Mode::semi_sync;
   state.settings.congestion = Congestion::detach;
   state.settings.on_local_error = OnLocalError::fail;
+  state.settings.autostart = true;
   state.primary = "a";
   state.epoch = {3, 0xfffffffe};
   state.in_sync = {"a", "b"};
@@ -138,6 +139,7 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
   "sequence_reserved": 0,
   "settings": {
     "ack_timeout_ms": 5000,
+    "autostart": false,
     "congestion": "throttle",
     "log_bytes": 1073741824,
     "mode": "sync",
@@ -185,7 +187,7 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
   }
 }
 )";
-  CHECK(content == "replicad-state 1 feea1074 " + std::to_string(body.size()) + "\n" + body);
+  CHECK(content == "replicad-state 1 0022725d " + std::to_string(body.size()) + "\n" + body);
 }
 
 TEST_CASE("volume state: a change of any one byte is noticed") {
