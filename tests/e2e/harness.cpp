@@ -100,12 +100,14 @@ class Watchdog {
   std::thread thread_;
 };
 
-const Millis test_limit{240'000 * sanitizer_slowdown};
 std::unique_ptr<Watchdog> watchdog;
 
 }  // namespace
 
-Host::Host(HostOptions options) : options_(std::move(options)) {
+Host::Host(HostOptions options)
+    : options_(std::move(options)),
+      stream_(options_.address + ":0"),
+      control_(options_.address + ":0") {
   if (options_.image_directory.empty()) options_.image_directory = options_.directory + "/images";
   if (options_.state_directory.empty()) options_.state_directory = options_.directory + "/state";
   for (const std::string& dir :
@@ -171,9 +173,9 @@ std::optional<json> Host::get(const std::string& path) const {
   return std::move(*answer.body);
 }
 
-Cluster::Cluster(std::size_t hosts) {
+Cluster::Cluster(std::size_t hosts, Millis limit) {
   collect_sanitizer_reports(dir_.path());
-  watchdog = std::make_unique<Watchdog>(*this, test_limit);
+  watchdog = std::make_unique<Watchdog>(*this, limit * sanitizer_slowdown);
   for (std::size_t i = 0; i < hosts; ++i) {
     const std::string name(1, static_cast<char>('a' + i));
     add_host({.name = name,
@@ -191,6 +193,8 @@ Cluster::~Cluster() {
     if (host->running()) host->kill9();
   }
   kill_processes_with(dir_.path() + "/");
+  for (auto& [name, host] : hosts_)
+    kill_processes_with(host->directory() + "/");
   watchdog.reset();
   const std::string reports = sanitizer_reports(dir_.path());
   if (!reports.empty()) ADD_FAIL_CHECK_AT(__FILE__, __LINE__, reports);
@@ -288,26 +292,32 @@ std::string Cluster::primary_host(const std::string& volume) const {
   throw HarnessError("no host is the primary of " + volume);
 }
 
-std::optional<std::string> Cluster::find_uri(const std::string& volume,
-                                             const std::string& disk) const {
+std::optional<ServedDisk> Cluster::find_export(const std::string& volume,
+                                               const std::string& disk) const {
+  std::optional<ServedDisk> latest;
   for (const auto& [name, host] : hosts_) {
     const auto answer = host->get("/v1/volumes/" + volume);
     if (!answer || answer->value("role", "") != "primary") continue;
     const json exported = answer->value("export", json());
     if (answer->value("state", "") != "serving" || !exported.is_object()) continue;
     const json uris = exported.value("uris", json::object());
-    if (uris.contains(disk)) return uris.at(disk).get<std::string>();
+    const json& record = answer->at("vote").at("record");
+    if (!uris.contains(disk) || record.at("primary") != name) continue;
+    const ServedDisk found{name,
+                           uris.at(disk).get<std::string>(),
+                           record.at("epoch").at("number").get<std::uint64_t>()};
+    if (!latest || latest->epoch < found.epoch) latest = found;
   }
-  return std::nullopt;
+  return latest;
 }
 
 std::string Cluster::uri(const std::string& disk, const std::string& volume) {
-  std::optional<std::string> found;
+  std::optional<ServedDisk> found;
   wait_until("some host serves " + volume + "/" + disk, Millis(20'000), [&] {
-    found = find_uri(volume, disk);
+    found = find_export(volume, disk);
     return found.has_value();
   });
-  return *found;
+  return found->uri;
 }
 
 pid_t Cluster::export_pid(const std::string& volume) {

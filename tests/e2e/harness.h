@@ -31,6 +31,7 @@ struct HostOptions {
   std::string state_directory;
   std::vector<std::string> arguments;  ///< further options of replicad
   std::vector<std::string> launcher;   ///< put before the program
+  std::string address = "127.0.0.1";   ///< its ports are there
 };
 
 /// The daemon of one host.
@@ -67,8 +68,8 @@ class Host {
 
  private:
   HostOptions options_;
-  std::string stream_ = "127.0.0.1:0";
-  std::string control_ = "127.0.0.1:0";
+  std::string stream_;
+  std::string control_;
   std::unique_ptr<Process> process_;
 };
 
@@ -85,10 +86,20 @@ struct VolumeSpec {
   std::vector<std::string> create_options = {};  ///< further options of `replicactl create`
 };
 
+/// An export, by who serves it and in which term.
+struct ServedDisk {
+  std::string host;
+  std::string uri;
+  std::uint64_t epoch = 0;
+};
+
+/// A test that takes longer hangs.
+constexpr Millis cluster_limit_default(240'000);
+
 class Cluster {
  public:
-  /// Hosts "a", "b", ..., started.
-  explicit Cluster(std::size_t hosts = 3);
+  /// Hosts "a", "b", ..., started. What takes longer than `limit` in all is ended, with the logs.
+  explicit Cluster(std::size_t hosts = 3, Millis limit = cluster_limit_default);
   Cluster(const Cluster&) = delete;
   Cluster& operator=(const Cluster&) = delete;
   ~Cluster();
@@ -120,9 +131,9 @@ class Cluster {
   /// The host whose control API says that it is the primary and serves. Any thread.
   [[nodiscard]] std::optional<std::string> serving_host(const std::string& volume = "vm1") const;
   [[nodiscard]] std::string primary_host(const std::string& volume = "vm1") const;
-  /// NBD URI of a disk at the host that serves it. Any thread.
-  [[nodiscard]] std::optional<std::string> find_uri(const std::string& volume,
-                                                    const std::string& disk) const;
+  /// The export of a disk, of the latest term if several hosts say that they serve it. Any thread.
+  [[nodiscard]] std::optional<ServedDisk> find_export(const std::string& volume,
+                                                      const std::string& disk) const;
   /// The same; waits, then throws.
   std::string uri(const std::string& disk = "vda", const std::string& volume = "vm1");
   [[nodiscard]] pid_t export_pid(const std::string& volume = "vm1");

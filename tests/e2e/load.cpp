@@ -71,6 +71,12 @@ void Load::wait_answered(std::uint64_t count, Millis limit) {
   });
 }
 
+void Load::move_to(std::uint64_t epoch) {
+  auto known = epoch_min_.load();
+  while (known < epoch && !epoch_min_.compare_exchange_weak(known, epoch)) {
+  }
+}
+
 void Load::report(const std::string& error) {
   const std::lock_guard lock(error_mutex_);
   if (error_.empty()) error_ = error;
@@ -136,10 +142,11 @@ Load::Request Load::draw(const Stripe& stripe, std::mt19937_64& random) const {
 void Load::connect(const Stripe& stripe, std::unique_ptr<NbdClient>& client) {
   const auto start = Clock::now();
   while (since(start) < options_.reconnect_limit) {
-    const auto uri = cluster_.find_uri(options_.volume, stripe.disk);
+    const auto found = cluster_.find_export(options_.volume, stripe.disk);
     try {
-      if (uri) {
-        client = std::make_unique<NbdClient>(*uri);
+      if (found && found->epoch >= epoch_min_) {
+        client = std::make_unique<NbdClient>(
+            found->uri, [this, epoch = found->epoch] { return epoch < epoch_min_; });
         return;
       }
     } catch (const NbdError&) {
@@ -209,9 +216,9 @@ void Load::remember(const Stripe& stripe, const Request& request) {
 
 void Load::check_through_nbd() const {
   for (const auto& [disk, mirror] : mirrors_) {
-    const auto uri = cluster_.find_uri(options_.volume, disk);
-    if (!uri) throw HarnessError("no host serves " + disk);
-    NbdClient client(*uri);
+    const auto found = cluster_.find_export(options_.volume, disk);
+    if (!found) throw HarnessError("no host serves " + disk);
+    NbdClient client(found->uri);
     constexpr std::size_t step = 1 << 20;
     std::vector<std::byte> got(step);
     for (std::size_t at = 0; at < mirror.size(); at += step) {
@@ -230,6 +237,7 @@ void Load::check_images(Cluster& cluster) const {
   for (const auto& [disk, mirror] : mirrors_) {
     const json primary = cluster.volume(cluster.primary_host(options_.volume), options_.volume);
     for (const json& member : primary.at("members")) {
+      if (member.value("role", "") == "witness") continue;
       const auto host = member.at("host").get<std::string>();
       const std::string path = cluster.image_path(host, disk, options_.volume);
       const std::string found = file_difference(path, mirror);

@@ -45,6 +45,9 @@ class Load {
   void stop();
   /// Waits until `count` more requests were answered. Throws what a writer ran into.
   void wait_answered(std::uint64_t count, Millis limit = Millis(60'000));
+  /// The guest was moved: whoever waits for an answer of a term below `epoch` connects anew, and nobody
+  /// uses such an export any more. Any thread.
+  void move_to(std::uint64_t epoch);
   [[nodiscard]] std::uint64_t answered() const { return answered_; }
   [[nodiscard]] std::uint64_t reconnects() const { return reconnects_; }
   /// Longest time between two answers to one writer.
@@ -88,6 +91,7 @@ class Load {
   std::map<std::string, std::vector<std::byte>> mirrors_;
   std::vector<std::thread> threads_;
   std::atomic<bool> stopping_{false};
+  std::atomic<std::uint64_t> epoch_min_{0};
   std::atomic<std::uint64_t> answered_{0};
   std::atomic<std::uint64_t> reconnects_{0};
   std::atomic<std::int64_t> longest_wait_ms_{0};

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,7 +27,8 @@ class NbdError : public HarnessError {
 
 class NbdClient {
  public:
-  explicit NbdClient(const std::string& uri);
+  /// `give_up`: asked at least every 100 ms of waiting; if it says so, the connection counts as lost.
+  explicit NbdClient(const std::string& uri, std::function<bool()> give_up = nullptr);
 
   void write(std::uint64_t offset, std::span<const std::byte> data, std::uint32_t flags = 0);
   void read(std::uint64_t offset, std::span<std::byte> to);
@@ -37,9 +39,13 @@ class NbdClient {
   [[nodiscard]] nbd_handle* handle() { return handle_.get(); }
 
  private:
-  void check(int result, const char* what);
+  void connect(const std::string& uri);
+  /// Waits for the command.
+  void finish(std::int64_t cookie, const char* what);
+  [[noreturn]] void fail(const std::string& what, bool lost);
 
   std::unique_ptr<nbd_handle, decltype(&nbd_close)> handle_;
+  std::function<bool()> give_up_;
 };
 
 }  // namespace replicad::e2e
