@@ -65,6 +65,14 @@ TEST_CASE("failover: while somebody hears the primary it is refused, unless forc
       plan_failover("vm1", {}, {silent("a"), member_said(json), orphan("c", 42)}, {});
   REQUIRE_FALSE(heard.has_value());
   CHECK(heard.error().message.find("b heard it 0.5 s ago") != std::string::npos);
+  // A connection that has ended counts at once, however short ago something came over it, ...
+  json["replica"]["connected"] = false;
+  CHECK(
+      plan_failover("vm1", {}, {silent("a"), member_said(json), orphan("c", 42)}, {}).has_value());
+  // ... unless another one still hears: then it was the link.
+  CHECK_FALSE(
+      plan_failover("vm1", {}, {silent("a"), member_said(json), member("c")}, {}).has_value());
+  json["replica"]["connected"] = true;
   json["replica"]["heard_seconds"] = 5.0;
   CHECK(
       plan_failover("vm1", {}, {silent("a"), member_said(json), orphan("c", 42)}, {}).has_value());
