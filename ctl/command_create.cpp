@@ -239,11 +239,15 @@ Status run_add_replica(Context& context, const OptionValues& /*values*/) {
   return run_plan(context, *plan);
 }
 
-Status run_remove_replica(Context& context, const OptionValues& /*values*/) {
+void add_remove_replica_options(OptionSpecs& specs) {
+  specs.add_options()("force", "also if that host keeps lost writes, which are removed with it");
+}
+
+Status run_remove_replica(Context& context, const OptionValues& values) {
   const std::string& volume = context.volume();
   const std::string& host = context.arguments()[1];
   const std::vector<MemberReport> reports = context.cluster().ask_volume(volume);
-  const auto plan = plan_remove_replica(volume, host, reports);
+  const auto plan = plan_remove_replica(volume, host, values.count("force") > 0, reports);
   if (!plan) return tl::unexpected(plan.error());
   RD_TRY(context.confirm(fmt::format("remove the copy of {} on {}?", volume, printable(host))));
   return run_plan(context, *plan);

@@ -55,8 +55,25 @@ const char* const wait_details =
     "`primary=HOST`. With --timeout, exit code 124 when the time is over.";
 
 const char* const resync_details =
-    "Compares all disks with a replica's, beside live writes, and sends what differs: for one\n"
-    "that is `detached` because its history is another. Until then it cannot take over.";
+    "Compares all disks with a replica's, beside live writes, and sends what differs: at once,\n"
+    "for one that is `detached` and would otherwise wait. What only it has is kept aside there.";
+
+const char* const lost_writes_details =
+    "A host that comes back with writes that the volume has gone on without keeps them in a file\n"
+    "before it is made equal to the others. Lists these files; with --host and --file shows the\n"
+    "ranges of one, --extract writes their content, --remove --force removes it.\n\n"
+    "  replicactl lost-writes vm1\n"
+    "  replicactl lost-writes vm1 --host a --file 1 --extract /tmp/lost";
+
+const Command lost_writes_command{"lost-writes",
+                                  "NAME",
+                                  "List and show writes that a failover left behind",
+                                  lost_writes_details,
+                                  1,
+                                  1,
+                                  true,
+                                  add_lost_writes_options,
+                                  run_lost_writes};
 
 const Command failover_command{"failover",
                                "NAME",
@@ -156,6 +173,7 @@ const std::vector<Command>& all_commands() {
        true,
        add_resync_options,
        run_resync},
+      lost_writes_command,
       {"add-replica",
        "NAME [HOST]",
        "Add a copy on HOST, or on the host with the best score",
@@ -168,11 +186,11 @@ const std::vector<Command>& all_commands() {
       {"remove-replica",
        "NAME HOST",
        "Remove the copy on HOST",
-       "",
+       "Refused without --force while that host keeps lost writes (`replicactl lost-writes`).",
        2,
        2,
        true,
-       nullptr,
+       add_remove_replica_options,
        run_remove_replica},
       {"delete",
        "NAME",

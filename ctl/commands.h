@@ -43,6 +43,8 @@ void add_switchover_options(OptionSpecs& specs);
 void add_failover_options(OptionSpecs& specs);
 void add_resync_options(OptionSpecs& specs);
 void add_delete_options(OptionSpecs& specs);
+void add_remove_replica_options(OptionSpecs& specs);
+void add_lost_writes_options(OptionSpecs& specs);
 void add_import_options(OptionSpecs& specs);
 
 [[nodiscard]] Status run_hosts(Context& context, const OptionValues& values);
@@ -61,6 +63,7 @@ void add_import_options(OptionSpecs& specs);
 [[nodiscard]] Status run_add_replica(Context& context, const OptionValues& values);
 [[nodiscard]] Status run_remove_replica(Context& context, const OptionValues& values);
 [[nodiscard]] Status run_delete(Context& context, const OptionValues& values);
+[[nodiscard]] Status run_lost_writes(Context& context, const OptionValues& values);
 [[nodiscard]] Status run_import(Context& context, const OptionValues& values);
 
 }  // namespace replicad::ctl

@@ -74,6 +74,14 @@ class ControlApi {
   [[nodiscard]] Answer vote_prepare(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_accept(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_chosen(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer lost_writes(const std::string& name);
+  /// A part of one file: the records from byte `at` on.
+  [[nodiscard]] Answer lost_file(const std::string& name,
+                                 const std::string& number,
+                                 const std::string& at);
+  [[nodiscard]] Answer remove_lost_file(const std::string& name,
+                                        const std::string& number,
+                                        const std::string& uuid);
 
  private:
   ControlContext& context_;

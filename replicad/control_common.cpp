@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "replicad/control_api.h"
+#include "replicad/lost_writes.h"
 #include "replicad/reactor_call.h"
 
 namespace replicad {
@@ -54,6 +55,9 @@ json describe_volume(ControlContext& context, const std::shared_ptr<Volume>& vol
     result["operation"] = volume->operation().empty() ? json(nullptr) : json(volume->operation());
     return result;
   });
+  const LostTotals lost = lost_totals(
+      lost_directory(context.environment.volume_dir(description["name"].get<std::string>())));
+  description["lost_writes"] = {{"files", lost.files}, {"bytes", lost.bytes}};
   for (json& disk : description["disks"]) {
     disk["allocated_bytes"] =
         allocated_bytes_of(disk["path"].get<std::string>(), disk["bytes"].get<std::uint64_t>());

@@ -107,6 +107,23 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   });
 }
 
+void add_lost_writes(httplib::Server& server, ControlContext& context) {
+  const char* const one = "/v1/volumes/([^/]+)/lost-writes/([^/]+)";
+  server.Get("/v1/volumes/([^/]+)/lost-writes", [&context](Request request, Response response) {
+    answer(response, ControlApi(context).lost_writes(name_of(request)));
+  });
+  server.Get(one, [&context](Request request, Response response) {
+    answer(response,
+           ControlApi(context).lost_file(
+               name_of(request), request.matches[2].str(), request.get_param_value("at")));
+  });
+  server.Delete(one, [&context](Request request, Response response) {
+    answer(response,
+           ControlApi(context).remove_lost_file(
+               name_of(request), request.matches[2].str(), request.get_param_value("uuid")));
+  });
+}
+
 void add_routes(httplib::Server& server, ControlContext& context) {
   server.Get("/v1/host", [&context](Request /*request*/, Response response) {
     answer(response, ControlApi(context).host());
@@ -124,6 +141,7 @@ void add_routes(httplib::Server& server, ControlContext& context) {
     answer(response, ControlApi(context).remove(name_of(request), request.get_param_value("uuid")));
   });
   add_volume_actions(server, context);
+  add_lost_writes(server, context);
 }
 
 class HttpControlServer final : public ControlServer {

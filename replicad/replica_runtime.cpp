@@ -179,8 +179,17 @@ void ReplicaRuntime::perform(const replica_effect::AppendFrame& effect) {
 void ReplicaRuntime::perform(const replica_effect::WriteImage& /*effect*/) {
   RD_CHECK(frame_ != nullptr);
   if (!copy_writer_) return;
-  const FrameHeader& header = frame_->header;
-  const auto tag = copy_writer_->add(header, frame_->payload, hold_of_current());
+  if (saver_) {
+    saver_->add(frame_->header, frame_->payload, hold_of_current());
+  } else {
+    write_copied(frame_->header, frame_->payload, hold_of_current());
+  }
+}
+
+void ReplicaRuntime::write_copied(const FrameHeader& header,
+                                  std::span<const std::byte> payload,
+                                  std::shared_ptr<void> owner) {
+  const auto tag = copy_writer_->add(header, payload, std::move(owner));
   copy_frames_.push_back({tag, is_numbered(header.type) ? header.sequence : 0});
   copy_unsynced_bytes_ += header.payload_bytes;
 }
@@ -201,6 +210,7 @@ void ReplicaRuntime::perform(const replica_effect::CompareBlocks& effect) {
                          ReplicaRuntime& self, const Result<std::vector<bool>>& differs) {
         self.compares_.erase(id);
         if (differs) {
+          if (self.saver_) self.saver_->note_equal(range, *differs);
           self.send(session, encode_block_diffs(range, *differs));
         } else {
           self.fail(differs.error());
@@ -225,8 +235,7 @@ void ReplicaRuntime::perform(const replica_effect::DropLog& /*effect*/) {
       if (!status) return;  // the log has reported it
       runtime.backlog_bytes_ = 0;
       runtime.checkpoint_bytes_ = 0;
-      runtime.start_copy_writer();
-      runtime.feed(replica_event::LogDropped{});
+      runtime.begin_copy_images();
     }));
   }));
 }
@@ -242,7 +251,10 @@ void ReplicaRuntime::perform(const replica_effect::SyncImages& /*effect*/) {
                                }
                              }));
   });
-  if (copy_writer_) {
+  if (saver_) {
+    saver_->when_idle(
+        guarded([sync](ReplicaRuntime& self) { self.copy_writer_->when_idle(sync); }));
+  } else if (copy_writer_) {
     copy_writer_->when_idle(std::move(sync));
   } else {
     sync();
@@ -254,13 +266,25 @@ void ReplicaRuntime::perform(const replica_effect::RestartLog& effect) {
   log_->restart(effect.point);
   copy_writer_.reset();
   copy_frames_.clear();
+  if (const auto saver = std::exchange(saver_, nullptr)) saver->stop([] {});
+  rewind_error_.reset();
   start_applier({.point = effect.point, .segment_index = 0, .offset_bytes = segment_header_bytes});
 }
 
 void ReplicaRuntime::perform(const replica_effect::RecordState& effect) {
-  const ReplicaRecord record = effect.record;
+  if (preparing_rewind_) {
+    held_records_.push_back(effect.record);
+  } else if (effect.record.kind == ReplicaRecord::Kind::rewinding) {
+    begin_rewind(effect.record);
+  } else {
+    record_state(effect.record);
+  }
+}
+
+void ReplicaRuntime::record_state(const ReplicaRecord& record) {
+  const std::uint64_t file = next_saver_ ? next_saver_->file_number() : 0;
   setup_.hooks.update_state(
-      [record](VolumeState& state) {
+      [record, file](VolumeState& state) {
         switch (record.kind) {
           case ReplicaRecord::Kind::promise:
             // A fence may have come in between; a promise is never taken back.
@@ -278,9 +302,15 @@ void ReplicaRuntime::perform(const replica_effect::RecordState& effect) {
             state.resync = record.epoch;
             state.checkpoint = record.point;
             return;
+          case ReplicaRecord::Kind::rewinding:
+            state.consistent = false;
+            state.resync.reset();
+            if (!state.rewind) state.rewind = file;
+            return;
           case ReplicaRecord::Kind::copy_done:
             state.consistent = true;
             state.resync.reset();
+            state.rewind.reset();
             state.checkpoint = record.point;
             return;
         }
@@ -419,7 +449,7 @@ ReplicaStatus ReplicaRuntime::status() const {
   status.logged = core_->logged();
   status.backlog_bytes = backlog_bytes_;
   status.log_bytes = log_ ? log_->bytes() : 0;
-  status.error = failure_ ? failure_ : session_error_;
+  status.error = failure_ ? failure_ : session_error_ ? session_error_ : rewind_error_;
   if (failure_) {
     status.state = "failed";
   } else if (core_->is_copying()) {

@@ -17,6 +17,7 @@
 #include "replicad/replica_applier.h"
 #include "replicad/replica_images.h"
 #include "replicad/replica_volume.h"
+#include "replicad/rewind_saver.h"
 
 namespace replicad {
 
@@ -116,10 +117,21 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void on_closed(SessionId session, const Error& error);
   std::shared_ptr<BufferHold> hold_of_current();
 
+  // replica_runtime_rewind.cpp: keeping aside what only this host has
+  using SaverReady = std::function<void(Result<std::shared_ptr<RewindSaver>>)>;
+  void prepare_rewind(const HistoryPoint& left, SaverReady ready);
+  void begin_rewind(const ReplicaRecord& record);
+  void record_held();
+
   // replica_runtime_disk.cpp: log, images, checkpoint, failure
   void start_applier(const ReplicaApplier::Start& start);
   void on_applied(const HistoryPoint& point, std::uint64_t bytes);
-  void start_copy_writer();
+  void begin_copy_images();
+  void start_copy_writer(std::shared_ptr<RewindSaver> saver);
+  void write_copied(const FrameHeader& header,
+                    std::span<const std::byte> payload,
+                    std::shared_ptr<void> owner);
+  void record_state(const ReplicaRecord& record);
   void on_copy_progress(ImageWriter::Tag tag);
   void sync_copy_if_due();
   void stop_images(std::function<void()> done);
@@ -160,6 +172,12 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   std::shared_ptr<LogStore> log_;
   std::shared_ptr<ReplicaApplier> applier_;
   std::shared_ptr<ImageWriter> copy_writer_;
+  std::shared_ptr<RewindSaver>
+      saver_;  ///< of a rewind: changes pass it on their way to copy_writer_
+  std::shared_ptr<RewindSaver> next_saver_;  ///< for the copy that begins; its file exists
+  bool preparing_rewind_ = false;  ///< its record, and those in held_records_, wait for the file
+  std::deque<ReplicaRecord> held_records_;
+  std::optional<Error> rewind_error_;  ///< why the last rewind got no further
   std::deque<CopyFrame> copy_frames_;
   std::map<std::uint64_t, std::shared_ptr<BlockCompare>> compares_;
   std::uint64_t last_compare_ = 0;

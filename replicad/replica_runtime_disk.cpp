@@ -55,6 +55,9 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
   }
   ++generation_;
   ++core_serial_;
+  preparing_rewind_ = false;
+  held_records_.clear();
+  next_saver_.reset();
   quiet_ = false;
   checkpointing_ = false;
   checkpoint_bytes_ = 0;
@@ -120,7 +123,27 @@ void ReplicaRuntime::on_applied(const HistoryPoint& point, std::uint64_t bytes) 
   if (retrying_) take_pending_attach();
 }
 
-void ReplicaRuntime::start_copy_writer() {
+/// The log is gone: the images are written to from here on, in a rewind behind its saver.
+void ReplicaRuntime::begin_copy_images() {
+  const VolumeState& state = setup_.hooks.state();
+  const auto saver = std::exchange(next_saver_, nullptr);
+  if (!state.rewind || saver) {
+    start_copy_writer(state.rewind ? saver : nullptr);
+    return;
+  }
+  prepare_rewind(
+      state.checkpoint,
+      guarded([](ReplicaRuntime& self, const Result<std::shared_ptr<RewindSaver>>& ready) {
+        if (ready) {
+          self.start_copy_writer(*ready);
+        } else {
+          self.rewind_error_ = ready.error();
+          self.fail(ready.error());
+        }
+      }));
+}
+
+void ReplicaRuntime::start_copy_writer(std::shared_ptr<RewindSaver> saver) {
   copy_frames_.clear();
   copy_unsynced_bytes_ = 0;
   copy_writer_ = std::make_shared<ImageWriter>(reactor_, *worker_, setup_.images);
@@ -128,6 +151,18 @@ void ReplicaRuntime::start_copy_writer() {
       {.on_progress =
            guarded([](ReplicaRuntime& self, ImageWriter::Tag tag) { self.on_copy_progress(tag); }),
        .on_error = guarded([](ReplicaRuntime& self, const Error& error) { self.fail(error); })});
+  saver_ = std::move(saver);
+  if (saver_) {
+    saver_->set_hooks(
+        {.on_ready = guarded([](ReplicaRuntime& self, const RewindSaver::Change& change) {
+           self.write_copied(change.header, change.payload, change.owner);
+         }),
+         .on_error = guarded([](ReplicaRuntime& self, const Error& error) {
+           self.rewind_error_ = error;
+           self.fail(error);
+         })});
+  }
+  feed(replica_event::LogDropped{});
 }
 
 void ReplicaRuntime::on_copy_progress(ImageWriter::Tag tag) {
@@ -155,6 +190,7 @@ void ReplicaRuntime::sync_copy_if_due() {
 void ReplicaRuntime::stop_images(std::function<void()> done) {
   const auto applier = std::exchange(applier_, nullptr);
   const auto writer = std::exchange(copy_writer_, nullptr);
+  const auto saver = std::exchange(saver_, nullptr);
   auto stop_writer = [writer, done = std::move(done)] {
     if (writer) {
       writer->stop(done);
@@ -162,10 +198,17 @@ void ReplicaRuntime::stop_images(std::function<void()> done) {
       done();
     }
   };
+  auto stop_saver = [saver, stop_writer = std::move(stop_writer)] {
+    if (saver) {
+      saver->stop(stop_writer);
+    } else {
+      stop_writer();
+    }
+  };
   if (applier) {
-    applier->stop(stop_writer);
+    applier->stop(stop_saver);
   } else {
-    stop_writer();
+    stop_saver();
   }
 }
 

@@ -34,6 +34,9 @@ constexpr std::uint32_t block_sum_bytes = 16;
 /// Compare frames that a primary may leave unanswered.
 constexpr std::size_t compares_in_flight_max = 32;
 
+/// Highest number of a file of lost writes.
+constexpr std::uint64_t lost_files_max = 99'999'999;
+
 constexpr std::uint32_t protocol_version_min = 1;
 constexpr std::uint32_t protocol_version_max = 1;
 

@@ -160,6 +160,14 @@ std::vector<std::string> describe_loss(const std::vector<MemberReport>& reports)
                                   printable(disk.path),
                                   disk.adopted ? ": adopted, the image is kept" : ""));
     }
+    if (report.volume->lost_files > 0) {
+      lines.push_back(
+          fmt::format("{}: {} file(s) of lost writes, {}, the only copy of what is in "
+                      "them (`replicactl lost-writes`)",
+                      printable(report.host),
+                      report.volume->lost_files,
+                      format_bytes(report.volume->lost_bytes)));
+    }
   }
   return lines;
 }
@@ -208,6 +216,14 @@ std::vector<std::string> volume_problems(const std::string& volume,
                                    says_not_found(*report)
                                        ? "is a member but has no part of the volume"
                                        : "does not answer: " + why_silent(reports, member.host)));
+  }
+  for (const MemberReport& report : reports) {
+    if (!report.volume || report.volume->lost_files == 0) continue;
+    problems.push_back(
+        fmt::format("{} keeps {} file(s) of lost writes: `replicactl lost-writes {}` shows them",
+                    printable(report.host),
+                    report.volume->lost_files,
+                    volume));
   }
   for (const MemberReport& report : reports) {
     if (!report.volume || primary.member(report.host) != nullptr) continue;

@@ -212,6 +212,7 @@ Result<Plan> plan_add_replica(const std::string& volume,
 
 Result<Plan> plan_remove_replica(const std::string& volume,
                                  const std::string& host,
+                                 bool force,
                                  const std::vector<MemberReport>& reports) {
   const auto found = find_primary(volume, reports);
   if (!found) return tl::unexpected(found.error());
@@ -226,6 +227,15 @@ Result<Plan> plan_remove_replica(const std::string& volume,
   if (is_leftover && (target == nullptr || !target->volume)) {
     return tl::unexpected(
         Error{Errc::not_found, 0, fmt::format("{} is no member of {}", host, volume), {}});
+  }
+  if (!force && target != nullptr && target->volume && target->volume->lost_files > 0) {
+    return refuse(
+        fmt::format("{} keeps {} file(s) of lost writes of {}, {}, and is the only one",
+                    host,
+                    target->volume->lost_files,
+                    volume,
+                    format_bytes(target->volume->lost_bytes)),
+        fmt::format("`replicactl lost-writes {}` shows them; --force removes them, too", volume));
   }
   Plan plan;
   plan.volume = volume;

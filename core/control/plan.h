@@ -117,9 +117,11 @@ struct FailoverOptions {
                                             const std::vector<MemberReport>& reports,
                                             const std::vector<HostReport>& hosts);
 
-/// The members' lists, primary first, then the removed host's part.
+/// The members' lists, primary first, then the removed host's part. Without `force`: Errc::refused
+/// if that host keeps lost writes.
 [[nodiscard]] Result<Plan> plan_remove_replica(const std::string& volume,
                                                const std::string& host,
+                                               bool force,
                                                const std::vector<MemberReport>& reports);
 
 /// Replicas first, the primary last: whatever stops it half-way, the newest copy is still there and

@@ -350,6 +350,12 @@ Result<VolumeView> parse_volume(const nlohmann::json& json) {
   volume.state = fields.string("state");
   volume.error = read_error(fields, "error");
   volume.history = read_history(fields);
+  if (const Json* lost = fields.object_or_null("lost_writes")) {
+    Fields totals(*lost, "lost_writes");
+    volume.lost_files = totals.count_or_zero("files");
+    volume.lost_bytes = totals.count_or_zero("bytes");
+    fields.adopt(totals);
+  }
   if (volume.role == Role::primary) {
     read_primary_part(fields, volume);
   } else if (const Json* self = fields.object_or_null("replica")) {

@@ -138,6 +138,8 @@ struct VolumeView {
   std::optional<TransferView> transfer;
   std::vector<ReplicaView> replicas;   ///< primary
   std::optional<ReplicaSelf> replica;  ///< replica
+  std::uint64_t lost_files = 0;        ///< files of lost writes on that host
+  std::uint64_t lost_bytes = 0;        ///< their size
 
   [[nodiscard]] std::uint64_t bytes() const;
   [[nodiscard]] bool is_in_sync(const std::string& host_name) const;

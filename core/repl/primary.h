@@ -133,8 +133,8 @@ struct PeerSent {
   PeerIndex peer;
   std::uint64_t bytes;
 };
-/// Compare everything with a detached peer and send what differs. Ignored for others, and while a
-/// record names the peer.
+/// Compare everything with a detached peer now and send what differs; one of another history keeps
+/// what only it has. Ignored for others, and while a record names the peer.
 struct CopyRequested {
   PeerIndex peer;
 };
@@ -418,8 +418,9 @@ class Primary {
     BlockMap dirty;       ///< marked since
   };
   enum class Resync : std::uint8_t {
-    lack,   ///< what the peer is known to lack
-    whole,  ///< everything is compared
+    lack,    ///< what the peer is known to lack
+    whole,   ///< everything is compared
+    rewind,  ///< likewise; the peer keeps what only it has
   };
   struct Peer {
     std::string host;
@@ -432,6 +433,7 @@ class Primary {
     bool sync_requested = false;
     bool close_requested = false;
     bool diverged = false;  ///< a digest differed: only a copy helps, wherever it says it stands
+    std::optional<Error> copy_error;  ///< why the last copy ended, until one ends well
     Sequence join_sequence = 0;
     Watermarks marks;
     HistoryPoint taken;              ///< history behind what take() gave out

@@ -20,6 +20,9 @@ std::uint64_t join_lag_bytes_max(std::uint64_t ring_bytes) {
 constexpr Duration resync_delay_min = std::chrono::seconds(1);
 constexpr Duration resync_delay_max = std::chrono::seconds(64);
 
+/// Of a text that comes from a member and becomes a part of another one.
+constexpr std::size_t shown_bytes_max = 500;
+
 }  // namespace
 
 bool Primary::acknowledges(const Peer& peer) const {
@@ -79,9 +82,9 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
 }
 
 std::optional<Error> Primary::why_not_stream(const Peer& peer, const HistoryPoint& logged) const {
-  const std::string hint = fmt::format(
-      "`replicactl resync` with --host {} compares the whole image and sends what differs",
-      peer.host);
+  const std::string hint =
+      "everything is compared by itself; what only that host has is kept aside there "
+      "(`replicactl lost-writes`)";
   if (peer.diverged) {
     return Error{Errc::diverged, 0, "its image differed from what it had logged", hint};
   }
@@ -115,6 +118,7 @@ void Primary::start_stream(PeerIndex index,
   peer.marks.logged_digest = point.digest;
   peer.behind_since.reset();
   peer.sync_requested = false;
+  peer.copy_error.reset();
   peer.last_progress = peer.last_durable = now;
   effects.push_back(primary_effect::StartPeer{index, {.copy = false, .after = point.sequence}});
   effects.push_back(primary_effect::Sendable{index});
@@ -134,14 +138,22 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
   peer.marks = {};
   peer.last_progress = now;
   auto plan = kind == Resync::lack ? plan_lack(peer) : plan_whole();
-  effects.push_back(primary_effect::StartPeer{
-      index, {.copy = true, .after = peer.taken.sequence, .keep = kind == Resync::lack}});
+  effects.push_back(primary_effect::StartPeer{index,
+                                              {.copy = true,
+                                               .after = peer.taken.sequence,
+                                               .keep = kind == Resync::lack,
+                                               .save = kind == Resync::rewind}});
   effects.push_back(primary_effect::RunCopy{index, std::move(plan)});
 }
 
 void Primary::detach(PeerIndex index, Error error) {
   Peer& peer = peers_[index];
   peer.phase = PeerPhase::detached;
+  if (peer.copy_error) {
+    error.message +=
+        "; the last copy to it ended: " + peer.copy_error->message.substr(0, shown_bytes_max);
+    if (!peer.copy_error->hint.empty()) error.hint = peer.copy_error->hint;
+  }
   peer.error = std::move(error);
 }
 
@@ -170,7 +182,10 @@ void Primary::on_event(const primary_event::PeerLost& event, Instant now, Effect
   peer.copy_locked = false;
   peer.sync_requested = false;
   peer.resync_wanted.reset();
-  if (peer.resync_runs) end_resync(peer, now);
+  if (peer.resync_runs) {
+    peer.copy_error = peer.error;
+    end_resync(peer, now);
+  }
   if (was_attached) {
     peer.last_progress = now;
     leave(event.peer, effects);
@@ -223,7 +238,7 @@ std::optional<Error> Primary::check_marks(const Peer& peer, const Watermarks& ma
                  fmt::format("its digest at sequence {} (applied {}) differs from the primary's",
                              marks.logged,
                              marks.applied),
-                 "its image is not equal; `replicactl resync` copies the whole image"};
+                 "everything is compared by itself"};
   }
   return std::nullopt;
 }
@@ -366,7 +381,8 @@ void Primary::on_event(const primary_event::CopyRequested& event, Instant now, E
   Peer& peer = peers_[event.peer];
   if (peer.phase != PeerPhase::detached || peer.close_requested) return;
   if (peer.recorded || peer.proposed) return;  // a record names it
-  start_copy(event.peer, Resync::whole, now, effects);
+  const bool rewinds = peer.resync_wanted == Resync::rewind;
+  start_copy(event.peer, rewinds ? Resync::rewind : Resync::whole, now, effects);
 }
 
 void Primary::on_event(const primary_event::CopyLock& event, Instant now, Effects& /*effects*/) {
@@ -398,6 +414,7 @@ void Primary::on_event(const primary_event::CopyDone& event, Instant now, Effect
   peer.phase = PeerPhase::streaming;
   peer.diverged = false;
   peer.error.reset();
+  peer.copy_error.reset();
   peer.lack.plan.reset();
   peer.lack.suspect.clear_all();
   peer.lack.before_end.clear_all();

@@ -72,13 +72,12 @@ bool Primary::is_own_term(const Epoch& epoch) const {
 void Primary::want_resync(Peer& peer, const AttachedMessage& message, Instant now) const {
   const bool on_history = is_on_history(message.logged) && !peer.diverged;
   const bool is_known = on_history && message.logged.sequence >= peer.lack.base;
-  if (message.consistent && !on_history) return;  // it may hold the last copy of something
-  if (message.consistent) {
-    peer.resync_wanted = is_known ? Resync::lack : Resync::whole;
+  // The blocks of an interrupted resync are those of the term it belonged to.
+  const bool resumes = message.consistent || (message.resync && is_own_term(*message.resync));
+  if (!on_history && (message.consistent || message.resync)) {
+    peer.resync_wanted = Resync::rewind;  // it may hold the last copy of something
   } else {
-    // The blocks of an interrupted resync are those of the term it belonged to.
-    const bool resumes = is_known && message.resync && is_own_term(*message.resync);
-    peer.resync_wanted = resumes ? Resync::lack : Resync::whole;
+    peer.resync_wanted = is_known && resumes ? Resync::lack : Resync::whole;
   }
   peer.resync_from = message.logged.sequence;
   const bool is_calm =

@@ -477,10 +477,11 @@ void Replica::begin_copy(const StartMessage& message, Instant now, Effects& effe
   report_at_ = now + config_.alive_delay;
   copy_taken_ = HistoryPoint{{}, message.after, {}};
   copy_written_ = 0;
+  copy_saves_ = message.save;
   if (message.keep && !consistent_ && !resync_) {
     refuse(make_error(Errc::inconsistent, "nothing is known of the image here: it cannot be kept"),
            effects);
-  } else if (message.keep && consistent_) {
+  } else if ((message.keep || message.save) && consistent_) {
     // What the log does not hold durably is not applied.
     copy_ = CopyStep::applying;
     if (!pending_.empty()) pending_.back().wants_sync = true;
@@ -489,6 +490,8 @@ void Replica::begin_copy(const StartMessage& message, Instant now, Effects& effe
     advance_waiting(effects);
   } else if (message.keep && *resync_ != session_->epoch) {
     mark_resync(effects);
+  } else if (message.save && resync_) {
+    mark_rewind(effects);
   } else if (consistent_ || (resync_ && !message.keep)) {
     copy_ = CopyStep::marking;
     record({ReplicaRecord::Kind::inconsistent, {}, {}, {}}, effects);
@@ -504,6 +507,12 @@ void Replica::mark_resync(Effects& effects) {
   record({ReplicaRecord::Kind::resyncing, session_->epoch, {}, base}, effects);
 }
 
+void Replica::mark_rewind(Effects& effects) {
+  const HistoryPoint& left = consistent_ ? applied_ : resync_base_;
+  copy_ = CopyStep::marking;
+  record({ReplicaRecord::Kind::rewinding, session_->epoch, session_->primary, left}, effects);
+}
+
 void Replica::on_marked(const ReplicaRecord& record, const Status& status, Effects& effects) {
   RD_CHECK(copy_ == CopyStep::marking);
   if (!status) {
@@ -513,7 +522,7 @@ void Replica::on_marked(const ReplicaRecord& record, const Status& status, Effec
   }
   copy_ = CopyStep::draining;
   resync_.reset();
-  if (record.kind == ReplicaRecord::Kind::inconsistent) return;
+  if (record.kind != ReplicaRecord::Kind::resyncing) return;
   resync_ = record.epoch;
   resync_base_ = record.point;
 }
@@ -632,6 +641,7 @@ void Replica::on_event(const replica_event::StateRecorded& event,
       break;
     case ReplicaRecord::Kind::inconsistent:
     case ReplicaRecord::Kind::resyncing:
+    case ReplicaRecord::Kind::rewinding:
       on_marked(record, event.status, effects);
       break;
     case ReplicaRecord::Kind::copy_done:
@@ -770,7 +780,11 @@ void Replica::on_event(const replica_event::ImagesSynced& /*event*/,
   }
   if (copy_ == CopyStep::syncing_before) {
     copy_ = CopyStep::none;
-    if (phase() == Phase::waiting) mark_resync(effects);
+    if (phase() == Phase::waiting && copy_saves_) {
+      mark_rewind(effects);
+    } else if (phase() == Phase::waiting) {
+      mark_resync(effects);
+    }
     advance_waiting(effects);
     return;
   }

@@ -8,15 +8,16 @@
 //                    RecordState  log at rest  |                              ^
 //                                              +--start copy--> marking ------+ (CopyDone)
 //                                              |   -> draining -> copying -> finishing
-//                                              +--start copy, keep--> applying -> marking ...
+//                                              +--start copy, keep or save--> applying -> marking ...
 //
-// applying: a copy that brings only what changed behind this replica's point: the log is applied, then the
-// images are synced. marking: RecordState(inconsistent) is under way. draining: what was received reaches the
-// log, then the log is dropped. finishing: images are synced, then RecordState(copy_done). Whatever was begun
-// there is finished even if the session ends meanwhile; the next session waits in `settling`.
+// applying: a copy that brings only what changed behind this replica's point, or a rewind, which keeps what
+// only this replica has: the log is applied, then the images are synced. marking: RecordState(inconsistent)
+// is under way. draining: what was received reaches the log, then the log is dropped. finishing: images are
+// synced, then RecordState(copy_done). Whatever was begun there is finished even if the session ends
+// meanwhile; the next session waits in `settling`.
 //
-// Which effect must be complete before which: a promise is durable before SendAttached; with `keep` the images
-// are synced up to the point that the mark names before it is recorded; the mark of an inconsistent image
+// Which effect must be complete before which: a promise is durable before SendAttached; with `keep` and `save` the
+// images are synced up to the point that the mark names before it is recorded; the mark of an inconsistent image
 // before DropLog and before the first WriteImage; SyncImages before RecordState(copy_done) before SendCopyDone;
 // a sequence is reported as logged after Logged, as durable after LogSynced.
 
@@ -42,8 +43,8 @@ struct ReplicaConfig {
   std::string volume_uuid;
   std::vector<std::uint64_t> disk_bytes;
   std::string boot_id;
-  std::uint64_t sync_bytes = 16 * mib;             ///< the log is synced after so many bytes
-  Duration sync_delay = std::chrono::seconds(1);   ///< or when the oldest unsynced byte is so old
+  std::uint64_t sync_bytes = 16 * mib;            ///< the log is synced after so many bytes
+  Duration sync_delay = std::chrono::seconds(1);  ///< or when the oldest unsynced byte is so old
   Duration alive_delay =
       std::chrono::milliseconds(50);  ///< between reports while a copy begins or ends
   Duration report_delay =
@@ -68,7 +69,10 @@ struct ReplicaRecord {
     promise,       ///< epoch := `epoch`, primary := `primary`
     inconsistent,  ///< consistent := false, resync := none
     resyncing,     ///< consistent := false, resync := `epoch`, checkpoint := `point`
-    copy_done,     ///< consistent := true, checkpoint := `point`, resync := none
+    /// consistent := false, resync := none; `primary` and `epoch` are of the history that replaces the one that
+    /// ends at `point`. From here on WriteImage keeps aside what a block held before it changes it first.
+    rewinding,
+    copy_done,  ///< consistent := true, checkpoint := `point`, resync := none
   };
   Kind kind = Kind::promise;
   Epoch epoch;
@@ -330,6 +334,7 @@ class Replica {
   void on_promised(const ReplicaRecord& record, const Status& status, Effects& effects);
   void on_marked(const ReplicaRecord& record, const Status& status, Effects& effects);
   void mark_resync(Effects& effects);
+  void mark_rewind(Effects& effects);
   void on_copy_recorded(const HistoryPoint& point, const Status& status, Effects& effects);
   void record(ReplicaRecord record, Effects& effects);
   void refuse(Error error, Effects& effects);
@@ -369,6 +374,7 @@ class Replica {
   std::optional<Epoch> resync_;
   HistoryPoint resync_base_;
   CopyStep copy_ = CopyStep::none;
+  bool copy_saves_ = false;  ///< a rewind
   HistoryPoint copy_taken_;  ///< last numbered frame of the copy; its digest is not known
   Sequence copy_written_ = 0;
   HistoryPoint copy_end_;

@@ -197,6 +197,7 @@ VolumeState state_from(const json& document) {
   state.consistent = boolean(document, "consistent");
   state.checkpoint = point(document, "checkpoint");
   if (document.contains("resync")) state.resync = epoch(document, "resync");
+  if (document.contains("rewind")) state.rewind = number(document, "rewind");
   return state;
 }
 
@@ -384,6 +385,7 @@ Status check_counters(const VolumeState& state) {
     RD_TRY(check_range("sequence", state.transfer->point.sequence, 0, counter_max));
   }
   if (state.resync) RD_TRY(check_range("epoch", state.resync->number, 0, counter_max));
+  if (state.rewind) RD_TRY(check_range("rewind", *state.rewind, 1, lost_files_max));
   return {};
 }
 
@@ -408,6 +410,7 @@ std::string encode_volume_state_body(const VolumeState& state) {
                    {"checkpoint", to_json(state.checkpoint)},
                    {"vote", voter_json(state.vote)}};
   if (state.resync) document["resync"] = to_json(*state.resync);
+  if (state.rewind) document["rewind"] = *state.rewind;
   return document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
 }
 

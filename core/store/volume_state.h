@@ -79,6 +79,9 @@ struct VolumeState {
   /// Inconsistent only: a resync of this term has begun and not ended. The image differs from the
   /// history at `checkpoint` in blocks alone that this term's primary changed behind it.
   std::optional<Epoch> resync;
+  /// Inconsistent only: a rewind has begun and not ended. What the image held before is kept in the
+  /// files of lost writes from this number on; what has not been replaced yet is only in the image.
+  std::optional<std::uint64_t> rewind;
 
   friend bool operator==(const VolumeState&, const VolumeState&) = default;
 };

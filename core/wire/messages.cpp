@@ -179,14 +179,18 @@ Result<RefuseMessage> decode_refuse(std::span<const std::byte> payload) {
 std::vector<std::byte> encode_start(const StartMessage& message) {
   json value = {{"copy", message.copy}, {"after", message.after}};
   if (message.keep) value["keep"] = true;
+  if (message.save) value["save"] = true;
   return json_frame(FrameType::start, value);
 }
 
 Result<StartMessage> decode_start(std::span<const std::byte> payload) {
   return decode<StartMessage>(payload, "start", [](const json& value) {
-    return StartMessage{value.at("copy").get<bool>(),
-                        value.at("after").get<Sequence>(),
-                        value.contains("keep") && value.at("keep").get<bool>()};
+    StartMessage message{value.at("copy").get<bool>(),
+                         value.at("after").get<Sequence>(),
+                         value.contains("keep") && value.at("keep").get<bool>(),
+                         value.contains("save") && value.at("save").get<bool>()};
+    if (message.keep && message.save) throw FieldError{"both keep and save"};
+    return message;
   });
 }
 

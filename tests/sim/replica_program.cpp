@@ -263,6 +263,7 @@ void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
             if (!record.primary.empty()) state.primary = record.primary;
             return;
           case ReplicaRecord::Kind::inconsistent:
+          case ReplicaRecord::Kind::rewinding:
             state.consistent = false;
             state.resync.reset();
             return;

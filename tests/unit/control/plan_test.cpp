@@ -113,7 +113,7 @@ TEST_CASE("plan: nothing changes while a volume is being handed over") {
   const std::vector<Result<Plan>> plans{plan_activate("vm1", reports),
                                         plan_deactivate("vm1", reports),
                                         plan_switchover("vm1", {"b", 30000}, reports, {}),
-                                        plan_remove_replica("vm1", "b", reports),
+                                        plan_remove_replica("vm1", "b", false, reports),
                                         plan_delete("vm1", true, reports),
                                         plan_resync("vm1", "b", reports),
                                         plan_add_replica("vm1", "d", reports, {host("d")})};
@@ -194,18 +194,18 @@ TEST_CASE("plan: a new replica gets its part before the members learn of it") {
 }
 
 TEST_CASE("plan: a removed replica leaves the lists before its part goes") {
-  const auto plan = plan_remove_replica("vm1", "b", three());
+  const auto plan = plan_remove_replica("vm1", "b", false, three());
   REQUIRE(plan.has_value());
   CHECK(lines(plan) == Strings{"a PUT /v1/volumes/vm1/members", "b DELETE " + delete_path});
   CHECK(plan->steps[0].request.body["members"].size() == 2);
-  const auto primary = plan_remove_replica("vm1", "a", three());
+  const auto primary = plan_remove_replica("vm1", "a", false, three());
   REQUIRE_FALSE(primary.has_value());
   CHECK(primary.error().hint == "`replicactl switchover vm1` first");
-  CHECK(plan_remove_replica("vm1", "z", three()).error().code == Errc::not_found);
+  CHECK(plan_remove_replica("vm1", "z", false, three()).error().code == Errc::not_found);
 }
 
 TEST_CASE("plan: a silent replica can be removed, what is left there is reported") {
-  const auto plan = plan_remove_replica("vm1", "c", {member("a"), member("b"), silent("c")});
+  const auto plan = plan_remove_replica("vm1", "c", false, {member("a"), member("b"), silent("c")});
   REQUIRE(plan.has_value());
   CHECK(lines(plan) == Strings{"a PUT /v1/volumes/vm1/members"});
   REQUIRE(plan->skipped.size() == 1);
@@ -216,7 +216,7 @@ TEST_CASE("plan: the part of a host that is no member any more is cleared alone"
   VolumeOptions two;
   two.members = {"a", "b"};
   const auto plan =
-      plan_remove_replica("vm1", "c", {member("a", two), member("b", two), member("c")});
+      plan_remove_replica("vm1", "c", false, {member("a", two), member("b", two), member("c")});
   CHECK(lines(plan) == Strings{"c DELETE " + delete_path});
 }
 

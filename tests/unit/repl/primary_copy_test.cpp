@@ -20,12 +20,14 @@ Setup pair_apart(Mode mode = Mode::sync) {
   return {.mode = mode, .peers = {"b"}, .in_sync = {"a"}, .attached = false};
 }
 
-/// A detached peer b; frames 1..3 of 4 KiB exist.
+/// A peer b of another history that waits after a first copy that failed; frames 1..3 of 4 KiB exist.
 void make_detached(PrimaryScenario& s) {
   for (RequestId id = 1; id <= 3; ++id)
     s.write(id, write_at(id * 4096));
   HistoryPoint other = s.point(3);
   other.digest.low ^= 1;
+  s.attach("b", other, 0, 0);
+  s.lose("b");
   s.attach("b", other, 0, 0);
   REQUIRE(s.view("b").phase == PeerPhase::detached);
 }
@@ -48,8 +50,7 @@ TEST_CASE("copy: only a detached member outside the set can be copied to") {
   other.digest.low ^= 1;
   s.attach("b", other, 0, 0);
   CHECK(request_copy(s) == "");  // still recorded
-  s.recorded();
-  CHECK(request_copy(s) == "copy b after 0, run copy b");
+  CHECK(s.recorded() == "rewind b after 0, run copy b");
   CHECK(request_copy(s) == "");
 }
 
@@ -61,15 +62,14 @@ TEST_CASE("copy: not to a member that a record under way still names") {
   other.digest.low ^= 1;
   s.attach("b", other, 0, 0);
   CHECK(request_copy(s) == "");
-  s.recorded();
-  s.recorded();
-  CHECK(request_copy(s) == "copy b after 0, run copy b");
+  CHECK(s.recorded() == "record a");
+  CHECK(s.recorded() == "rewind b after 0, run copy b");
 }
 
 TEST_CASE("copy: from copy_end on the member streams, and joins when all is durable there") {
   PrimaryScenario s(pair_apart());
   make_detached(s);
-  CHECK(request_copy(s) == "copy b after 3, run copy b");
+  CHECK(request_copy(s) == "rewind b after 3, run copy b");
   CHECK(s.write(4, write_at(0)) == "admitted 4, placed 4 as 4, answer 4");
   CHECK(s.send("b") == 4096 + frame_header_bytes);
   CHECK(s.primary().taken_point(s.peer("b")) == s.point(4));

@@ -160,15 +160,45 @@ TEST_CASE("resync: a member below what is known of it is compared as a whole") {
   CHECK(s.plan().send.empty());
 }
 
-TEST_CASE("resync: a consistent member of another history is left to an operator") {
+TEST_CASE("rewind: a consistent member of another history comes back and keeps what it has") {
   PrimaryScenario s(pair_apart());
   write_mib(s, 1, 6);
   HistoryPoint other{{1, 1}, PrimaryScenario::base_sequence - 3, {9, 9}};
-  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), attached_at(other)}) == "");
-  CHECK(s.pass(seconds(100)) == "");
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), attached_at(other)}) ==
+        "rewind b after 6, run copy b");
   CHECK(s.view("b").error->code == Errc::diverged);
-  CHECK(s.step(primary_event::CopyRequested{s.peer("b")}) == "copy b after 6, run copy b");
   CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
+  CHECK(s.plan().send.empty());
+  CHECK(s.end_copy("b") == "ping b, record a+b");
+}
+
+TEST_CASE("rewind: one that fails is told with its reason, and tried again later") {
+  PrimaryScenario s(pair_apart());
+  write_mib(s, 1, 6);
+  HistoryPoint other{{1, 1}, PrimaryScenario::base_sequence - 3, {9, 9}};
+  s.step(primary_event::PeerAttached{s.peer("b"), attached_at(other)});
+  s.step(primary_event::PeerLost{s.peer("b"), {Errc::no_space, 0, "no space there", "make room"}});
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), attached_at(other)}) == "");
+  CHECK(s.view("b").phase == PeerPhase::detached);
+  CHECK(s.view("b").error->message.find("no space there") != std::string::npos);
+  CHECK(s.view("b").error->hint == "make room");
+  SUBCASE("by itself") {
+    CHECK(s.pass(seconds(1)) == "rewind b after 6, run copy b");
+  }
+  SUBCASE("at once when it is asked for: it keeps what it has all the same") {
+    CHECK(s.step(primary_event::CopyRequested{s.peer("b")}) == "rewind b after 6, run copy b");
+  }
+}
+
+TEST_CASE("rewind: an interrupted resync of another history keeps what it has, too") {
+  PrimaryScenario s(pair_apart());
+  write_mib(s, 1, 6);
+  AttachedMessage message;
+  message.consistent = false;
+  message.resync = Epoch{1, 1};
+  message.logged = {{1, 1}, PrimaryScenario::base_sequence - 3, {9, 9}};
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) ==
+        "rewind b after 6, run copy b");
 }
 
 TEST_CASE("resync: a member is not made inconsistent while a record names it") {
@@ -217,8 +247,10 @@ TEST_CASE("resync: knowledge of earlier terms brings a member back by what it la
     REQUIRE(plan);
     CHECK(plan->compare.blocks() == gib / block_bytes);
   }
-  SUBCASE("of a term that is not known: nothing by itself") {
-    CHECK_FALSE(attach({{7, 7}, 1000, {7, 7}}));
+  SUBCASE("of a term that is not known: everything is compared") {
+    const auto plan = attach({{7, 7}, 1000, {7, 7}});
+    REQUIRE(plan);
+    CHECK(plan->compare.blocks() == gib / block_bytes);
   }
 }
 

@@ -267,7 +267,10 @@ class PrimaryScenario {
   }
   std::string describe(const primary_effect::StartPeer& e) {
     const Sequence after = e.message.after - base_sequence;
-    const char* what = !e.message.copy ? "start" : e.message.keep ? "resync" : "copy";
+    const char* what = !e.message.copy  ? "start"
+                       : e.message.keep ? "resync"
+                       : e.message.save ? "rewind"
+                                        : "copy";
     return fmt::format("{} {} after {}", what, host_of(e.peer), after);
   }
   std::string describe(const primary_effect::RunCopy& e) {

@@ -104,6 +104,51 @@ TEST_CASE("replica: a resync applies the log, syncs, marks its base, and is know
   }
 }
 
+TEST_CASE("replica: a rewind applies the log, syncs and marks before anything is replaced") {
+  Streaming streaming(2);
+  ReplicaWorld& world = streaming.world;
+  const HistoryPoint left = streaming.source.point();
+  world.step(replica_event::SessionClosed{1});
+  const SessionId id = world.attach({5, 5});
+  world.finish_records();
+  world.step(replica_event::StartArrived{id, {.copy = true, .after = 1, .save = true}});
+  CHECK_FALSE(world.syncing_images);  // what is only in the log would be lost with it
+  if (world.syncing) world.finish_sync();
+  world.apply(left);
+  REQUIRE(world.syncing_images);
+  CHECK(world.records.empty());
+  world.finish_image_sync();
+  REQUIRE(world.records.size() == 1);
+  CHECK(world.records[0].kind == ReplicaRecord::Kind::rewinding);
+  CHECK(world.records[0].point == left);
+  CHECK_FALSE(world.dropping);
+  SUBCASE("no room to keep it: nothing has changed") {
+    world.finish_record(fail(Errc::no_space, "full"));
+    check_refused(world, Errc::no_space);
+    CHECK(world.replica.is_consistent());
+    CHECK_FALSE(world.dropping);
+    world.attached.reset();
+    world.attach({5, 5});
+    REQUIRE(world.attached.has_value());
+    CHECK(world.attached->consistent);
+    CHECK(world.attached->logged == left);
+  }
+  SUBCASE("to its end") {
+    world.finish_record();
+    CHECK(world.dropping);
+    world.finish_drop();
+    CHECK_FALSE(world.replica.is_consistent());
+    FrameSource live(HistoryPoint{{5, 5}, 1, {3, 4}});
+    world.frame(live.next({5, 5}));
+    CHECK(world.image_writes.size() == 1);
+    world.step(replica_event::CopyEndArrived{id, live.point()});
+    world.finish_image_sync();
+    world.finish_record();
+    CHECK(world.copy_done == live.point());
+    CHECK(world.replica.is_consistent());
+  }
+}
+
 TEST_CASE("replica: an image of which nothing is known is not resynced") {
   ReplicaStanding standing{.promised = {1, 7}, .primary = "a", .logged = {}, .applied = {}};
   standing.consistent = false;

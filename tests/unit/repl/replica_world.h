@@ -157,6 +157,16 @@ class ReplicaWorld {
           recorded_consistent = false;
           recorded_resync.reset();
           break;
+        case ReplicaRecord::Kind::rewinding:
+          CHECK(record.epoch == session_epoch);
+          if (recorded_consistent) {
+            CHECK(images_synced);
+            CHECK(record.point == applied);
+            CHECK(applied == logged);
+          }
+          recorded_consistent = false;
+          recorded_resync.reset();
+          break;
         case ReplicaRecord::Kind::resyncing:
           if (recorded_consistent) {
             CHECK(images_synced);

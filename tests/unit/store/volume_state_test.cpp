@@ -70,6 +70,14 @@ TEST_CASE("volume state: what is written is read back") {
   REQUIRE(read_resyncing.has_value());
   CHECK(*read_resyncing == resyncing);
 
+  VolumeState rewinding = state;
+  rewinding.rewind = 3;
+  const auto read_rewinding = decode_volume_state(encode_volume_state(rewinding));
+  REQUIRE(read_rewinding.has_value());
+  CHECK(*read_rewinding == rewinding);
+  rewinding.rewind = 0;
+  CHECK(decode_volume_state(encode_volume_state(rewinding)).error().code == Errc::corrupt);
+
   VolumeState plain = state;
   plain.transfer.reset();
   plain.settings = {};

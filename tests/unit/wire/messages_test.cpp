@@ -173,6 +173,17 @@ TEST_CASE("messages: attached tells of an interrupted resync only where there wa
   CHECK(decoded->resync == Epoch{3, 9});
 }
 
+TEST_CASE("messages: start tells of a rewind, and of one thing only") {
+  const std::string text = payload_text(encode_start({.copy = true, .after = 5, .save = true}));
+  CHECK(text == R"({"after":5,"copy":true,"save":true})");
+  const auto decoded = decode_start(bytes_of(text));
+  REQUIRE(decoded.has_value());
+  CHECK(decoded->save);
+  CHECK_FALSE(decoded->keep);
+  const std::string both = R"({"after":5,"copy":true,"keep":true,"save":true})";
+  CHECK(decode_start(bytes_of(both)).error().code == Errc::protocol);
+}
+
 TEST_CASE("messages: what is encoded is decoded") {
   const auto attach = decode_attach(bytes_of(attach_json));
   REQUIRE(attach);
