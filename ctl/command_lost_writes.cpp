@@ -99,7 +99,7 @@ std::string number_text(const Json& json, const char* name) {
                                                       : "-";
 }
 
-std::string text_of(const Json& json, const char* name) {
+std::string lost_text_of(const Json& json, const char* name) {
   const auto it = json.find(name);
   return it != json.end() && it->is_string() ? printable(it->get<std::string>()) : std::string();
 }
@@ -168,23 +168,23 @@ void print_list(Context& context, const LostListing& listing) {
     for (const Json& file : listing.files) {
       const bool damaged = file.contains("damaged") && file["damaged"].is_string();
       const bool complete = file.contains("complete") && file["complete"] == true;
-      table.add_row({text_of(file, "host"),
+      table.add_row({lost_text_of(file, "host"),
                      number_text(file, "number"),
                      time_text(file.contains("begun_seconds") ? file["begun_seconds"] : Json()),
                      epoch_text(file, "term"),
                      epoch_text(file, "epoch"),
-                     text_of(file, "primary"),
+                     lost_text_of(file, "primary"),
                      number_text(file, "ranges"),
                      number_text(file, "bytes"),
-                     damaged    ? text_of(file, "damaged")
+                     damaged    ? lost_text_of(file, "damaged")
                      : complete ? std::string("kept")
                                 : std::string("rewind under way")});
     }
     out << table.text() << std::flush;
   }
   for (const Json& host : listing.silent) {
-    context.terminal().err << text_of(host, "host") << ": " << text_of(host["error"], "message")
-                           << '\n';
+    context.terminal().err << lost_text_of(host, "host") << ": "
+                           << lost_text_of(host["error"], "message") << '\n';
   }
 }
 
@@ -275,7 +275,7 @@ Status run_show_lost(Context& context, const MemberReport& report, std::uint64_t
     context.terminal().out << table.text() << std::flush;
   }
   if (!file->contains("damaged") || !(*file)["damaged"].is_string()) return {};
-  return fail(Errc::corrupt, "{}", text_of(*file, "damaged"));
+  return fail(Errc::corrupt, "{}", lost_text_of(*file, "damaged"));
 }
 
 /// One sparse file per disk, with the old content where it was.
@@ -339,7 +339,7 @@ Status run_extract_lost(Context& context,
     context.say(fmt::format("{}/DISK.raw, {}/ranges.txt", directory, directory));
   }
   if (!file->contains("damaged") || !(*file)["damaged"].is_string()) return {};
-  return fail(Errc::corrupt, "{}", text_of(*file, "damaged"));
+  return fail(Errc::corrupt, "{}", lost_text_of(*file, "damaged"));
 }
 
 Status run_remove_lost(Context& context,

@@ -15,8 +15,8 @@ namespace replicad {
 namespace {
 
 /// Looked at in one piece of work, at least one change: the worker's thread has other things to do.
-constexpr std::uint64_t batch_bytes_max = 16 * mib;
-constexpr std::uint64_t piece_bytes = 1 * mib;
+constexpr std::uint64_t rewind_batch_bytes_max = 16 * mib;
+constexpr std::uint64_t rewind_piece_bytes = 1 * mib;
 
 /// Whole blocks around `range`.
 Range around(const Range& range, std::uint64_t disk_bytes) {
@@ -101,8 +101,8 @@ Status RewindSaver::Work::keep(const Change& change) {
   const Range& range = change.header.range;
   if (range.length_bytes == 0) return {};
   const Range whole = around(range, kept.disk_bytes()[range.disk]);
-  for (std::uint64_t at = whole.offset_bytes; at < whole.end_bytes(); at += piece_bytes) {
-    const Range piece{range.disk, at, std::min(piece_bytes, whole.end_bytes() - at)};
+  for (std::uint64_t at = whole.offset_bytes; at < whole.end_bytes(); at += rewind_piece_bytes) {
+    const Range piece{range.disk, at, std::min(rewind_piece_bytes, whole.end_bytes() - at)};
     RD_TRY(keep_piece(change, piece));
   }
   // What it covers wholly holds the new history's content from now on.
@@ -138,10 +138,10 @@ void RewindSaver::add(const FrameHeader& header,
     Range& range = change.header.range;
     const std::uint64_t end = range.end_bytes();
     change.header.sequence = 0;
-    while (end - range.offset_bytes > batch_bytes_max) {
-      range.length_bytes = batch_bytes_max;
+    while (end - range.offset_bytes > rewind_batch_bytes_max) {
+      range.length_bytes = rewind_batch_bytes_max;
       queue_.push_back(change);
-      range.offset_bytes += batch_bytes_max;
+      range.offset_bytes += rewind_batch_bytes_max;
     }
     range.length_bytes = end - range.offset_bytes;
     change.header.sequence = header.sequence;
@@ -183,7 +183,7 @@ void RewindSaver::begin() {
   working_ = true;
   std::vector<Change> changes;
   std::uint64_t bytes = 0;
-  while (!queue_.empty() && bytes < batch_bytes_max) {
+  while (!queue_.empty() && bytes < rewind_batch_bytes_max) {
     bytes += queue_.front().header.range.length_bytes;
     changes.push_back(std::move(queue_.front()));
     queue_.pop_front();
