@@ -144,7 +144,7 @@ void LogBringer::look() {
   if (status.state == "failed") {
     result_ = tl::unexpected(status.error.value_or(Error{}));
     end();
-  } else if (status.marks.applied == status.logged.sequence) {
+  } else if (!status.unstaging && status.marks.applied == status.logged.sequence) {
     end();
   } else {
     reactor_->add_timer(progress_interval, [this] { look(); });

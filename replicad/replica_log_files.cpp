@@ -8,6 +8,7 @@
 
 #include "core/base/check.h"
 #include "io/file.h"
+#include "replicad/resync_stage.h"
 
 namespace replicad {
 
@@ -135,7 +136,8 @@ Status remove_log(const std::string& directory) {
   LogFiles files(directory);
   Status removed = remove_log_files(files);
   if (!removed && removed.error().code == Errc::not_found) return {};
-  return removed;
+  RD_TRY(removed);
+  return remove_stage(directory);
 }
 
 Result<std::shared_ptr<LogFile>> create_log_file(const std::string& directory,

@@ -44,7 +44,7 @@ struct RecoveredLog {
 /// find_log() with these files.
 [[nodiscard]] Result<RecoveredLog> recover_log(const LogRecoveryOptions& options);
 
-/// Removes every segment and spare, durably. A directory that is not there is fine.
+/// Removes every segment and spare, and the stage, durably. A directory that is not there is fine.
 [[nodiscard]] Status remove_log(const std::string& directory);
 
 /// Makes a preallocated file. Errors: Errc::no_space, Errc::io_error; nothing is left behind.

@@ -46,6 +46,7 @@ ReplicaRuntime::~ReplicaRuntime() {
   // What is in flight ends by itself; from here on nothing new is begun, and the worker is not used. The
   // log hears of it now, not when the images have ended: the worker ends with this object.
   if (const auto store = std::exchange(log_, nullptr)) store->stop([] {});
+  if (const auto stage = std::exchange(stage_, nullptr)) stage->stop([] {});
   stop_images([] {});
 }
 
@@ -194,6 +195,59 @@ void ReplicaRuntime::write_copied(const FrameHeader& header,
   copy_unsynced_bytes_ += header.payload_bytes;
 }
 
+void ReplicaRuntime::perform(const replica_effect::OpenStage& /*effect*/) {
+  StageWriter::Hooks hooks;
+  hooks.on_written = guarded([](ReplicaRuntime& self, Sequence through) {
+    if (const auto session = self.core_->session())
+      self.feed(replica_event::CopyWritten{*session, through});
+  });
+  hooks.on_error = guarded([](ReplicaRuntime& self, const Error& error) {
+    self.feed(replica_event::StageFailed{error});
+  });
+  hooks.reserve_bytes = [state_of = setup_.hooks.state] { return state_of().settings.log_bytes; };
+  if (const auto before = std::exchange(stage_, nullptr)) before->stop([] {});
+  stage_ = std::make_shared<StageWriter>(reactor_, *worker_, setup_.log_dir, std::move(hooks));
+  stage_->open(setup_.hooks.state().uuid);
+}
+
+void ReplicaRuntime::perform(const replica_effect::StageFrame& /*effect*/) {
+  RD_CHECK(frame_ != nullptr);
+  if (!stage_) return;
+  const FrameHeader& header = frame_->header;
+  stage_->append(frame_->bytes, is_numbered(header.type) ? header.sequence : 0, hold_of_current());
+}
+
+void ReplicaRuntime::perform(const replica_effect::SyncStage& /*effect*/) {
+  if (!stage_) return;
+  stage_->sync(guarded([](ReplicaRuntime& self, std::uint64_t bytes) {
+    self.feed(replica_event::StageSynced{bytes});
+  }));
+}
+
+void ReplicaRuntime::perform(const replica_effect::DropStage& /*effect*/) {
+  if (const auto stage = std::exchange(stage_, nullptr)) stage->stop([] {});
+  remove_stage_later();
+}
+
+void ReplicaRuntime::perform(const replica_effect::EndStage& effect) {
+  stage_applier_.reset();
+  backlog_bytes_ -= std::min(backlog_bytes_, stage_bytes_);
+  stage_bytes_ = 0;
+  remove_stage_later();
+  start_applier({.point = effect.point, .segment_index = 0, .offset_bytes = segment_header_bytes});
+}
+
+/// The name goes before a later stage gets it: the worker does one thing after the other.
+void ReplicaRuntime::remove_stage_later() {
+  offload(
+      *worker_,
+      reactor_,
+      [directory = setup_.log_dir] { return remove_stage(directory); },
+      [](const Status& status) {
+        if (!status) log(LogLevel::warn, "stage_not_removed", "{}", status.error().message);
+      });
+}
+
 void ReplicaRuntime::perform(const replica_effect::CompareBlocks& effect) {
   RD_CHECK(frame_ != nullptr);
   if (compares_.size() >= compares_in_flight_max) {
@@ -268,6 +322,11 @@ void ReplicaRuntime::perform(const replica_effect::RestartLog& effect) {
   copy_frames_.clear();
   if (const auto saver = std::exchange(saver_, nullptr)) saver->stop([] {});
   rewind_error_.reset();
+  if (effect.stage_bytes > 0) {
+    stage_.reset();
+    start_unstaging(effect.stage_bytes);
+    return;
+  }
   start_applier({.point = effect.point, .segment_index = 0, .offset_bytes = segment_header_bytes});
 }
 
@@ -293,6 +352,16 @@ void ReplicaRuntime::record_state(const ReplicaRecord& record) {
             // Promised to no primary in particular: by a vote.
             if (!record.primary.empty()) state.primary = record.primary;
             return;
+          case ReplicaRecord::Kind::staging:
+            state.checkpoint = record.point;
+            return;
+          case ReplicaRecord::Kind::committed:
+            state.checkpoint = record.point;
+            state.stage_bytes = record.stage_bytes;
+            return;
+          case ReplicaRecord::Kind::unstaged:
+            state.stage_bytes.reset();
+            return;
           case ReplicaRecord::Kind::inconsistent:
             state.consistent = false;
             state.resync.reset();
@@ -315,10 +384,12 @@ void ReplicaRuntime::record_state(const ReplicaRecord& record) {
             return;
         }
       },
-      [weak = weak_from_this(), core = core_serial_](const Status& status) {
+      [weak = weak_from_this(), core = core_serial_, kind = record.kind](const Status& status) {
         const auto self = weak.lock();
         if (!self || self->core_serial_ != core) return;
         self->learn_promise();
+        // The stage is still what the file says: it is brought in again.
+        if (!status && kind == ReplicaRecord::Kind::unstaged) self->fail(status.error());
         self->feed(replica_event::StateRecorded{status});
       });
 }
@@ -448,6 +519,7 @@ ReplicaStatus ReplicaRuntime::status() const {
   status.marks = core_->marks();
   status.logged = core_->logged();
   status.backlog_bytes = backlog_bytes_;
+  status.unstaging = core_->is_unstaging();
   status.log_bytes = log_ ? log_->bytes() : 0;
   status.error = failure_ ? failure_ : session_error_ ? session_error_ : rewind_error_;
   if (failure_) {

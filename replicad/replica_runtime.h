@@ -17,6 +17,7 @@
 #include "replicad/replica_applier.h"
 #include "replicad/replica_images.h"
 #include "replicad/replica_volume.h"
+#include "replicad/resync_stage.h"
 #include "replicad/rewind_saver.h"
 
 namespace replicad {
@@ -100,6 +101,11 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void perform(const replica_effect::CloseSession& effect);
   void perform(const replica_effect::AppendFrame& effect);
   void perform(const replica_effect::WriteImage& effect);
+  void perform(const replica_effect::OpenStage& effect);
+  void perform(const replica_effect::StageFrame& effect);
+  void perform(const replica_effect::SyncStage& effect);
+  void perform(const replica_effect::DropStage& effect);
+  void perform(const replica_effect::EndStage& effect);
   void perform(const replica_effect::CompareBlocks& effect);
   void perform(const replica_effect::SyncLog& effect);
   void perform(const replica_effect::DropLog& effect);
@@ -132,13 +138,15 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
                     std::span<const std::byte> payload,
                     std::shared_ptr<void> owner);
   void record_state(const ReplicaRecord& record);
+  void start_unstaging(std::uint64_t bytes);
+  void remove_stage_later();
   void on_copy_progress(ImageWriter::Tag tag);
   void sync_copy_if_due();
   void stop_images(std::function<void()> done);
   void checkpoint_if_due();
   void record_checkpoint(const HistoryPoint& point, std::uint64_t bytes);
   void fail(const Error& error);
-  void stop_all(std::function<void()> done);
+  void stop_all(std::function<void()> then);
   void retry();
   void recover_again();
   void on_recovered(Result<RecoveredLog> recovered);
@@ -179,6 +187,9 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   std::deque<ReplicaRecord> held_records_;
   std::optional<Error> rewind_error_;  ///< why the last rewind got no further
   std::deque<CopyFrame> copy_frames_;
+  std::shared_ptr<StageWriter> stage_;
+  std::shared_ptr<StageApplier> stage_applier_;
+  std::uint64_t stage_bytes_ = 0;  ///< committed and not yet in the images
   std::map<std::uint64_t, std::shared_ptr<BlockCompare>> compares_;
   std::uint64_t last_compare_ = 0;
   std::uint64_t copy_unsynced_bytes_ = 0;

@@ -27,6 +27,13 @@ std::vector<std::uint64_t> sizes_of(const std::vector<DiskState>& disks) {
   return sizes;
 }
 
+/// Ends `part`, if there is one, and then does what is next.
+template <typename Part>
+std::function<void()> stop_then(std::shared_ptr<Part> part, std::function<void()> next) {
+  if (!part) return next;
+  return [part = std::move(part), next = std::move(next)] { part->stop(next); };
+}
+
 }  // namespace
 
 Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
@@ -37,6 +44,7 @@ Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
     RD_TRY(remove_log(log_dir));
     return RecoveredLog{};
   }
+  if (!state.stage_bytes) RD_TRY(remove_stage(log_dir));
   return recover_log({.directory = log_dir,
                       .volume_uuid = state.uuid,
                       .checkpoint = state.checkpoint,
@@ -74,7 +82,8 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
                                 .logged = recovered.logged,
                                 .durable = recovered.logged.sequence,
                                 .applied = state.checkpoint,
-                                .resync = state.resync});
+                                .resync = state.resync,
+                                .unstaging = state.stage_bytes.has_value()});
   const ReplicaApplier::Start start{.point = state.checkpoint,
                                     .segment_index = recovered.apply_segment,
                                     .offset_bytes = recovered.apply_offset};
@@ -94,7 +103,11 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
   log_ =
       std::make_shared<LogStore>(reactor_, *worker_, setup_.log_dir, state.uuid, std::move(hooks));
   log_->adopt(std::move(recovered));
-  if (core_->is_consistent()) start_applier(start);
+  if (state.stage_bytes) {
+    start_unstaging(*state.stage_bytes);
+  } else if (core_->is_consistent()) {
+    start_applier(start);
+  }
 }
 
 // --- applying
@@ -121,6 +134,17 @@ void ReplicaRuntime::on_applied(const HistoryPoint& point, std::uint64_t bytes) 
   feed(replica_event::Applied{point});
   checkpoint_if_due();
   if (retrying_) take_pending_attach();
+}
+
+void ReplicaRuntime::start_unstaging(std::uint64_t bytes) {
+  stage_bytes_ = bytes;
+  backlog_bytes_ += bytes;
+  StageApplier::Hooks hooks;
+  hooks.on_done = guarded([](ReplicaRuntime& self) { self.feed(replica_event::StageApplied{}); });
+  hooks.on_error = guarded([](ReplicaRuntime& self, const Error& error) { self.fail(error); });
+  stage_applier_ = std::make_shared<StageApplier>(
+      reactor_, *worker_, setup_.images, sizes_of(setup_.hooks.state().disks), std::move(hooks));
+  stage_applier_->start(setup_.log_dir, setup_.hooks.state().uuid, bytes);
 }
 
 /// The log is gone: the images are written to from here on, in a rewind behind its saver.
@@ -188,28 +212,10 @@ void ReplicaRuntime::sync_copy_if_due() {
 
 /// `done` runs when no change of the images is in flight any more.
 void ReplicaRuntime::stop_images(std::function<void()> done) {
-  const auto applier = std::exchange(applier_, nullptr);
-  const auto writer = std::exchange(copy_writer_, nullptr);
-  const auto saver = std::exchange(saver_, nullptr);
-  auto stop_writer = [writer, done = std::move(done)] {
-    if (writer) {
-      writer->stop(done);
-    } else {
-      done();
-    }
-  };
-  auto stop_saver = [saver, stop_writer = std::move(stop_writer)] {
-    if (saver) {
-      saver->stop(stop_writer);
-    } else {
-      stop_writer();
-    }
-  };
-  if (applier) {
-    applier->stop(stop_saver);
-  } else {
-    stop_saver();
-  }
+  done = stop_then(std::exchange(stage_applier_, nullptr), std::move(done));
+  done = stop_then(std::exchange(copy_writer_, nullptr), std::move(done));
+  done = stop_then(std::exchange(saver_, nullptr), std::move(done));
+  stop_then(std::exchange(applier_, nullptr), std::move(done))();
 }
 
 // --- checkpoint
@@ -288,9 +294,10 @@ void ReplicaRuntime::fail(const Error& error) {
 }
 
 /// Ends log, applier and writer; `done` runs when nothing of them is in flight any more.
-void ReplicaRuntime::stop_all(std::function<void()> done) {
+void ReplicaRuntime::stop_all(std::function<void()> then) {
   ++generation_;
   const auto store = std::exchange(log_, nullptr);
+  auto done = stop_then(std::exchange(stage_, nullptr), std::move(then));
   stop_images([store, done = std::move(done), weak = weak_from_this()] {
     if (!store) {
       done();
@@ -347,7 +354,8 @@ void ReplicaRuntime::on_recovered(Result<RecoveredLog> recovered) {
 
 /// The backlog goes into the images first: if they still fail, the primary is not told otherwise in between.
 void ReplicaRuntime::take_pending_attach() {
-  if (core_->is_consistent() && core_->applied() != core_->logged()) return;
+  if (core_->is_consistent() && (core_->is_unstaging() || core_->applied() != core_->logged()))
+    return;
   retrying_ = false;
   if (!pending_attach_) return;
   PendingAttach attach = std::move(*pending_attach_);
@@ -403,7 +411,8 @@ void ReplicaRuntime::when_quiet(std::function<void()> function) {
 
 /// Brings images and log to the disk and records how far the images are, if that means anything.
 void ReplicaRuntime::record_last_checkpoint(std::function<void()> done) {
-  const bool means_something = core_->is_consistent() && !core_->is_copying();
+  const bool means_something =
+      core_->is_consistent() && !core_->is_copying() && !core_->is_unstaging();
   const HistoryPoint point = core_->applied();
   auto stop = guarded([done](ReplicaRuntime& self) { self.stop_all(done); });
   setup_.images->sync(

@@ -22,6 +22,7 @@ struct ReplicaStatus {
   Watermarks marks;
   HistoryPoint logged;              ///< position and digest of the last logged frame
   std::uint64_t backlog_bytes = 0;  ///< logged and not yet applied
+  bool unstaging = false;           ///< a committed resync is on its way into the images
   std::uint64_t log_bytes = 0;      ///< space the log's segments take
   std::optional<Duration> heard;    ///< since the primary's last frame
   std::optional<Error> error;       ///< why `failed`, or why the last session ended

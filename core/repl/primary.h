@@ -451,6 +451,7 @@ class Primary {
     std::optional<Resync> resync_wanted;   ///< starts by itself when its time has come
     Sequence resync_from = 0;              ///< where the peer stands
     bool resync_runs = false;              ///< a copy has begun and not ended
+    bool stage_full = false;               ///< the last one found no space to be staged
     std::optional<Instant> resync_ended;   ///< the last one, well or not
     Duration resync_delay{};               ///< from there to the next
     std::optional<HistoryPoint> copy_end;  ///< of the copy under way, once it was sent
@@ -501,6 +502,7 @@ class Primary {
   void on_event(const primary_event::PeerRemoved& event, Instant now, Effects& effects);
   void start_stream(PeerIndex peer, const HistoryPoint& point, Instant now, Effects& effects);
   void start_copy(PeerIndex peer, Resync kind, Instant now, Effects& effects);
+  [[nodiscard]] bool has_other_promotable(PeerIndex peer) const;
   void detach(PeerIndex peer, Error error);
   void close_peer(PeerIndex peer, Error error, Effects& effects);
   void expel(PeerIndex peer, Error error, Effects& effects);

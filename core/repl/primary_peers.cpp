@@ -138,12 +138,22 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
   peer.marks = {};
   peer.last_progress = now;
   auto plan = kind == Resync::lack ? plan_lack(peer) : plan_whole();
-  effects.push_back(primary_effect::StartPeer{index,
-                                              {.copy = true,
-                                               .after = peer.taken.sequence,
-                                               .keep = kind == Resync::lack,
-                                               .save = kind == Resync::rewind}});
+  // In place the member is nothing to fall back on until the copy ends: only if another one is.
+  effects.push_back(
+      primary_effect::StartPeer{index,
+                                {.copy = true,
+                                 .after = peer.taken.sequence,
+                                 .keep = kind == Resync::lack,
+                                 .save = kind == Resync::rewind,
+                                 .in_place = peer.stage_full && has_other_promotable(index)}});
   effects.push_back(primary_effect::RunCopy{index, std::move(plan)});
+}
+
+bool Primary::has_other_promotable(PeerIndex peer) const {
+  for (PeerIndex index = 0; index < peers_.size(); ++index) {
+    if (index != peer && peers_[index].recorded && is_streaming(index)) return true;
+  }
+  return false;
 }
 
 void Primary::detach(PeerIndex index, Error error) {
@@ -176,6 +186,7 @@ void Primary::on_event(const primary_event::PeerLost& event, Instant now, Effect
   // What we closed for a reason of our own keeps that reason.
   if (!peer.close_requested || !peer.error) peer.error = event.error;
   peer.close_requested = false;
+  if (peer.phase == PeerPhase::copying) peer.stage_full = event.error.code == Errc::no_space;
   peer.phase = PeerPhase::disconnected;
   peer.taken_bytes = peer.sent_bytes;
   peer.copy_lock.reset();
@@ -413,6 +424,7 @@ void Primary::on_event(const primary_event::CopyDone& event, Instant now, Effect
   }
   peer.phase = PeerPhase::streaming;
   peer.diverged = false;
+  peer.stage_full = false;
   peer.error.reset();
   peer.copy_error.reset();
   peer.lack.plan.reset();
@@ -423,9 +435,9 @@ void Primary::on_event(const primary_event::CopyDone& event, Instant now, Effect
   peer.marks = Watermarks{.received = event.point.sequence,
                           .logged = event.point.sequence,
                           .durable = event.point.sequence,
-                          .applied = event.point.sequence,
+                          .applied = 0,  // the member will report it
                           .logged_digest = event.point.digest,
-                          .applied_digest = event.point.digest};
+                          .applied_digest = {}};
   peer.last_progress = peer.last_durable = now;
   if (event.point.sequence + 1 >= ring_.first()) {
     peer.logged_bytes = ring_.end_of(event.point.sequence);

@@ -3,16 +3,12 @@
 #include <algorithm>
 
 #include "core/base/check.h"
+#include "core/repl/make_error.h"
 #include "core/store/volume_state.h"
 
 namespace replicad {
 
 namespace {
-
-template <typename... Args>
-Error make_error(Errc code, fmt::format_string<Args...> format, Args&&... args) {
-  return fail(code, format, std::forward<Args>(args)...).value();
-}
 
 /// Same number, other random tag: two terms that were opened without knowing of each other.
 bool is_other_term(const Epoch& a, const Epoch& b) {
@@ -37,6 +33,10 @@ Replica::Replica(ReplicaConfig config, const ReplicaStanding& standing)
   applied_ = standing.applied;
   RD_CHECK(durable_ <= logged_.sequence);
   RD_CHECK(applied_.sequence <= logged_.sequence);
+  if (!standing.unstaging) return;
+  unstaging_ = UnstageStep::applying;
+  unstaged_point_ = standing.applied;
+  applied_ = {};
 }
 
 void Replica::step(const ReplicaEvent& event, Instant now, std::vector<ReplicaEffect>& effects) {
@@ -60,7 +60,9 @@ std::optional<Instant> Replica::wake_at() const {
 }
 
 Watermarks Replica::marks() const {
-  if (!consistent_) {
+  const bool staging = staged_ && (copy_ == CopyStep::copying || copy_ == CopyStep::syncing ||
+                                   copy_ == CopyStep::recording);
+  if (!consistent_ || staging) {
     Watermarks marks;
     marks.received = marks.logged = marks.applied = copy_written_;
     return marks;
@@ -79,7 +81,8 @@ void Replica::check_invariants() const {
   RD_CHECK(logged_.sequence + pending_.size() == received_.sequence);
   RD_CHECK(pending_.empty() || pending_.back().after == received_);
   RD_CHECK(promised_.number >= promised_durable_.number);
-  RD_CHECK(copy_ != CopyStep::copying || !consistent_);
+  RD_CHECK(copy_ != CopyStep::copying || consistent_ == staged_);
+  RD_CHECK(unstaging_ == UnstageStep::none || consistent_);
   if (!session_) return;
   RD_CHECK(session_->phase != Phase::none);
   RD_CHECK(session_->phase != Phase::streaming || (consistent_ && copy_ == CopyStep::none));
@@ -175,7 +178,7 @@ void Replica::on_event(const replica_event::AttachArrived& event,
     effects.push_back(replica_effect::CloseSession{
         session_->id, make_error(Errc::busy, "replaced by a new connection of the primary")});
   }
-  leave_session();
+  leave_session(effects);
   promotion_ = PromotionStep::none;
   const Epoch& epoch = event.message.epoch;
   session_ = Session{event.session, epoch, event.message.primary, Phase::promising};
@@ -192,12 +195,12 @@ void Replica::on_event(const replica_event::SessionClosed& event,
                        Instant /*now*/,
                        Effects& effects) {
   if (!is_current(event.session)) return;
-  leave_session();
+  leave_session(effects);
   advance_waiting(effects);
 }
 
 /// A copy whose frames were being taken is over with its session; what else was begun is finished.
-void Replica::leave_session() {
+void Replica::leave_session(Effects& effects) {
   session_.reset();
   report_at_.reset();
   report_applied_at_.reset();
@@ -205,13 +208,14 @@ void Replica::leave_session() {
   if (copy_ == CopyStep::copying) {
     copy_ = CopyStep::none;
     copy_written_ = 0;
+    if (staged_) effects.push_back(replica_effect::DropStage{});
   }
 }
 
 void Replica::refuse(Error error, Effects& effects) {
   RD_CHECK(session_);
   effects.push_back(replica_effect::Refuse{session_->id, std::move(error)});
-  leave_session();
+  leave_session(effects);
 }
 
 void Replica::on_event(const replica_event::StartArrived& event, Instant now, Effects& effects) {
@@ -466,161 +470,6 @@ void Replica::on_event(const replica_event::TimePassed& /*event*/, Instant now, 
   }
 }
 
-// --- the copy
-
-void Replica::begin_copy(const StartMessage& message, Instant now, Effects& effects) {
-  if (message.after > counter_max) {
-    refuse(make_error(Errc::protocol, "copy after sequence {}", message.after), effects);
-    return;
-  }
-  session_->phase = Phase::waiting;
-  report_at_ = now + config_.alive_delay;
-  copy_taken_ = HistoryPoint{{}, message.after, {}};
-  copy_written_ = 0;
-  copy_saves_ = message.save;
-  if (message.keep && !consistent_ && !resync_) {
-    refuse(make_error(Errc::inconsistent, "nothing is known of the image here: it cannot be kept"),
-           effects);
-  } else if ((message.keep || message.save) && consistent_) {
-    // What the log does not hold durably is not applied.
-    copy_ = CopyStep::applying;
-    if (!pending_.empty()) pending_.back().wants_sync = true;
-    sync_due_ = true;
-    sync_if_due(now, effects);
-    advance_waiting(effects);
-  } else if (message.keep && *resync_ != session_->epoch) {
-    mark_resync(effects);
-  } else if (message.save && resync_) {
-    mark_rewind(effects);
-  } else if (consistent_ || (resync_ && !message.keep)) {
-    copy_ = CopyStep::marking;
-    record({ReplicaRecord::Kind::inconsistent, {}, {}, {}}, effects);
-  } else {
-    copy_ = CopyStep::draining;
-    advance_waiting(effects);
-  }
-}
-
-void Replica::mark_resync(Effects& effects) {
-  const HistoryPoint& base = consistent_ ? applied_ : resync_base_;
-  copy_ = CopyStep::marking;
-  record({ReplicaRecord::Kind::resyncing, session_->epoch, {}, base}, effects);
-}
-
-void Replica::mark_rewind(Effects& effects) {
-  const HistoryPoint& left = consistent_ ? applied_ : resync_base_;
-  copy_ = CopyStep::marking;
-  record({ReplicaRecord::Kind::rewinding, session_->epoch, session_->primary, left}, effects);
-}
-
-void Replica::on_marked(const ReplicaRecord& record, const Status& status, Effects& effects) {
-  RD_CHECK(copy_ == CopyStep::marking);
-  if (!status) {
-    copy_ = CopyStep::none;
-    if (phase() == Phase::waiting) refuse(status.error(), effects);
-    return;
-  }
-  copy_ = CopyStep::draining;
-  resync_.reset();
-  if (record.kind != ReplicaRecord::Kind::resyncing) return;
-  resync_ = record.epoch;
-  resync_base_ = record.point;
-}
-
-void Replica::on_event(const replica_event::LogDropped& /*event*/,
-                       Instant /*now*/,
-                       Effects& effects) {
-  if (failure_) return;
-  RD_CHECK(copy_ == CopyStep::dropping);
-  RD_CHECK(pending_.empty());
-  consistent_ = false;
-  received_ = logged_ = applied_ = {};
-  durable_ = 0;
-  sync_due_ = false;
-  unsynced_bytes_ = 0;
-  unsynced_since_.reset();
-  if (phase() == Phase::waiting) {
-    copy_ = CopyStep::copying;
-    session_->phase = Phase::copying;
-    copy_written_ = copy_taken_.sequence;
-    report(effects);
-  } else {
-    copy_ = CopyStep::none;
-    copy_written_ = 0;
-  }
-  advance_waiting(effects);
-}
-
-void Replica::take_copy_frame(const FrameHeader& header, Effects& effects) {
-  Status accepted;
-  if (is_numbered(header.type)) accepted = check_follows(copy_taken_, header);
-  if (accepted) accepted = check_frame(header);
-  if (!accepted) {
-    refuse(std::move(accepted).error(), effects);
-    advance_waiting(effects);
-    return;
-  }
-  if (is_numbered(header.type)) {
-    copy_taken_.epoch = header.epoch;
-    copy_taken_.sequence = header.sequence;
-  }
-  effects.push_back(replica_effect::WriteImage{});
-}
-
-void Replica::on_event(const replica_event::CopyWritten& event, Instant now, Effects& /*effects*/) {
-  if (failure_ || !is_current(event.session) || session_->phase != Phase::copying) return;
-  RD_CHECK(event.through <= copy_taken_.sequence);
-  RD_CHECK(event.through >= copy_written_);
-  copy_written_ = event.through;
-  report_later(now);
-}
-
-void Replica::on_event(const replica_event::CopyEndArrived& event, Instant now, Effects& effects) {
-  if (!is_current(event.session)) return;
-  RD_CHECK(takes_input());
-  const HistoryPoint& point = event.point;
-  if (session_->phase != Phase::copying) {
-    refuse(make_error(Errc::protocol, "copy_end without a copy"), effects);
-    return;
-  }
-  const bool wrong_epoch = copy_taken_.epoch.number != 0
-                               ? point.epoch != copy_taken_.epoch
-                               : point.epoch.number > session_->epoch.number;
-  if (point.sequence != copy_taken_.sequence || wrong_epoch) {
-    refuse(make_error(Errc::protocol,
-                      "copy_end at sequence {} of epoch {} behind sequence {} of epoch {}",
-                      point.sequence,
-                      point.epoch.number,
-                      copy_taken_.sequence,
-                      copy_taken_.epoch.number),
-           effects);
-    return;
-  }
-  copy_end_ = point;
-  copy_ = CopyStep::syncing;
-  session_->phase = Phase::waiting;
-  report_at_ = now + config_.alive_delay;
-  effects.push_back(replica_effect::SyncImages{});
-}
-
-void Replica::on_copy_recorded(const HistoryPoint& point, const Status& status, Effects& effects) {
-  RD_CHECK(copy_ == CopyStep::recording);
-  copy_ = CopyStep::none;
-  if (!status) {
-    if (phase() == Phase::waiting) refuse(status.error(), effects);
-    return;
-  }
-  consistent_ = true;
-  resync_.reset();
-  received_ = logged_ = applied_ = point;
-  durable_ = point.sequence;
-  copy_written_ = 0;
-  effects.push_back(replica_effect::RestartLog{point});
-  if (phase() != Phase::waiting) return;
-  session_->phase = Phase::streaming;
-  effects.push_back(replica_effect::SendCopyDone{session_->id, point});
-}
-
 // --- state file, promotion
 
 void Replica::record(ReplicaRecord record, Effects& effects) {
@@ -642,10 +491,15 @@ void Replica::on_event(const replica_event::StateRecorded& event,
     case ReplicaRecord::Kind::inconsistent:
     case ReplicaRecord::Kind::resyncing:
     case ReplicaRecord::Kind::rewinding:
+    case ReplicaRecord::Kind::staging:
       on_marked(record, event.status, effects);
       break;
+    case ReplicaRecord::Kind::committed:
     case ReplicaRecord::Kind::copy_done:
-      on_copy_recorded(record.point, event.status, effects);
+      on_copy_recorded(record, event.status, effects);
+      break;
+    case ReplicaRecord::Kind::unstaged:
+      on_unstaged(event.status, effects);
       break;
   }
   advance_waiting(effects);
@@ -677,7 +531,8 @@ void Replica::on_promised(const ReplicaRecord& record, const Status& status, Eff
 void Replica::advance_waiting(Effects& effects) {
   if (failure_) return;
   const bool log_at_rest = pending_.empty() && !sync_in_flight_;
-  if (copy_ == CopyStep::applying && log_at_rest && applied_ == logged_) {
+  const bool unstaged = unstaging_ == UnstageStep::none;
+  if (copy_ == CopyStep::applying && log_at_rest && unstaged && applied_ == logged_) {
     copy_ = CopyStep::syncing_before;
     effects.push_back(replica_effect::SyncImages{});
   }
@@ -711,7 +566,7 @@ void Replica::on_event(const replica_event::PromotionRequested& event,
     refuse_promotion(*failure_);
   } else if (promotion_ != PromotionStep::none && promotion_ != PromotionStep::done) {
     refuse_promotion(make_error(Errc::busy, "a promotion is under way"));
-  } else if (!consistent_ || copy_ != CopyStep::none) {
+  } else if (!consistent_ || (copy_ != CopyStep::none && !staged_)) {
     refuse_promotion(
         make_error(Errc::inconsistent, "the image of host {} is incomplete", config_.host));
   } else if (event.epoch.number < promised_.number || is_other_term(event.epoch, promised_)) {
@@ -729,7 +584,7 @@ void Replica::on_event(const replica_event::PromotionRequested& event,
     if (session_) {
       effects.push_back(replica_effect::CloseSession{
           session_->id, make_error(Errc::busy, "host {} is being promoted", config_.host)});
-      leave_session();
+      leave_session(effects);
     }
     record({ReplicaRecord::Kind::promise, event.epoch, primary_, {}}, effects);
     sync_due_ = true;
@@ -738,8 +593,9 @@ void Replica::on_event(const replica_event::PromotionRequested& event,
 }
 
 void Replica::advance_promotion(Effects& effects) {
-  if (promotion_ != PromotionStep::applying || !pending_.empty() ||
-      applied_.sequence != logged_.sequence) {
+  const bool at_rest =
+      pending_.empty() && copy_ == CopyStep::none && unstaging_ == UnstageStep::none;
+  if (promotion_ != PromotionStep::applying || !at_rest || applied_.sequence != logged_.sequence) {
     return;
   }
   const HistoryPoint wanted = promotion_point_.value_or(applied_);
@@ -774,6 +630,11 @@ void Replica::on_event(const replica_event::ImagesSynced& /*event*/,
                        Instant /*now*/,
                        Effects& effects) {
   if (failure_) return;
+  if (unstaging_ == UnstageStep::syncing) {
+    unstaging_ = UnstageStep::recording;
+    record({ReplicaRecord::Kind::unstaged, {}, {}, {}}, effects);
+    return;
+  }
   if (promotion_ == PromotionStep::syncing) {
     end_promotion({}, effects);
     return;
@@ -783,7 +644,7 @@ void Replica::on_event(const replica_event::ImagesSynced& /*event*/,
     if (phase() == Phase::waiting && copy_saves_) {
       mark_rewind(effects);
     } else if (phase() == Phase::waiting) {
-      mark_resync(effects);
+      mark_copy(effects);
     }
     advance_waiting(effects);
     return;

@@ -8,18 +8,23 @@
 //                    RecordState  log at rest  |                              ^
 //                                              +--start copy--> marking ------+ (CopyDone)
 //                                              |   -> draining -> copying -> finishing
-//                                              +--start copy, keep or save--> applying -> marking ...
+//                                              +--start copy, staged, keep or save--> applying -> marking ...
 //
-// applying: a copy that brings only what changed behind this replica's point, or a rewind, which keeps what
-// only this replica has: the log is applied, then the images are synced. marking: RecordState(inconsistent)
-// is under way. draining: what was received reaches the log, then the log is dropped. finishing: images are
-// synced, then RecordState(copy_done). Whatever was begun there is finished even if the session ends
-// meanwhile; the next session waits in `settling`.
+// A copy to a consistent replica is *staged* unless the primary asks for it in place or for a rewind: its frames go
+// to a file of their own, the images stay what they are, and the replica stays promotable to its old point, until
+// the commit.
 //
-// Which effect must be complete before which: a promise is durable before SendAttached; with `keep` and `save` the
-// images are synced up to the point that the mark names before it is recorded; the mark of an inconsistent image
-// before DropLog and before the first WriteImage; SyncImages before RecordState(copy_done) before SendCopyDone;
-// a sequence is reported as logged after Logged, as durable after LogSynced.
+// applying: the log is applied, then the images are synced. marking: RecordState(staging, resyncing, rewinding or
+// inconsistent) is under way. draining: what was received reaches the log, then the log is dropped. finishing:
+// stage or images are synced, then RecordState(committed or copy_done). Whatever was begun there is finished even
+// if the session ends meanwhile; the next session waits in `settling`. Behind the commit the stage is brought into
+// the images (*unstaging*) while the session streams; the log is applied after that.
+//
+// Which effect must be complete before which: a promise is durable before SendAttached; the images are synced up
+// to the point that a staging, resyncing or rewinding mark names before it is recorded; the mark before DropLog and
+// before the first WriteImage; SyncImages before RecordState(copy_done), SyncStage before RecordState(committed),
+// those before SendCopyDone; the images are synced with all of the stage before RecordState(unstaged), that before
+// EndStage; a sequence is reported as logged after Logged, as durable after LogSynced.
 
 #include <cstdint>
 #include <deque>
@@ -61,12 +66,17 @@ struct ReplicaStanding {
   HistoryPoint applied;
   /// Inconsistent: the term whose resync was interrupted; `applied` is then the point it began from.
   std::optional<Epoch> resync = {};
+  /// A committed stage is not yet in the images: the runtime brings it there and reports StageApplied.
+  bool unstaging = false;
 };
 
 /// A change of the volume's state file. It is durable when StateRecorded says so.
 struct ReplicaRecord {
   enum class Kind : std::uint8_t {
     promise,       ///< epoch := `epoch`, primary := `primary`
+    staging,       ///< checkpoint := `point`
+    committed,     ///< checkpoint := `point`, stage := `stage_bytes`
+    unstaged,      ///< stage := none
     inconsistent,  ///< consistent := false, resync := none
     resyncing,     ///< consistent := false, resync := `epoch`, checkpoint := `point`
     /// consistent := false, resync := none; `primary` and `epoch` are of the history that replaces the one that
@@ -78,6 +88,7 @@ struct ReplicaRecord {
   Epoch epoch;
   std::string primary;
   HistoryPoint point;
+  std::uint64_t stage_bytes = 0;
 };
 
 namespace replica_event {
@@ -121,7 +132,7 @@ struct LogSynced {
 struct Applied {
   HistoryPoint point;
 };
-/// Copy: the image has every numbered frame up to `through` that the session sent.
+/// Copy: the image, or the stage, has every numbered frame up to `through` that the session sent.
 struct CopyWritten {
   SessionId session = 0;
   Sequence through = 0;
@@ -130,6 +141,16 @@ struct CopyWritten {
 struct StateRecorded {
   Status status;
 };
+/// Answer to SyncStage: its first `bytes` bytes are on stable storage, and are all frames given to it.
+struct StageSynced {
+  std::uint64_t bytes = 0;
+};
+/// The stage cannot take what it was given (no space, as a rule). The log and the images are well.
+struct StageFailed {
+  Error error;
+};
+/// Every frame of the committed stage is in the images; not yet synced.
+struct StageApplied {};
 /// Answer to DropLog.
 struct LogDropped {};
 /// Answer to SyncImages.
@@ -161,6 +182,9 @@ using ReplicaEvent = std::variant<replica_event::AttachArrived,
                                   replica_event::LogSynced,
                                   replica_event::Applied,
                                   replica_event::CopyWritten,
+                                  replica_event::StageSynced,
+                                  replica_event::StageFailed,
+                                  replica_event::StageApplied,
                                   replica_event::StateRecorded,
                                   replica_event::LogDropped,
                                   replica_event::ImagesSynced,
@@ -198,6 +222,18 @@ struct AppendFrame {
 };
 /// The frame of this event goes straight to the image, in the order of these effects.
 struct WriteImage {};
+/// Begin an empty stage.
+struct OpenStage {};
+/// The frame of this event goes to the end of the stage.
+struct StageFrame {};
+/// Make all of the stage durable, then StageSynced.
+struct SyncStage {};
+/// Remove the stage, which is not committed.
+struct DropStage {};
+/// The committed stage is in the images, durably: remove it, and apply the log, which goes on from `point`.
+struct EndStage {
+  HistoryPoint point;
+};
 /// Compare the blocks of this event's frame (block_sums) with the images, at any time and in any order, and
 /// answer with `block_diffs`.
 struct CompareBlocks {
@@ -209,9 +245,11 @@ struct SyncLog {};
 struct DropLog {};
 /// Wait for image writes in flight, fdatasync every image, then ImagesSynced.
 struct SyncImages {};
-/// The log begins anew behind `point`, which is the checkpoint.
+/// The log begins anew behind `point`, which is the checkpoint. `stage_bytes` > 0: bring so much of the stage into the
+/// images, then StageApplied; nothing of the log is applied before EndStage.
 struct RestartLog {
   HistoryPoint point;
+  std::uint64_t stage_bytes = 0;
 };
 /// Make the change durable, then StateRecorded. In order.
 struct RecordState {
@@ -230,6 +268,11 @@ using ReplicaEffect = std::variant<replica_effect::SendAttached,
                                    replica_effect::CloseSession,
                                    replica_effect::AppendFrame,
                                    replica_effect::WriteImage,
+                                   replica_effect::OpenStage,
+                                   replica_effect::StageFrame,
+                                   replica_effect::SyncStage,
+                                   replica_effect::DropStage,
+                                   replica_effect::EndStage,
                                    replica_effect::CompareBlocks,
                                    replica_effect::SyncLog,
                                    replica_effect::DropLog,
@@ -266,6 +309,8 @@ class Replica {
   [[nodiscard]] Epoch promised() const { return promised_; }
   [[nodiscard]] bool is_consistent() const { return consistent_; }
   [[nodiscard]] bool is_copying() const { return copy_ != CopyStep::none; }
+  /// A committed stage is on its way into the images, which are no point of any history meanwhile.
+  [[nodiscard]] bool is_unstaging() const { return unstaging_ != UnstageStep::none; }
   [[nodiscard]] Phase phase() const { return session_ ? session_->phase : Phase::none; }
   /// The session whose frames are taken; nullopt if there is none.
   [[nodiscard]] std::optional<SessionId> session() const {
@@ -290,6 +335,7 @@ class Replica {
     syncing,
     recording
   };
+  enum class UnstageStep : std::uint8_t { none, applying, syncing, recording };
   enum class PromotionStep : std::uint8_t { none, promising, applying, syncing, done };
 
   struct Session {
@@ -315,6 +361,9 @@ class Replica {
   void on_event(const replica_event::LogSynced& event, Instant now, Effects& effects);
   void on_event(const replica_event::Applied& event, Instant now, Effects& effects);
   void on_event(const replica_event::CopyWritten& event, Instant now, Effects& effects);
+  void on_event(const replica_event::StageSynced& event, Instant now, Effects& effects);
+  void on_event(const replica_event::StageFailed& event, Instant now, Effects& effects);
+  void on_event(const replica_event::StageApplied& event, Instant now, Effects& effects);
   void on_event(const replica_event::StateRecorded& event, Instant now, Effects& effects);
   void on_event(const replica_event::LogDropped& event, Instant now, Effects& effects);
   void on_event(const replica_event::ImagesSynced& event, Instant now, Effects& effects);
@@ -333,12 +382,13 @@ class Replica {
   void begin_copy(const StartMessage& message, Instant now, Effects& effects);
   void on_promised(const ReplicaRecord& record, const Status& status, Effects& effects);
   void on_marked(const ReplicaRecord& record, const Status& status, Effects& effects);
-  void mark_resync(Effects& effects);
+  void mark_copy(Effects& effects);
   void mark_rewind(Effects& effects);
-  void on_copy_recorded(const HistoryPoint& point, const Status& status, Effects& effects);
+  void on_copy_recorded(const ReplicaRecord& record, const Status& status, Effects& effects);
+  void on_unstaged(const Status& status, Effects& effects);
   void record(ReplicaRecord record, Effects& effects);
   void refuse(Error error, Effects& effects);
-  void leave_session();
+  void leave_session(Effects& effects);
   void request_sync(Instant now, Effects& effects);
   void sync_if_due(Instant now, Effects& effects);
   void report(Effects& effects);
@@ -375,9 +425,13 @@ class Replica {
   HistoryPoint resync_base_;
   CopyStep copy_ = CopyStep::none;
   bool copy_saves_ = false;  ///< a rewind
+  bool staged_ = false;      ///< the copy under way, if there is one
+  bool keep_ = false;        ///< likewise
   HistoryPoint copy_taken_;  ///< last numbered frame of the copy; its digest is not known
   Sequence copy_written_ = 0;
   HistoryPoint copy_end_;
+  UnstageStep unstaging_ = UnstageStep::none;
+  HistoryPoint unstaged_point_;  ///< where the images are when it has ended
 
   PromotionStep promotion_ = PromotionStep::none;
   Epoch promotion_epoch_;

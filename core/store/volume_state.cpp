@@ -6,6 +6,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/store/resync_stage.h"
 #include "core/vote/record_json.h"
 
 namespace replicad {
@@ -198,6 +199,7 @@ VolumeState state_from(const json& document) {
   state.checkpoint = point(document, "checkpoint");
   if (document.contains("resync")) state.resync = epoch(document, "resync");
   if (document.contains("rewind")) state.rewind = number(document, "rewind");
+  if (document.contains("stage_bytes")) state.stage_bytes = number(document, "stage_bytes");
   return state;
 }
 
@@ -386,6 +388,10 @@ Status check_counters(const VolumeState& state) {
   }
   if (state.resync) RD_TRY(check_range("epoch", state.resync->number, 0, counter_max));
   if (state.rewind) RD_TRY(check_range("rewind", *state.rewind, 1, lost_files_max));
+  if (!state.stage_bytes) return {};
+  RD_TRY(check_range("stage_bytes", *state.stage_bytes, stage_header_bytes, counter_max));
+  if (!state.consistent)
+    return fail(Errc::invalid_argument, "stage_bytes at an inconsistent member");
   return {};
 }
 
@@ -411,6 +417,7 @@ std::string encode_volume_state_body(const VolumeState& state) {
                    {"vote", voter_json(state.vote)}};
   if (state.resync) document["resync"] = to_json(*state.resync);
   if (state.rewind) document["rewind"] = *state.rewind;
+  if (state.stage_bytes) document["stage_bytes"] = *state.stage_bytes;
   return document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
 }
 

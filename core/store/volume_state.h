@@ -82,6 +82,8 @@ struct VolumeState {
   /// Inconsistent only: a rewind has begun and not ended. What the image held before is kept in the
   /// files of lost writes from this number on; what has not been replaced yet is only in the image.
   std::optional<std::uint64_t> rewind;
+  /// A committed stage: its first so many bytes, brought into the images, make them `checkpoint`.
+  std::optional<std::uint64_t> stage_bytes;
 
   friend bool operator==(const VolumeState&, const VolumeState&) = default;
 };

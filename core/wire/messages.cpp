@@ -180,6 +180,7 @@ std::vector<std::byte> encode_start(const StartMessage& message) {
   json value = {{"copy", message.copy}, {"after", message.after}};
   if (message.keep) value["keep"] = true;
   if (message.save) value["save"] = true;
+  if (message.in_place) value["in_place"] = true;
   return json_frame(FrameType::start, value);
 }
 
@@ -188,7 +189,8 @@ Result<StartMessage> decode_start(std::span<const std::byte> payload) {
     StartMessage message{value.at("copy").get<bool>(),
                          value.at("after").get<Sequence>(),
                          value.contains("keep") && value.at("keep").get<bool>(),
-                         value.contains("save") && value.at("save").get<bool>()};
+                         value.contains("save") && value.at("save").get<bool>(),
+                         value.contains("in_place") && value.at("in_place").get<bool>()};
     if (message.keep && message.save) throw FieldError{"both keep and save"};
     return message;
   });

@@ -56,17 +56,19 @@ struct RefuseMessage {
   std::string hint;
 };
 
-/// Primary to replica: `copy` false: numbered frames after `after` follow. `copy` true: the replica
-/// marks itself inconsistent, durably, before it takes anything; copy frames and numbered frames
-/// after `after` follow. `keep`: the copy brings only what changed behind the replica's point, so
-/// the replica first applies its whole log, and records that point. `save`: the replica is not on
-/// the primary's history (rewind): it first applies its whole log, and keeps aside what a block
-/// held before it changes it.
+/// Primary to replica: `copy` false: numbered frames after `after` follow. `copy` true: copy frames
+/// and numbered frames after `after` follow; a consistent replica stages them, others, and those
+/// that are told to take them `in_place`, mark themselves inconsistent, durably, before they take
+/// anything. `keep`: the copy brings only what changed behind the replica's point, so the replica
+/// first applies its whole log, and records that point. `save`: the replica is not on the primary's
+/// history (rewind): it first applies its whole log, marks itself inconsistent, and keeps aside what
+/// a block held before it changes it.
 struct StartMessage {
   bool copy = false;
   Sequence after = 0;
   bool keep = false;
   bool save = false;
+  bool in_place = false;
 };
 
 /// Primary to replica: all of the copy was sent; `point` is the history point reached in this

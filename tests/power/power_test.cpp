@@ -178,6 +178,10 @@ TEST_CASE("power: a replica in a full copy is what its state file says") {
   check_all(record_copy);
 }
 
+TEST_CASE("power: staged copy, a replica is the writes 1..n at every moment") {
+  check_all(record_staged_copy);
+}
+
 TEST_CASE("power: the recorder sees every kind of operation") {
   auto random = seeded_random();
   const ReplicaScenario scenario = record_stream(random);
@@ -222,6 +226,16 @@ TEST_CASE("power: planted bug: the checkpoint is recorded before the images are 
 
 TEST_CASE("power: planted bug: a copy counts as whole before the images are synced") {
   check_found(record_copy, is_image);
+}
+
+TEST_CASE("power: planted bug: a stage is committed before it is synced") {
+  check_found(record_staged_copy, [](const DiskRecord& record, const DiskOperation& sync) {
+    return was_named(record, sync.file, "log/resync.stage");
+  });
+}
+
+TEST_CASE("power: planted bug: a stage is removed before the images are synced") {
+  check_found(record_staged_copy, is_image);
 }
 
 TEST_CASE("power: planted bug: promise and mark are answered before the state file is durable") {

@@ -130,7 +130,8 @@ std::optional<std::string> check_prefix(const ReplicaScenario& scenario,
   ReplicaStatus status;
   const bool ended = wait_until([&] {
     status = host.status();
-    return status.marks.applied == logged.sequence || status.state == "failed";
+    return (status.marks.applied == logged.sequence && !status.unstaging) ||
+           status.state == "failed";
   });
   if (!ended || status.state == "failed")
     return fmt::format("applying ends at {} of {}", status.marks.applied, logged.sequence);
@@ -177,7 +178,9 @@ ReplicaScenario record_stream(std::mt19937_64& random) {
   return recorded.finish();
 }
 
-ReplicaScenario record_copy(std::mt19937_64& random) {
+namespace {
+
+ReplicaScenario record_copying(std::mt19937_64& random, bool in_place) {
   RecordedHost recorded(random);
   FakePrimary& primary = recorded.primary();
   recorded.attach();
@@ -189,7 +192,7 @@ ReplicaScenario record_copy(std::mt19937_64& random) {
   for (int i = 0; i < 12; ++i)
     primary.write_pattern(0, random() % 3 * mib, 200'000, random());
   primary.attach(recorded.host());
-  primary.send(encode_start({.copy = true, .after = primary.point.sequence}));
+  primary.send(encode_start({.copy = true, .after = primary.point.sequence, .in_place = in_place}));
   recorded.mark("copying", 1);
   constexpr std::uint64_t piece = 256 * kib;
   for (std::uint64_t offset = 0; offset < image_bytes_each; offset += piece) {
@@ -209,7 +212,20 @@ ReplicaScenario record_copy(std::mt19937_64& random) {
   for (int i = 0; i < 6; ++i)
     recorded.change(100'000);
   recorded.wait_durable();
+  primary.wait_applied();
   return recorded.finish();
+}
+
+}  // namespace
+
+ReplicaScenario record_copy(std::mt19937_64& random) {
+  return record_copying(random, true);
+}
+
+ReplicaScenario record_staged_copy(std::mt19937_64& random) {
+  ReplicaScenario scenario = record_copying(random, false);
+  scenario.stays_consistent = true;
+  return scenario;
 }
 
 std::optional<std::string> check_replica(ReactorThread& reactor,
@@ -223,6 +239,7 @@ std::optional<std::string> check_replica(ReactorThread& reactor,
   if (auto broken = check_promises(scenario, crash, *state)) return broken;
   if (auto broken = check_promoted(scenario, crash)) return broken;
   const bool consistent = state->consistent;
+  if (!consistent && scenario.stays_consistent) return "it is inconsistent";
   ReplicaHost host(reactor, directory.path(), std::move(*state));
   const Status opened = host.open();
   if (!opened) return fmt::format("it does not open: {}", opened.error().message);

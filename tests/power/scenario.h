@@ -17,13 +17,16 @@ struct ReplicaScenario {
   DiskRecord record;
   FakePrimary primary;
   std::uint64_t disk_bytes = 0;
+  bool stays_consistent = false;  ///< at every moment
 };
 
 /// Streams through several segments with flushes and checkpoints; the connection breaks and a higher epoch attaches;
 /// ends with a promotion.
 [[nodiscard]] ReplicaScenario record_stream(std::mt19937_64& random);
-/// Streams, falls out of the history, and is filled by a full copy beside live writes.
+/// Streams, falls out of the history, and is filled by a full copy in place beside live writes.
 [[nodiscard]] ReplicaScenario record_copy(std::mt19937_64& random);
+/// The same, staged: the replica is never inconsistent.
+[[nodiscard]] ReplicaScenario record_staged_copy(std::mt19937_64& random);
 
 /// Starts a host on what is left. nullopt: all that was promised is there; otherwise what is not.
 [[nodiscard]] std::optional<std::string> check_replica(ReactorThread& reactor,

@@ -188,7 +188,7 @@ TEST_CASE("replica faults: a copy is not done before its images are synced") {
   REQUIRE(host.open().has_value());
   FakePrimary primary(one_disk);
   primary.attach(host);
-  primary.send(encode_start({.copy = true, .after = 0}));
+  primary.send(encode_start({.copy = true, .after = 0, .in_place = true}));
   for (std::uint64_t offset = 0; offset < 4 * mib; offset += mib) {
     primary.send(primary.frame(FrameType::copy_zero, {0, offset, mib}, {}));
   }
@@ -226,7 +226,7 @@ TEST_CASE("replica faults: a log is not removed before the mark of the copy is r
   primary.attach(host);
   const auto files = host.log_files();
   host.hold_updates(true);
-  primary.send(encode_start({.copy = true, .after = primary.point.sequence}));
+  primary.send(encode_start({.copy = true, .after = primary.point.sequence, .in_place = true}));
   primary.send(primary.frame(FrameType::copy_zero, {0, 0, 4096}, {}));
   // The reports of a copy that waits.
   for (int reports = 0; reports < 2; ++reports)
@@ -246,7 +246,7 @@ TEST_CASE("replica faults: a copy is not reported as done before that is recorde
   REQUIRE(host.open().has_value());
   FakePrimary primary(one_disk);
   primary.attach(host);
-  primary.send(encode_start({.copy = true, .after = 0}));
+  primary.send(encode_start({.copy = true, .after = 0, .in_place = true}));
   REQUIRE(wait_until([&] { return !host.state().consistent; }));
   host.hold_updates(true);
   primary.send(primary.frame(FrameType::copy_zero, {0, 0, one_disk[0]}, {}));

@@ -23,6 +23,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include "core/repl/replica.h"
 #include "io/file.h"
@@ -236,6 +237,14 @@ class ReplicaHost {
       if (hold) return;
       for (auto& run : std::exchange(held_updates_, {}))
         run();
+    });
+  }
+  /// Makes the oldest held change, and goes on holding others.
+  void make_one_update() {
+    reactor_.call([&] {
+      const auto run = std::move(held_updates_.front());
+      held_updates_.pop_front();
+      run();
     });
   }
   std::size_t held_updates() {

@@ -242,7 +242,7 @@ TEST_CASE("replica volume: a full copy beside live writes makes an image consist
     primary.write_pattern(0, i * 50'000, 40'000, i);
   const Sequence after = primary.point.sequence;
   primary.attach(host);
-  primary.send(encode_start({.copy = true, .after = after}));
+  primary.send(encode_start({.copy = true, .after = after, .in_place = true}));
   const auto copy = [&](DiskIndex disk, std::uint64_t offset, std::uint64_t length) {
     const auto begin = primary.images[disk].begin() + static_cast<std::ptrdiff_t>(offset);
     const std::vector<std::byte> data(begin, begin + static_cast<std::ptrdiff_t>(length));
@@ -302,7 +302,7 @@ TEST_CASE("replica volume: a full copy beside live writes makes an image consist
     const AttachedMessage attached = primary.attach(host);
     CHECK_FALSE(attached.consistent);
     CHECK(attached.logged == HistoryPoint{});
-    primary.send(encode_start({.copy = true, .after = primary.point.sequence}));
+    primary.send(encode_start({.copy = true, .after = primary.point.sequence, .in_place = true}));
     copy_all(8 * mib);
     copy(1, 0, 1 * mib);
     copy(1, 1 * mib, 512);
@@ -333,7 +333,8 @@ TEST_CASE("replica volume: a resync of what it lacks, interrupted by a crash and
   primary.write_pattern(1, mib, 512, 1001);
   AttachedMessage attached = primary.attach(host);
   CHECK(attached.logged == base);
-  primary.send(encode_start({.copy = true, .after = primary.point.sequence, .keep = true}));
+  primary.send(encode_start(
+      {.copy = true, .after = primary.point.sequence, .keep = true, .in_place = true}));
   const auto piece = [&](const Range& range) {
     const auto begin =
         primary.images[range.disk].begin() + static_cast<std::ptrdiff_t>(range.offset_bytes);
@@ -353,7 +354,8 @@ TEST_CASE("replica volume: a resync of what it lacks, interrupted by a crash and
   CHECK_FALSE(attached.consistent);
   CHECK(attached.resync == primary.epoch);
   CHECK(attached.logged == base);
-  primary.send(encode_start({.copy = true, .after = primary.point.sequence, .keep = true}));
+  primary.send(encode_start(
+      {.copy = true, .after = primary.point.sequence, .keep = true, .in_place = true}));
   primary.send(piece({0, 100 * 4096, 4096}));
   primary.send(piece({0, 7 * mib, 4096}));
 
@@ -399,7 +401,7 @@ TEST_CASE("replica volume: the mark of an inconsistent image is durable before i
   FakePrimary primary(two_disks);
   primary.attach(host);
   host.hold_updates(true);
-  primary.send(encode_start({.copy = true, .after = 0}));
+  primary.send(encode_start({.copy = true, .after = 0, .in_place = true}));
   const std::vector<std::byte> data(4096, std::byte{1});
   primary.send(primary.frame(FrameType::copy_data, {0, 0, 4096}, data));
   primary.send_some(encode_empty(FrameType::heartbeat), 100);

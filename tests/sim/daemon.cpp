@@ -98,10 +98,10 @@ void Daemon::take_role() {
   hooks.update_state = [this](ReplicaProgram::StateChange change, Done done) {
     update(
         [change = std::move(change)](VolumeState& state) -> Status {
-          const bool was_consistent = state.consistent;
+          const HistoryPoint before = state.checkpoint;
           change(state);
           // A copy that is complete ends what an unclean end as primary had left.
-          if (!was_consistent && state.consistent) state.clean = true;
+          if (state.consistent && state.checkpoint != before) state.clean = true;
           return {};
         },
         std::move(done));

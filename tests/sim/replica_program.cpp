@@ -121,7 +121,7 @@ void ReplicaProgram::perform(const replica_effect::SendAttached& effect) {
 
 void ReplicaProgram::perform(const replica_effect::SendWatermarks& effect) {
   const Watermarks& marks = effect.marks;
-  if (core_->is_consistent()) {
+  if (core_->is_consistent() && !core_->is_copying()) {
     world_.require(marks.logged <= log_->logged().sequence,
                    "P1 logged: {} says that {} is logged, its log ends at {}",
                    machine_.name,
@@ -181,6 +181,50 @@ void ReplicaProgram::perform(const replica_effect::WriteImage& /*effect*/) {
   copy_frames_.push_back({tag, is_numbered(header.type) ? header.sequence : 0});
 }
 
+void ReplicaProgram::perform(const replica_effect::OpenStage& /*effect*/) {
+  StageModel::Hooks hooks;
+  hooks.on_written = guarded([](ReplicaProgram& self, Sequence through) {
+    const auto session = self.core_->session();
+    if (session) self.feed(replica_event::CopyWritten{*session, through});
+  });
+  hooks.on_error = guarded([](ReplicaProgram& self, const Error& error) {
+    self.world_.reached("a stage failed");
+    self.feed(replica_event::StageFailed{error});
+  });
+  drop_stage();
+  stage_ = std::make_shared<StageModel>(world_, machine_, options_, life_, std::move(hooks));
+  stage_->open();
+}
+
+void ReplicaProgram::perform(const replica_effect::StageFrame& /*effect*/) {
+  if (!stage_) return;
+  const FrameHeader& header = frame_->header;
+  stage_->append({frame_->bytes.begin(), frame_->bytes.end()},
+                 is_numbered(header.type) ? header.sequence : 0);
+}
+
+void ReplicaProgram::perform(const replica_effect::SyncStage& /*effect*/) {
+  if (!stage_) return;
+  stage_->sync(guarded([](ReplicaProgram& self, std::uint64_t bytes) {
+    self.feed(replica_event::StageSynced{bytes});
+  }));
+}
+
+void ReplicaProgram::perform(const replica_effect::DropStage& /*effect*/) {
+  world_.reached("a stage dropped");
+  drop_stage();
+}
+
+void ReplicaProgram::perform(const replica_effect::EndStage& effect) {
+  world_.require(!machine_.state.stage_bytes,
+                 "P2 stage: {} removes a stage that its state file counts on",
+                 machine_.name);
+  unstaging_.reset();
+  drop_stage();
+  start_applier(effect.point, 0, segment_header_bytes);
+  if (retrying_) take_pending_attach();
+}
+
 void ReplicaProgram::perform(const replica_effect::CompareBlocks& /*effect*/) {
   world_.violate("a comparison, where the primaries of this world send everything");
 }
@@ -196,10 +240,11 @@ void ReplicaProgram::perform(const replica_effect::SyncLog& /*effect*/) {
 
 void ReplicaProgram::perform(const replica_effect::DropLog& /*effect*/) {
   if (!log_) return;
-  world_.require(!machine_.state.consistent,
+  // Either it counts no more, or all of it is in the images and that is on record.
+  world_.require(!machine_.state.consistent || machine_.state.checkpoint == core_->logged(),
                  "P2 mark: {} drops its log before it is recorded inconsistent",
                  machine_.name);
-  machine_.told_durable = 0;
+  if (!machine_.state.consistent) machine_.told_durable = 0;
   ++generation_;
   checkpointing_ = false;
   stop_images(guarded([](ReplicaProgram& self) {
@@ -238,7 +283,12 @@ void ReplicaProgram::perform(const replica_effect::RestartLog& effect) {
   machine_.told_durable = effect.point.sequence;
   copy_writer_.reset();
   copy_frames_.clear();
-  start_applier(effect.point, 0, segment_header_bytes);
+  if (effect.stage_bytes > 0) {
+    world_.reached("a staged resync committed");
+    start_unstaging(effect.stage_bytes);
+  } else {
+    start_applier(effect.point, 0, segment_header_bytes);
+  }
 }
 
 void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
@@ -262,6 +312,16 @@ void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
             // Promised to no primary in particular: by a vote.
             if (!record.primary.empty()) state.primary = record.primary;
             return;
+          case ReplicaRecord::Kind::staging:
+            state.checkpoint = record.point;
+            return;
+          case ReplicaRecord::Kind::committed:
+            state.checkpoint = record.point;
+            state.stage_bytes = record.stage_bytes;
+            return;
+          case ReplicaRecord::Kind::unstaged:
+            state.stage_bytes.reset();
+            return;
           case ReplicaRecord::Kind::inconsistent:
           case ReplicaRecord::Kind::rewinding:
             state.consistent = false;
@@ -279,12 +339,14 @@ void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
             return;
         }
       },
-      life_.guard([weak = weak_from_this(), core = core_serial_](const Status& status) {
-        const auto self = weak.lock();
-        if (!self || self->core_serial_ != core) return;
-        self->learn_promise();
-        self->feed(replica_event::StateRecorded{status});
-      }));
+      life_.guard(
+          [weak = weak_from_this(), core = core_serial_, kind = record.kind](const Status& status) {
+            const auto self = weak.lock();
+            if (!self || self->core_serial_ != core) return;
+            self->learn_promise();
+            if (!status && kind == ReplicaRecord::Kind::unstaged) self->fail(status.error());
+            self->feed(replica_event::StateRecorded{status});
+          }));
 }
 
 void ReplicaProgram::perform(const replica_effect::PromotionDone& effect) {

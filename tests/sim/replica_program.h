@@ -8,9 +8,9 @@
 #include <optional>
 
 #include "core/repl/replica.h"
-#include "tests/sim/log_model.h"
 #include "tests/sim/network.h"
 #include "tests/sim/oracle.h"
+#include "tests/sim/stage_model.h"
 
 namespace replicad::sim {
 
@@ -87,6 +87,11 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   void perform(const replica_effect::CloseSession& effect);
   void perform(const replica_effect::AppendFrame& effect);
   void perform(const replica_effect::WriteImage& effect);
+  void perform(const replica_effect::OpenStage& effect);
+  void perform(const replica_effect::StageFrame& effect);
+  void perform(const replica_effect::SyncStage& effect);
+  void perform(const replica_effect::DropStage& effect);
+  void perform(const replica_effect::EndStage& effect);
   void perform(const replica_effect::CompareBlocks& effect);
   void perform(const replica_effect::SyncLog& effect);
   void perform(const replica_effect::DropLog& effect);
@@ -104,6 +109,9 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   bool find_segment();
   void on_applied(WriterModel::Tag tag);
   void start_copy_writer();
+  void drop_stage();
+  void start_unstaging(std::uint64_t bytes);
+  [[nodiscard]] StageScan staged_frames(std::uint64_t bytes) const;
   void stop_images(std::function<void()> done);
   void checkpoint_if_due();
   void record_checkpoint(const HistoryPoint& point, std::uint64_t bytes);
@@ -141,6 +149,8 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   std::uint64_t read_offset_ = 0;
   std::deque<Applying> applying_;
   std::deque<CopyFrame> copy_frames_;
+  std::shared_ptr<StageModel> stage_;
+  std::shared_ptr<WriterModel> unstaging_;
   std::uint64_t checkpoint_bytes_ = 0;
   bool checkpointing_ = false;
 

@@ -18,8 +18,10 @@ Result<FoundLog> ReplicaProgram::recover() const {
   const VolumeState& state = hooks_.state();
   if (!state.consistent) {
     RD_TRY(remove_log_files(files));
+    remove_stage(machine_);
     return FoundLog{};
   }
+  if (!state.stage_bytes) remove_stage(machine_);
   auto found = find_log(files,
                         {.directory = "log",
                          .volume_uuid = volume_uuid,
@@ -66,7 +68,8 @@ void ReplicaProgram::begin(const FoundLog& found) {
                                 .logged = found.logged,
                                 .durable = found.logged.sequence,
                                 .applied = state.checkpoint,
-                                .resync = state.resync});
+                                .resync = state.resync,
+                                .unstaging = state.stage_bytes.has_value()});
   const std::weak_ptr<ReplicaProgram> weak = weak_from_this();
   LogModel::Hooks hooks;
   hooks.on_logged = [weak](Sequence through) {
@@ -85,7 +88,55 @@ void ReplicaProgram::begin(const FoundLog& found) {
   log_->adopt(found);
   if (!core_->is_consistent()) return;
   check_prefix();
-  start_applier(state.checkpoint, found.apply_segment, found.apply_offset);
+  if (state.stage_bytes) {
+    world_.reached("a committed stage brought in after a restart");
+    start_unstaging(*state.stage_bytes);
+  } else {
+    start_applier(state.checkpoint, found.apply_segment, found.apply_offset);
+  }
+}
+
+StageScan ReplicaProgram::staged_frames(std::uint64_t bytes) const {
+  const auto file = machine_.log.find(std::string(stage_file_name));
+  world_.require(file && file->size() >= bytes, "P2 stage: the stage of {} is gone", machine_.name);
+  StageScan found;
+  if (file && file->size() >= bytes) {
+    found = scan_stage(file->bytes().subspan(stage_header_bytes, bytes - stage_header_bytes));
+    world_.require(found.valid_bytes == bytes - stage_header_bytes,
+                   "P2 stage: the stage of {} does not hold what was committed: {}",
+                   machine_.name,
+                   found.reason);
+  }
+  return found;
+}
+
+/// From its beginning, after a restart too: what is in the images already is written again.
+void ReplicaProgram::start_unstaging(std::uint64_t bytes) {
+  stage_.reset();
+  unstaging_ = std::make_shared<WriterModel>(machine_, life_);
+  unstaging_->set_hooks(
+      {.on_progress = [](WriterModel::Tag /*tag*/) {},
+       .on_error = guarded([](ReplicaProgram& self, const Error& error) { self.fail(error); }),
+       .check =
+           [this] {
+             world_.require(machine_.state.stage_bytes.has_value(),
+                            "P2 stage: {} brings in a stage that is not committed",
+                            machine_.name);
+           }});
+  const auto file = machine_.log.find(std::string(stage_file_name));
+  for (const StagedFrame& frame : staged_frames(bytes).frames) {
+    if (frame.header.type == FrameType::flush) continue;
+    const auto payload = file->bytes().subspan(
+        stage_header_bytes + frame.offset_bytes + frame_header_bytes, frame.header.payload_bytes);
+    unstaging_->add(frame.header, payload);
+  }
+  unstaging_->when_idle(
+      guarded([](ReplicaProgram& self) { self.feed(replica_event::StageApplied{}); }));
+}
+
+void ReplicaProgram::drop_stage() {
+  if (const auto stage = std::exchange(stage_, nullptr)) stage->stop();
+  remove_stage(machine_);
 }
 
 void ReplicaProgram::check_prefix() const {
@@ -95,6 +146,19 @@ void ReplicaProgram::check_prefix() const {
   for (const Image& image : machine_.images)
     images.push_back(image.blocks());
   HistoryPoint point = hooks_.state().checkpoint;
+  if (const auto& staged = hooks_.state().stage_bytes) {
+    const auto file = machine_.log.find(std::string(stage_file_name));
+    for (const StagedFrame& frame : staged_frames(*staged).frames) {
+      const FrameHeader& header = frame.header;
+      if (header.type == FrameType::flush) continue;
+      Blocks stamps(header.range.length_bytes / block_bytes, 0);
+      if (header.payload_bytes > 0) {
+        stamps = stamps_of(file->bytes().subspan(
+            stage_header_bytes + frame.offset_bytes + frame_header_bytes, header.payload_bytes));
+      }
+      apply_stamps(images, header.range, stamps);
+    }
+  }
   for (const auto& segment : log_->segments()) {
     const auto bytes = segment->file->bytes().subspan(segment_header_bytes,
                                                       segment->end_bytes - segment_header_bytes);
@@ -237,11 +301,19 @@ void ReplicaProgram::start_copy_writer() {
 void ReplicaProgram::stop_images(std::function<void()> done) {
   const auto applier = std::exchange(applier_, nullptr);
   const auto writer = std::exchange(copy_writer_, nullptr);
-  auto stop_writer = [writer, done = std::move(done)] {
-    if (writer) {
-      writer->stop(done);
+  const auto unstaging = std::exchange(unstaging_, nullptr);
+  auto stop_unstaging = [unstaging, done = std::move(done)] {
+    if (unstaging) {
+      unstaging->stop(done);
     } else {
       done();
+    }
+  };
+  auto stop_writer = [writer, stop_unstaging] {
+    if (writer) {
+      writer->stop(stop_unstaging);
+    } else {
+      stop_unstaging();
     }
   };
   if (applier) {
@@ -315,6 +387,7 @@ void ReplicaProgram::fail(const Error& error) {
 
 void ReplicaProgram::stop_all(std::function<void()> done) {
   ++generation_;
+  if (const auto stage = std::exchange(stage_, nullptr)) stage->stop();
   const auto store = std::exchange(log_, nullptr);
   stop_images([store, done = std::move(done), weak = weak_from_this()] {
     if (!store) {
@@ -355,7 +428,8 @@ void ReplicaProgram::retry() {
 }
 
 void ReplicaProgram::take_pending_attach() {
-  if (core_->is_consistent() && core_->applied() != core_->logged()) return;
+  if (core_->is_consistent() && (core_->is_unstaging() || core_->applied() != core_->logged()))
+    return;
   retrying_ = false;
   if (!pending_attach_) return;
   const PendingAttach attach = std::move(*pending_attach_);
@@ -408,6 +482,7 @@ void ReplicaProgram::finish_shutdown(bool discard_log, std::function<void()> don
     // Whatever of this fails is left over; the daemon removes it later.
     RecoveryFiles files(machine_.log, [] { return false; });
     (void)remove_log_files(files);
+    remove_stage(machine_);
     machine_.told_durable = 0;
   }
   machine_.after(Duration{}, life_.guard(std::move(done)));

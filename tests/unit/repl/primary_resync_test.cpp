@@ -73,6 +73,36 @@ TEST_CASE("resync: what was logged and not durable counts as lacking") {
   CHECK(s.plan().send.overlaps_any({0, 0, 1}));
 }
 
+TEST_CASE("resync: without space for a stage it goes in place, if another member can take over") {
+  PrimaryScenario s(
+      {.mode = Mode::async, .peers = {"b", "c"}, .in_sync = {"a", "c"}, .attached = false});
+  const Error full{Errc::no_space, 0, "bytes more are needed", {}};
+  const auto lose_for_space = [&] { s.step(primary_event::PeerLost{s.peer("b"), full}); };
+  s.attach("c");
+  for (RequestId id = 1; id <= 6; ++id) {
+    write_mib(s, id, 1);
+    s.send("c");
+    s.all("c", id);
+  }
+  CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  SUBCASE("one can") {
+    lose_for_space();
+    s.pass(seconds(1));
+    CHECK(s.attach("b", 0) == "resync b after 6 in place, run copy b");
+  }
+  SUBCASE("none can") {
+    s.lose("c");
+    lose_for_space();
+    s.pass(seconds(1));
+    CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  }
+  SUBCASE("it ended for another reason") {
+    s.lose("b");
+    s.pass(seconds(1));
+    CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  }
+}
+
 TEST_CASE("resync: an interrupted one goes on from its base and brings what came since") {
   PrimaryScenario s(pair_apart());
   write_mib(s, 1, 6);

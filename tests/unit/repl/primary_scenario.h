@@ -271,7 +271,8 @@ class PrimaryScenario {
                        : e.message.keep ? "resync"
                        : e.message.save ? "rewind"
                                         : "copy";
-    return fmt::format("{} {} after {}", what, host_of(e.peer), after);
+    const char* where = e.message.in_place ? " in place" : "";
+    return fmt::format("{} {} after {}{}", what, host_of(e.peer), after, where);
   }
   std::string describe(const primary_effect::RunCopy& e) {
     plan_ = e.plan;

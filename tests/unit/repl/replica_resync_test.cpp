@@ -36,7 +36,8 @@ TEST_CASE("replica: a resync applies the log, syncs, marks its base, and is know
   Streaming streaming(2);
   ReplicaWorld& world = streaming.world;
   const HistoryPoint base = streaming.source.point();
-  world.step(replica_event::StartArrived{1, {.copy = true, .after = 10, .keep = true}});
+  world.step(
+      replica_event::StartArrived{1, {.copy = true, .after = 10, .keep = true, .in_place = true}});
   CHECK_FALSE(world.replica.takes_input());
   CHECK_FALSE(world.syncing_images);  // its image lacks what is logged
   if (world.syncing) world.finish_sync();
@@ -154,8 +155,178 @@ TEST_CASE("replica: an image of which nothing is known is not resynced") {
   standing.consistent = false;
   ReplicaWorld world(standing);
   const SessionId id = world.attach({1, 7});
-  world.step(replica_event::StartArrived{id, {.copy = true, .after = 10, .keep = true}});
+  world.step(
+      replica_event::StartArrived{id, {.copy = true, .after = 10, .keep = true, .in_place = true}});
   check_refused(world, Errc::inconsistent);
+}
+
+TEST_CASE("replica: a staged copy leaves image and point alone until its commit") {
+  Streaming streaming(2);
+  ReplicaWorld& world = streaming.world;
+  const HistoryPoint base = streaming.source.point();
+  bool keep = false;
+  SUBCASE("of what is lacking") {
+    keep = true;
+  }
+  SUBCASE("of everything") {}
+  CAPTURE(keep);
+  world.step(replica_event::StartArrived{1, {.copy = true, .after = 10, .keep = keep}});
+  if (world.syncing) world.finish_sync();
+  world.apply(base);
+  REQUIRE(world.syncing_images);
+  CHECK(world.records.empty());
+  world.finish_image_sync();
+  REQUIRE(world.records.size() == 1);
+  CHECK(world.records[0].kind == ReplicaRecord::Kind::staging);
+  CHECK_FALSE(world.dropping);
+  world.finish_record();
+  world.finish_drop();
+  REQUIRE(world.replica.takes_input());
+  CHECK(world.replica.is_consistent());
+  CHECK(world.replica.logged() == base);
+
+  FrameHeader copied;
+  copied.type = FrameType::copy_data;
+  copied.range = {1, 0, 512};
+  copied.payload_bytes = 512;
+  world.frame(copied);
+  FrameSource live(HistoryPoint{first_epoch, 10, {3, 4}});
+  world.frame(live.next(first_epoch));
+  CHECK(world.staged.size() == 2);
+  CHECK(world.image_writes.empty());
+  world.step(replica_event::CopyWritten{1, 11});
+  world.frame(FrameType::heartbeat);
+  CHECK(world.marks->received == 11);
+  CHECK(world.marks->durable == 0);
+
+  SUBCASE("to its end: committed, brought in, and only then applied") {
+    world.step(replica_event::CopyEndArrived{1, live.point()});
+    REQUIRE(world.stage_syncing);
+    CHECK_FALSE(world.syncing_images);
+    CHECK(world.records.empty());
+    world.finish_stage_sync();
+    REQUIRE(world.records.size() == 1);
+    CHECK(world.records[0].kind == ReplicaRecord::Kind::committed);
+    CHECK_FALSE(world.copy_done.has_value());
+    CHECK_FALSE(world.unstaging);
+    world.finish_record();
+    CHECK(world.copy_done == live.point());
+    REQUIRE(world.unstaging);
+    CHECK(world.replica.applied() == HistoryPoint{});
+    world.frame(live.next(first_epoch));
+    world.log_all();
+    CHECK(world.marks->logged == 12);
+    CHECK(world.marks->applied == 0);
+    world.finish_unstaging();
+    CHECK(world.records.empty());
+    world.finish_image_sync();
+    REQUIRE(world.records.size() == 1);
+    CHECK(world.stage_open);
+    world.finish_record();
+    CHECK_FALSE(world.stage_open);
+    CHECK(world.replica.applied().sequence == 11);
+  }
+  SUBCASE("the session ends: it is where it was, and streams on from there") {
+    world.step(replica_event::SessionClosed{1});
+    CHECK_FALSE(world.stage_open);
+    world.attached.reset();
+    const SessionId id = world.attach(first_epoch);
+    REQUIRE(world.attached.has_value());
+    CHECK(world.attached->consistent);
+    CHECK(world.attached->logged == base);
+    world.step(replica_event::StartArrived{id, {.copy = false, .after = base.sequence}});
+    world.frame(streaming.source.next(first_epoch));
+    CHECK(world.appending.size() == 1);
+  }
+  SUBCASE("the session ends while the stage is synced: it counts") {
+    world.step(replica_event::CopyEndArrived{1, live.point()});
+    world.step(replica_event::SessionClosed{1});
+    world.finish_stage_sync();
+    world.attached.reset();
+    world.attach(first_epoch);
+    CHECK_FALSE(world.attached.has_value());
+    world.finish_record();
+    REQUIRE(world.attached.has_value());
+    CHECK(world.attached->logged == live.point());
+  }
+  SUBCASE("no space for it: the session ends, the replica stays what it was") {
+    const bool at_its_end = keep;
+    if (at_its_end) world.step(replica_event::CopyEndArrived{1, live.point()});
+    world.stage_syncing = false;
+    world.step(replica_event::StageFailed{fail(Errc::no_space, "full").value()});
+    check_refused(world, Errc::no_space);
+    CHECK_FALSE(world.stage_open);
+    CHECK(world.replica.is_consistent());
+    CHECK_FALSE(world.replica.is_copying());
+    CHECK_FALSE(world.replica.failure().has_value());
+  }
+  SUBCASE("the commit cannot be recorded: the same") {
+    world.step(replica_event::CopyEndArrived{1, live.point()});
+    world.finish_stage_sync();
+    world.finish_record(fail(Errc::no_space, "disk full"));
+    check_refused(world, Errc::no_space);
+    CHECK_FALSE(world.stage_open);
+    CHECK(world.replica.logged() == base);
+  }
+  SUBCASE("promoted in the middle: to its old point") {
+    world.images_synced = false;
+    world.step(replica_event::PromotionRequested{{2, 9}, {}});
+    CHECK(world.closed.has_value());
+    CHECK_FALSE(world.stage_open);
+    world.finish_record();
+    REQUIRE(world.syncing_images);
+    world.finish_image_sync();
+    REQUIRE(world.promotion.has_value());
+    CHECK(world.promotion->has_value());
+    CHECK(world.replica.applied() == base);
+  }
+  SUBCASE("promoted between commit and image: to the new point, once that is there") {
+    world.step(replica_event::CopyEndArrived{1, live.point()});
+    world.finish_stage_sync();
+    world.finish_record();
+    world.step(replica_event::PromotionRequested{{2, 9}, {}});
+    world.finish_record();
+    CHECK_FALSE(world.syncing_images);
+    world.finish_unstaging();
+    world.finish_image_sync();
+    world.finish_record();
+    REQUIRE(world.syncing_images);
+    world.finish_image_sync();
+    REQUIRE(world.promotion.has_value());
+    CHECK(world.promotion->has_value());
+    CHECK(world.replica.applied() == live.point());
+  }
+}
+
+TEST_CASE("replica: a committed stage that is not in the images comes there after a restart") {
+  const HistoryPoint point{{1, 7}, 10, {3, 4}};
+  ReplicaStanding standing{.promised = {1, 7},
+                           .primary = "a",
+                           .logged = point,
+                           .durable = 10,
+                           .applied = point,
+                           .unstaging = true};
+  ReplicaWorld world(standing);
+  world.applied = {};
+  world.recorded_stage_bytes = stage_bytes_of_test;
+  world.unstaging = true;
+  CHECK(world.replica.is_unstaging());
+  const SessionId id = world.attach({1, 7});
+  REQUIRE(world.attached.has_value());
+  CHECK(world.attached->consistent);
+  CHECK(world.attached->logged == point);
+  CHECK(world.attached->applied == 0);
+  // Another copy waits for it.
+  world.step(replica_event::StartArrived{id, {.copy = true, .after = 20, .in_place = true}});
+  CHECK(world.records.empty());
+  world.finish_unstaging();
+  world.finish_image_sync();
+  world.finish_record();
+  CHECK(world.replica.applied() == point);
+  REQUIRE(world.syncing_images);
+  world.finish_image_sync();
+  REQUIRE(world.records.size() == 1);
+  CHECK(world.records[0].kind == ReplicaRecord::Kind::inconsistent);
 }
 
 }  // namespace replicad

@@ -419,7 +419,7 @@ TEST_CASE("replica: a copy marks, drops, takes, syncs and records in this order"
   Streaming streaming(2);
   ReplicaWorld& world = streaming.world;
   streaming.write();
-  world.step(replica_event::StartArrived{1, {.copy = true, .after = 10}});
+  world.step(replica_event::StartArrived{1, {.copy = true, .after = 10, .in_place = true}});
   CHECK_FALSE(world.replica.takes_input());
   REQUIRE(world.records.size() == 1);
   CHECK(world.records[0].kind == ReplicaRecord::Kind::inconsistent);
@@ -520,7 +520,7 @@ TEST_CASE("replica: a copy marks, drops, takes, syncs and records in this order"
     CHECK_FALSE(world.replica.is_consistent());
   }
   SUBCASE("begun again in the same session") {
-    world.step(replica_event::StartArrived{1, {.copy = true, .after = 20}});
+    world.step(replica_event::StartArrived{1, {.copy = true, .after = 20, .in_place = true}});
     CHECK(world.records.empty());
     REQUIRE(world.dropping);
     world.finish_drop();
@@ -533,7 +533,7 @@ TEST_CASE("replica: a copy marks, drops, takes, syncs and records in this order"
 TEST_CASE("replica: a copy that cannot be marked leaves everything as it was") {
   Streaming streaming(2);
   ReplicaWorld& world = streaming.world;
-  world.step(replica_event::StartArrived{1, {.copy = true, .after = 10}});
+  world.step(replica_event::StartArrived{1, {.copy = true, .after = 10, .in_place = true}});
   world.finish_record(fail(Errc::io_error, "state file"));
   check_refused(world, Errc::io_error);
   CHECK_FALSE(world.dropping);
@@ -685,6 +685,8 @@ struct Reached {
   int promotions_refused = 0;
   int stale = 0;
   int diverged = 0;
+  int committed = 0;
+  int stages_failed = 0;
 };
 
 /// Random events in any order that the runtime's contract allows; the world checks every effect.
@@ -777,8 +779,10 @@ class RandomRun {
 
   void start() {
     if (!listening()) return;
+    if (chance(2)) rest();
+    const bool at_rest = world_.applied == world_.logged && world_.appending.empty();
     if (world_.replica.phase() == Replica::Phase::idle && world_.replica.is_consistent() &&
-        !chance(20)) {
+        !chance(at_rest ? 3 : 20)) {
       // A primary whose history this is not would want a copy.
       if (!source_.has(world_.logged.sequence) ||
           source_.at(world_.logged.sequence) != world_.logged) {
@@ -788,18 +792,29 @@ class RandomRun {
       world_.step(
           replica_event::StartArrived{session(), {.copy = false, .after = world_.logged.sequence}});
       copying_ = false;
-    } else if (chance(world_.replica.is_consistent() ? 10 : 2)) {
+    } else if (chance(world_.replica.is_consistent() ? (at_rest ? 3 : 10) : 2)) {
       source_ = FrameSource(HistoryPoint{{}, random_() % 100, {}});
       copying_ = true;
       sent_in_copy_ = written_in_copy_ = source_.point().sequence;
       // The image holds the whole log: what follows is another history.
-      const bool known = world_.recorded_consistent
-                             ? world_.applied == world_.logged && world_.appending.empty()
-                             : world_.recorded_resync.has_value();
+      const bool known = world_.recorded_consistent ? at_rest : world_.recorded_resync.has_value();
       world_.step(replica_event::StartArrived{
           session(),
-          {.copy = true, .after = source_.point().sequence, .keep = known && chance(2)}});
+          {.copy = true,
+           .after = source_.point().sequence,
+           .keep = known && chance(2),
+           .in_place = !(world_.recorded_consistent && known && chance(2))}});
     }
+  }
+  /// All that was received is in the log, and in the image.
+  void rest() {
+    if (!world_.records.empty() || world_.dropping) return;
+    world_.log_all();
+    if (world_.syncing) world_.finish_sync();
+    const bool can_apply = world_.recorded_consistent && !copying_ &&
+                           !world_.replica.is_unstaging() &&
+                           world_.applied.sequence < world_.logged.sequence;
+    if (can_apply && source_.has(world_.logged.sequence)) world_.apply(world_.logged);
   }
   /// The primary goes on from what the replica has.
   void trim_source() {
@@ -844,6 +859,7 @@ class RandomRun {
       return;
     }
     if (!world_.recorded_consistent || world_.dropping || copying_) return;
+    if (world_.replica.is_unstaging()) return;
     if (world_.applied.sequence >= world_.logged.sequence) return;
     const Sequence gap = world_.logged.sequence - world_.applied.sequence;
     const Sequence to = world_.applied.sequence + 1 + random_() % gap;
@@ -852,14 +868,21 @@ class RandomRun {
 
   void finish_something() {
     if (!world_.records.empty()) {
-      const bool copy_done = world_.records.front().kind == ReplicaRecord::Kind::copy_done;
-      const bool fails = chance(8);
+      const auto kind = world_.records.front().kind;
+      const bool committed = kind == ReplicaRecord::Kind::committed;
+      const bool copy_done = committed || kind == ReplicaRecord::Kind::copy_done;
+      const bool fails = kind != ReplicaRecord::Kind::unstaged && chance(8);
+      if (committed && !fails) ++reached.committed;
       world_.finish_record(fails ? Status(fail(Errc::no_space, "full")) : Status());
       if (copy_done && !fails) copying_ = false;
     } else if (world_.dropping) {
       world_.finish_drop();
     } else if (world_.syncing_images) {
       world_.finish_image_sync();
+    } else if (world_.stage_syncing) {
+      world_.finish_stage_sync();
+    } else if (world_.unstaging) {
+      world_.finish_unstaging();
     }
   }
 
@@ -878,15 +901,24 @@ class RandomRun {
       world_.promotion.reset();
       world_.step(replica_event::PromotionRequested{epoch, point});
       if (!world_.promotion) epoch_ = epoch;
-      if (!world_.replica.is_consistent() || world_.replica.is_copying())
-        world_.images_synced = synced;
+      if (world_.promotion) world_.images_synced = synced;
+    } else if (chance(6) && world_.stage_open && world_.records.empty() &&
+               !world_.replica.is_unstaging()) {
+      world_.stage_syncing = false;
+      world_.refused.reset();
+      const bool attached = world_.replica.phase() == Replica::Phase::copying;
+      world_.step(replica_event::StageFailed{fail(Errc::no_space, "full").value()});
+      if (attached) CHECK(world_.refused.has_value());
+      if (attached) ++reached.stages_failed;
+      CHECK_FALSE(world_.stage_open);
     }
   }
 
   /// Without faults everything comes to rest.
   void settle() {
     for (int i = 0; i < 100; ++i) {
-      while (!world_.records.empty() || world_.dropping || world_.syncing_images)
+      while (!world_.records.empty() || world_.dropping || world_.syncing_images ||
+             world_.stage_syncing || world_.unstaging)
         finish_something();
       world_.log_all();
       if (world_.syncing) world_.finish_sync();
@@ -928,6 +960,8 @@ TEST_CASE("replica: random events never break a rule") {
     all.promotions_refused += reached.promotions_refused;
     all.stale += reached.stale;
     all.diverged += reached.diverged;
+    all.committed += reached.committed;
+    all.stages_failed += reached.stages_failed;
   }
   INFO("streams ",
        all.streams,
@@ -942,7 +976,11 @@ TEST_CASE("replica: random events never break a rule") {
        " stale ",
        all.stale,
        " diverged ",
-       all.diverged);
+       all.diverged,
+       " committed ",
+       all.committed,
+       " stages failed ",
+       all.stages_failed);
   if (given == nullptr) {
     CHECK(all.streams > 300);
     CHECK(all.copies_done > 30);
@@ -951,6 +989,8 @@ TEST_CASE("replica: random events never break a rule") {
     CHECK(all.promotions_refused > 30);
     CHECK(all.stale > 30);
     CHECK(all.diverged > 30);
+    CHECK(all.committed > 10);
+    CHECK(all.stages_failed > 5);
   }
   std::cout << "RD_SEED=" << first << " (first of " << runs << ")" << std::endl;
 }

@@ -14,6 +14,7 @@
 
 namespace replicad {
 
+constexpr std::uint64_t stage_bytes_of_test = 4096 + 640;
 constexpr std::uint64_t world_disk_bytes = 1 * mib;
 
 /// Numbers frames like a primary.
@@ -153,7 +154,28 @@ class ReplicaWorld {
           recorded_epoch = record.epoch;
           recorded_primary = record.primary;
           break;
+        case ReplicaRecord::Kind::staging:
+          CHECK(recorded_consistent);
+          CHECK(record.point == applied);
+          CHECK(applied == logged);
+          recorded_staging = true;
+          break;
+        case ReplicaRecord::Kind::committed:
+          CHECK(recorded_staging);
+          CHECK(stage_synced);
+          CHECK(record.stage_bytes > 0);
+          recorded_staging = false;
+          recorded_stage_bytes = record.stage_bytes;
+          logged = record.point;
+          durable = record.point.sequence;
+          applied = {};
+          break;
+        case ReplicaRecord::Kind::unstaged:
+          CHECK(unstaged);
+          recorded_stage_bytes.reset();
+          break;
         case ReplicaRecord::Kind::inconsistent:
+          recorded_staging = false;
           recorded_consistent = false;
           recorded_resync.reset();
           break;
@@ -175,6 +197,7 @@ class ReplicaWorld {
           } else {
             CHECK(record.point == recorded_base);
           }
+          recorded_staging = false;
           recorded_consistent = false;
           recorded_resync = record.epoch;
           recorded_base = record.point;
@@ -198,9 +221,26 @@ class ReplicaWorld {
     REQUIRE(dropping);
     dropping = false;
     log_dropped = true;
-    logged = applied = {};
-    durable = 0;
+    if (!recorded_staging) {
+      logged = applied = {};
+      durable = 0;
+    } else {
+      durable = logged.sequence;
+    }
     step(replica_event::LogDropped{});
+  }
+  void finish_stage_sync() {
+    REQUIRE(stage_syncing);
+    stage_syncing = false;
+    stage_synced = true;
+    step(replica_event::StageSynced{stage_bytes_of_test});
+  }
+  void finish_unstaging() {
+    REQUIRE(unstaging);
+    unstaging = false;
+    unstaged = true;
+    images_synced = false;
+    step(replica_event::StageApplied{});
   }
   void finish_image_sync() {
     REQUIRE(syncing_images);
@@ -225,6 +265,8 @@ class ReplicaWorld {
   bool recorded_consistent;
   std::optional<Epoch> recorded_resync;
   HistoryPoint recorded_base;
+  bool recorded_staging = false;
+  std::optional<std::uint64_t> recorded_stage_bytes;
   HistoryPoint logged;
   Sequence durable;
   HistoryPoint applied;
@@ -235,6 +277,11 @@ class ReplicaWorld {
   std::optional<Sequence> syncing;
   std::deque<ReplicaRecord> records;
   bool dropping = false;
+  bool stage_open = false;
+  bool stage_syncing = false;
+  bool stage_synced = false;
+  bool unstaging = false;  ///< begun and not reported
+  bool unstaged = false;
   bool syncing_images = false;
   bool images_synced = false;
 
@@ -246,6 +293,7 @@ class ReplicaWorld {
   std::optional<Error> refused;
   std::optional<Error> closed;
   std::vector<FrameHeader> image_writes;
+  std::vector<FrameHeader> staged;
   std::vector<FrameHeader> compares;
   std::optional<Status> promotion;
 
@@ -268,7 +316,7 @@ class ReplicaWorld {
   void perform(const replica_effect::SendWatermarks& effect) {
     ++marks_sent;
     marks = effect.marks;
-    if (!replica.is_consistent()) return;
+    if (!replica.is_consistent() || replica.is_copying()) return;
     CHECK(effect.marks.logged <= logged.sequence);
     CHECK(effect.marks.durable <= durable);
     CHECK(effect.marks.applied <= applied.sequence);
@@ -295,6 +343,34 @@ class ReplicaWorld {
     images_synced = false;
     image_writes.push_back(*frame_of_event);
   }
+  void perform(const replica_effect::OpenStage& /*effect*/) {
+    CHECK(recorded_staging);
+    CHECK(log_dropped == false);  // begun anew behind the base
+    CHECK_FALSE(recorded_stage_bytes.has_value());
+    stage_open = true;
+    stage_synced = false;
+    staged.clear();
+  }
+  void perform(const replica_effect::StageFrame& /*effect*/) {
+    REQUIRE(frame_of_event.has_value());
+    CHECK(stage_open);
+    CHECK(recorded_consistent);
+    staged.push_back(*frame_of_event);
+  }
+  void perform(const replica_effect::SyncStage& /*effect*/) {
+    CHECK(stage_open);
+    stage_syncing = true;
+  }
+  void perform(const replica_effect::DropStage& /*effect*/) {
+    CHECK_FALSE(recorded_stage_bytes.has_value());
+    stage_open = stage_syncing = false;
+  }
+  void perform(const replica_effect::EndStage& effect) {
+    CHECK_FALSE(recorded_stage_bytes.has_value());
+    CHECK(unstaged);
+    stage_open = unstaged = false;
+    applied = effect.point;
+  }
   void perform(const replica_effect::CompareBlocks& /*effect*/) {
     REQUIRE(frame_of_event.has_value());
     compares.push_back(*frame_of_event);
@@ -304,7 +380,8 @@ class ReplicaWorld {
     syncing = logged.sequence;
   }
   void perform(const replica_effect::DropLog& /*effect*/) {
-    CHECK_FALSE(recorded_consistent);
+    CHECK((!recorded_consistent || recorded_staging));
+    CHECK_FALSE(recorded_stage_bytes.has_value());
     CHECK(appending.empty());
     CHECK_FALSE(syncing.has_value());
     CHECK_FALSE(dropping);
@@ -317,12 +394,17 @@ class ReplicaWorld {
   }
   void perform(const replica_effect::RestartLog& effect) {
     CHECK(effect.point == logged);
+    CHECK(effect.stage_bytes == recorded_stage_bytes.value_or(0));
+    unstaging = effect.stage_bytes > 0;
     log_dropped = false;
   }
   void perform(const replica_effect::RecordState& effect) {
     if (effect.record.kind == ReplicaRecord::Kind::resyncing) {
       CHECK(effect.record.epoch == session_epoch);
     }
+    const bool needs_sync = effect.record.kind == ReplicaRecord::Kind::staging ||
+                            effect.record.kind == ReplicaRecord::Kind::unstaged;
+    if (needs_sync) CHECK(images_synced);
     records.push_back(effect.record);
   }
   void perform(const replica_effect::PromotionDone& effect) {
@@ -330,6 +412,8 @@ class ReplicaWorld {
       CHECK(images_synced);
       CHECK(applied == logged);
       CHECK(appending.empty());
+      CHECK_FALSE(stage_open);
+      CHECK_FALSE(recorded_stage_bytes.has_value());
     }
     promotion = effect.status;
   }

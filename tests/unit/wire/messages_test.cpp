@@ -173,6 +173,15 @@ TEST_CASE("messages: attached tells of an interrupted resync only where there wa
   CHECK(decoded->resync == Epoch{3, 9});
 }
 
+TEST_CASE("messages: start tells of a copy in place") {
+  const std::string text = payload_text(encode_start({.copy = true, .after = 5, .in_place = true}));
+  CHECK(text == R"({"after":5,"copy":true,"in_place":true})");
+  const auto decoded = decode_start(bytes_of(text));
+  REQUIRE(decoded);
+  CHECK(decoded->in_place);
+  CHECK_FALSE(decoded->keep);
+}
+
 TEST_CASE("messages: start tells of a rewind, and of one thing only") {
   const std::string text = payload_text(encode_start({.copy = true, .after = 5, .save = true}));
   CHECK(text == R"({"after":5,"copy":true,"save":true})");

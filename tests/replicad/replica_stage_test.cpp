@@ -1,0 +1,201 @@
+// Staged copies on real files: the replica is what it was until the commit, and what was committed afterwards.
+
+#include "tests/replicad/replica_fixture.h"
+
+namespace replicad {
+namespace {
+
+const std::vector<std::uint64_t> disks = {4 * mib, 512};
+
+/// A replica with forty writes, and a primary that has forty more and sends them as a copy.
+struct Staging {
+  ReactorThread reactor;
+  TempDirectory directory;
+  ReplicaHost host{reactor, directory.path(), disks};
+  FakePrimary primary{disks};
+  std::vector<std::byte> image_before;
+  HistoryPoint base;
+
+  Staging() {
+    REQUIRE(host.open().has_value());
+    primary.resume(host);
+    for (std::uint64_t i = 0; i < 40; ++i)
+      primary.send(primary.write_pattern(0, i * 50'000, 40'000, i));
+    primary.wait_applied();
+    base = primary.point;
+    image_before = host.image(0);
+    primary.disconnect();
+    for (std::uint64_t i = 0; i < 40; ++i)
+      primary.write_pattern(0, i * 70'000, 40'000, 100 + i);
+  }
+  void start(bool keep = true) {
+    CHECK(primary.attach(host).logged == base);
+    primary.send(encode_start({.copy = true, .after = primary.point.sequence, .keep = keep}));
+  }
+  void send_copy() {
+    for (std::uint64_t offset = 0; offset < disks[0]; offset += 256 * kib) {
+      const auto begin = primary.images[0].begin() + static_cast<std::ptrdiff_t>(offset);
+      const std::vector<std::byte> data(begin, begin + 256 * kib);
+      primary.send(primary.frame(FrameType::copy_data, {0, offset, 256 * kib}, data));
+      primary.send(primary.write_pattern(0, (offset * 7) % (3 * mib), 30'000, offset));
+    }
+  }
+  void receive_copy_done() {
+    for (;;) {
+      const auto frame = primary.receive();
+      REQUIRE(frame.has_value());
+      if (frame->header.type == FrameType::watermarks) continue;
+      REQUIRE(frame->header.type == FrameType::copy_done);
+      return;
+    }
+  }
+  [[nodiscard]] bool has_stage() const {
+    return std::filesystem::exists(host.log_dir() + "/resync.stage");
+  }
+  /// What it was before the copy, and able to stream on from there.
+  void check_unchanged() {
+    CHECK(host.image(0) == image_before);
+    CHECK(host.state().consistent);
+    CHECK_FALSE(host.state().stage_bytes.has_value());
+    CHECK(host.status().logged == base);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("replica stage: a copy reaches the image behind its commit, then the stage goes") {
+  Staging staging;
+  bool keep = false;
+  SUBCASE("of what is lacking") {
+    keep = true;
+  }
+  SUBCASE("of everything") {}
+  staging.start(keep);
+  staging.send_copy();
+  REQUIRE(wait_until([&] { return staging.has_stage(); }));
+  staging.check_unchanged();
+  CHECK(staging.host.status().state == "copying");
+  staging.primary.send(encode_copy_end({staging.primary.point}));
+  staging.receive_copy_done();
+  staging.primary.send(staging.primary.write_pattern(1, 0, 512, 5));
+  staging.primary.wait_applied();
+  staging.primary.check_images(staging.host);
+  CHECK_FALSE(staging.host.state().stage_bytes.has_value());
+  REQUIRE(wait_until([&] { return !staging.has_stage(); }));
+}
+
+TEST_CASE("replica stage: killed before the commit it is where it was, and takes a promotion") {
+  Staging staging;
+  staging.start();
+  staging.send_copy();
+  REQUIRE(wait_until([&] { return staging.has_stage(); }));
+  SUBCASE("killed") {
+    staging.host.kill();
+    staging.primary.disconnect();
+    staging.host.reopen();
+    CHECK_FALSE(staging.has_stage());
+    staging.check_unchanged();
+  }
+  SUBCASE("the link is lost") {
+    staging.primary.disconnect();
+    REQUIRE(wait_until([&] { return !staging.has_stage(); }));
+    staging.check_unchanged();
+  }
+  SUBCASE("under way") {}
+  CHECK(staging.host.promote({3, 9}, staging.base).has_value());
+  CHECK(staging.host.image(0) == staging.image_before);
+}
+
+TEST_CASE("replica stage: killed behind the commit the stage is brought in") {
+  Staging staging;
+  staging.start();
+  staging.send_copy();
+  staging.host.hold_updates(true);
+  staging.primary.send(encode_copy_end({staging.primary.point}));
+  REQUIRE(wait_until([&] { return staging.host.held_updates() == 1; }));
+  CHECK(staging.host.image(0) == staging.image_before);
+  // The commit goes into the state; what says that the stage is in the images does not.
+  staging.host.make_one_update();
+  REQUIRE(wait_until([&] { return staging.host.held_updates() == 1; }));
+  CHECK(staging.host.state().stage_bytes.has_value());
+  staging.host.kill();
+  {
+    // As if nothing of it had come to the image.
+    const Fd fd(::open(staging.host.image_path(0).c_str(), O_WRONLY | O_CLOEXEC));
+    REQUIRE(write_all_at(fd.get(), staging.image_before, 0).has_value());
+  }
+  staging.host.hold_updates(false);
+  staging.primary.disconnect();
+  staging.host.reopen();
+  const AttachedMessage attached = staging.primary.resume(staging.host);
+  CHECK(attached.consistent);
+  CHECK(attached.logged == staging.primary.point);
+  staging.primary.wait_applied();
+  staging.primary.check_images(staging.host);
+  REQUIRE(wait_until([&] { return !staging.has_stage(); }));
+  CHECK_FALSE(staging.host.state().stage_bytes.has_value());
+}
+
+TEST_CASE("replica stage: without space for it the copy is refused and nothing has changed") {
+  Staging staging;
+  // More than any file system here has must stay free for the log.
+  staging.host.change_state([](VolumeState& state) { state.settings.log_bytes = log_bytes_max; });
+  struct statvfs space {};
+  REQUIRE(::statvfs(staging.directory.path().c_str(), &space) == 0);
+  REQUIRE(space.f_bavail * space.f_frsize < log_bytes_max);
+  staging.start();
+  const auto begin = staging.primary.images[0].begin();
+  staging.primary.send(staging.primary.frame(
+      FrameType::copy_data, {0, 0, 4096}, std::vector<std::byte>(begin, begin + 4096)));
+  for (;;) {
+    const auto frame = staging.primary.receive();
+    REQUIRE(frame.has_value());
+    if (frame->header.type == FrameType::watermarks) continue;
+    REQUIRE(frame->header.type == FrameType::refuse);
+    const auto refused = decode_refuse(frame->payload);
+    REQUIRE(refused.has_value());
+    CHECK(refused->code == Errc::no_space);
+    CHECK(refused->message.find("bytes more are needed") != std::string::npos);
+    break;
+  }
+  REQUIRE(wait_until([&] { return !staging.has_stage(); }));
+  staging.check_unchanged();
+  CHECK(staging.host.status().state == "disconnected");
+}
+
+TEST_CASE("replica stage: a committed stage that is damaged is named, and is no image") {
+  Staging staging;
+  staging.start();
+  staging.send_copy();
+  staging.host.hold_updates(true);
+  staging.primary.send(encode_copy_end({staging.primary.point}));
+  REQUIRE(wait_until([&] { return staging.host.held_updates() == 1; }));
+  staging.host.kill();
+  staging.host.hold_updates(false);
+  const std::string path = staging.host.log_dir() + "/resync.stage";
+  const auto bytes = std::filesystem::file_size(path);
+  staging.host.change_state([&](VolumeState& state) {
+    state.checkpoint = staging.primary.point;
+    state.stage_bytes = bytes;
+  });
+  SUBCASE("gone") {
+    std::filesystem::remove(path);
+  }
+  SUBCASE("cut") {
+    std::filesystem::resize_file(path, bytes / 2);
+  }
+  SUBCASE("changed") {
+    const Fd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    REQUIRE(write_all_at(fd.get(), std::vector<std::byte>(8, std::byte{0x5a}), bytes - 100)
+                .has_value());
+  }
+  staging.primary.disconnect();
+  staging.host.reopen();
+  REQUIRE(wait_until([&] { return staging.host.status().state == "failed"; }));
+  const auto error = staging.host.status().error;
+  REQUIRE(error.has_value());
+  CHECK(error->code == Errc::corrupt);
+  CHECK(error->message.find("resync.stage") != std::string::npos);
+}
+
+}  // namespace replicad
