@@ -90,6 +90,7 @@ Status ActivityLog::load(const Setup& setup, Known& known) {
   }
   header_.generation = generation;
   cold_through_ = setup.history.sequence;
+  if (setup.unclean) note_unsynced(is_continued, known);
   RD_TRY(begin_term(setup, is_continued));
   if (!is_continued) return {};
   for (std::size_t slot = 0; slot < header_.members.size(); ++slot) {
@@ -99,6 +100,16 @@ Status ActivityLog::load(const Setup& setup, Known& known) {
     }
   }
   return {};
+}
+
+/// A region was hot until a sync of the images, or has bits of members if it was hot at a crash before.
+void ActivityLog::note_unsynced(bool is_continued, Known& known) const {
+  for (DiskIndex disk = 0; disk < disks_.size(); ++disk) {
+    for (std::uint64_t index = 0; index < regions_in(disk_bytes_[disk]); ++index) {
+      if (!is_continued || disks_[disk].entries[index] != 0)
+        known.unsynced.push_back(range_of({disk, index}));
+    }
+  }
 }
 
 /// A page that cannot be read or is damaged says that anything in it may differ.

@@ -37,6 +37,8 @@ class ActivityLog {
   struct Known {
     std::vector<Term> terms;
     std::vector<KnownLack> lacks;
+    /// Where the images were changed and perhaps never synced, after an unclean end.
+    std::vector<Range> unsynced;
   };
   /// What a pass asks of the core and the images.
   struct Environment {
@@ -88,6 +90,7 @@ class ActivityLog {
 
   [[nodiscard]] Status load(const Setup& setup, Known& known);
   void load_pages();
+  void note_unsynced(bool is_continued, Known& known) const;
   [[nodiscard]] KnownLack lack_of_slot(std::size_t slot) const;
   [[nodiscard]] Status begin_term(const Setup& setup, bool is_continued);
   [[nodiscard]] Range range_of(const Region& region) const;

@@ -13,7 +13,26 @@
 
 namespace replicad {
 
-Result<DiskImage> DiskImage::open(const DiskGrant& grant) {
+namespace {
+
+/// 0 or errno; with RWF_DSYNC it is on stable storage on return.
+int write_cached(int fd, std::span<const std::byte> from, std::uint64_t offset, int flags) {
+  while (!from.empty()) {
+    const iovec vector{const_cast<std::byte*>(from.data()),
+                       std::min(from.size(), cached_write_bytes_max)};
+    const ssize_t count = ::pwritev2(fd, &vector, 1, static_cast<off_t>(offset), flags);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return errno;
+    if (count == 0) return EIO;
+    from = from.subspan(static_cast<std::size_t>(count));
+    offset += static_cast<std::uint64_t>(count);
+  }
+  return 0;
+}
+
+}  // namespace
+
+Result<DiskImage> DiskImage::open(const DiskGrant& grant, const std::string& mark_path) {
   auto fd = open_image_locked(grant.path, grant.bytes);
   if (!fd) return tl::unexpected(std::move(fd).error());
   struct stat status {};
@@ -24,7 +43,9 @@ Result<DiskImage> DiskImage::open(const DiskGrant& grant) {
                                              FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                              static_cast<off_t>(grant.bytes),
                                              4096) == 0;
-  return DiskImage(grant, std::move(*fd), fast_zero);
+  auto durable = DurableFds::open(fd->get(), grant.path, mark_path);
+  if (!durable) return tl::unexpected(std::move(durable).error());
+  return DiskImage(grant, std::move(*fd), fast_zero, std::move(*durable));
 }
 
 int DiskImage::read(std::span<std::byte> to, std::uint64_t offset) const {
@@ -40,19 +61,8 @@ int DiskImage::read(std::span<std::byte> to, std::uint64_t offset) const {
 }
 
 int DiskImage::write(std::span<const std::byte> from, std::uint64_t offset, bool durable) const {
-  while (!from.empty()) {
-    const iovec vector{const_cast<std::byte*>(from.data()),
-                       std::min(from.size(), cached_write_bytes_max)};
-    const ssize_t count =
-        durable ? ::pwritev2(fd_.get(), &vector, 1, static_cast<off_t>(offset), RWF_DSYNC)
-                : ::pwrite(fd_.get(), vector.iov_base, vector.iov_len, static_cast<off_t>(offset));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return errno;
-    if (count == 0) return EIO;
-    from = from.subspan(static_cast<std::size_t>(count));
-    offset += static_cast<std::uint64_t>(count);
-  }
-  return 0;
+  if (!durable) return write_cached(fd_.get(), from, offset, 0);
+  return durable_->run(true, [&](int fd) { return write_cached(fd, from, offset, RWF_DSYNC); });
 }
 
 int DiskImage::zero(std::uint64_t offset, std::uint64_t length, bool may_punch) const {
@@ -66,7 +76,7 @@ int DiskImage::zero(std::uint64_t offset, std::uint64_t length, bool may_punch) 
 }
 
 int DiskImage::sync() const {
-  return ::fdatasync(fd_.get()) == 0 ? 0 : errno;
+  return durable_->run(false, [](int fd) { return ::fdatasync(fd) == 0 ? 0 : errno; });
 }
 
 int DiskImage::prefetch(std::uint64_t offset, std::uint64_t length) const {

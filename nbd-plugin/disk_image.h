@@ -3,20 +3,23 @@
 // them; 0 is success.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 
 #include "core/base/result.h"
 #include "io/fd.h"
+#include "nbd-plugin/durable_fds.h"
 #include "nbd-plugin/settings.h"
 
 namespace replicad {
 
 class DiskImage {
  public:
-  /// Opens and locks the image (io/file.h, open_image_locked).
-  [[nodiscard]] static Result<DiskImage> open(const DiskGrant& grant);
+  /// Opens and locks the image (io/file.h, open_image_locked). `mark_path`: as of DurableFds::open.
+  [[nodiscard]] static Result<DiskImage> open(const DiskGrant& grant,
+                                              const std::string& mark_path = {});
 
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] const std::string& path() const { return path_; }
@@ -30,6 +33,7 @@ class DiskImage {
                           std::uint64_t offset,
                           bool durable) const;
   [[nodiscard]] int zero(std::uint64_t offset, std::uint64_t length, bool may_punch) const;
+  /// Once it, or a durable write, has failed, it fails for ever: what was lost is not told again.
   [[nodiscard]] int sync() const;
   /// Hints that [offset, offset+length) will be read.
   [[nodiscard]] int prefetch(std::uint64_t offset, std::uint64_t length) const;
@@ -43,18 +47,20 @@ class DiskImage {
   [[nodiscard]] int fd() const { return fd_.get(); }
 
  private:
-  DiskImage(const DiskGrant& grant, Fd fd, bool fast_zero)
+  DiskImage(const DiskGrant& grant, Fd fd, bool fast_zero, std::unique_ptr<DurableFds> durable)
       : name_(grant.name),
         path_(grant.path),
         bytes_(grant.bytes),
         fd_(std::move(fd)),
-        fast_zero_(fast_zero) {}
+        fast_zero_(fast_zero),
+        durable_(std::move(durable)) {}
 
   std::string name_;
   std::string path_;
   std::uint64_t bytes_;
   Fd fd_;
   bool fast_zero_;
+  std::unique_ptr<DurableFds> durable_;
 };
 
 }  // namespace replicad

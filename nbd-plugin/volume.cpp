@@ -6,6 +6,7 @@
 #include "core/base/check.h"
 #include "core/base/log.h"
 #include "io/clock.h"
+#include "nbd-plugin/write_back.h"
 
 namespace replicad {
 
@@ -56,7 +57,7 @@ Result<std::unique_ptr<Volume>> Volume::claim(const std::string& agent_path,
   volume->agent_ = std::move(*agent);
   const Grant& grant = volume->grant_;
   for (const DiskGrant& disk : grant.disks) {
-    auto image = DiskImage::open(disk);
+    auto image = DiskImage::open(disk, failed_sync_mark(grant.directory));
     if (!image) return tl::unexpected(std::move(image).error());
     volume->images_.push_back(std::move(*image));
   }
@@ -75,6 +76,7 @@ Result<std::unique_ptr<Volume>> Volume::claim(const std::string& agent_path,
                                     known);
   if (!activity) return tl::unexpected(std::move(activity).error());
   volume->activity_ = std::move(*activity);
+  RD_TRY(write_back_again(failed_sync_mark(grant.directory), volume->images_, known.unsynced));
   config.terms = std::move(known.terms);
   config.lacks = std::move(known.lacks);
   volume->quorum_timeout_ = std::chrono::milliseconds(grant.settings.quorum_timeout_ms);

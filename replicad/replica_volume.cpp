@@ -2,8 +2,11 @@
 
 #include <cerrno>
 
+#include <fcntl.h>
 #include <unistd.h>
 
+#include "core/base/log.h"
+#include "core/store/failed_sync.h"
 #include "io/file.h"
 #include "replicad/replica_runtime.h"
 
@@ -47,6 +50,26 @@ Status forget_activity(const std::string& log_dir) {
   return fail_errno(errno, "remove {}", path);
 }
 
+/// A sync failed while this host was the primary: the kernel may hold pages that it takes for written and that are
+/// not on the disk. It is made to forget them, so that what is compared from here on is what the disk has.
+Status distrust_cache(const std::string& log_dir, const ImageSet& images) {
+  const std::string directory = log_dir.substr(0, log_dir.rfind('/'));
+  const std::string mark = directory + "/" + failed_sync_name;
+  if (::access(mark.c_str(), F_OK) != 0) {
+    if (errno == ENOENT) return {};
+    return fail_errno(errno, "look at {}", mark);
+  }
+  for (DiskIndex disk = 0; disk < images.count(); ++disk) {
+    if (::fdatasync(images.fd(disk)) != 0)
+      return fail_errno(errno, "fdatasync of {}, which had failed before", images.path(disk));
+    if (const int error = ::posix_fadvise(images.fd(disk), 0, 0, POSIX_FADV_DONTNEED); error != 0)
+      return fail_errno(error, "drop the cache of {}", images.path(disk));
+  }
+  log(LogLevel::warn, "cache_dropped", "mark={}", mark);
+  if (::unlink(mark.c_str()) != 0) return fail_errno(errno, "remove {}", mark);
+  return sync_directory(directory);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
@@ -57,6 +80,7 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
   RD_TRY(make_directories(log_dir, log_directory_mode));
   auto images = ImageSet::open(state.disks);
   if (!images) return tl::unexpected(images.error());
+  RD_TRY(distrust_cache(log_dir, **images));
   RD_TRY(forget_activity(log_dir));
   auto boot = boot_id();
   if (!boot) return tl::unexpected(boot.error());

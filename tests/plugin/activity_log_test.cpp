@@ -41,6 +41,31 @@ TEST_CASE("activity: what was hot at a crash is suspect at every member") {
   CHECK(term.activity->hot_regions() == 0);
 }
 
+TEST_CASE("activity: after an unclean end it tells where the images were not synced") {
+  const TempPath temp;
+  {
+    PrimaryTerm term(temp, 2, begin, false);
+    CHECK(term.known.unsynced.empty());
+    term.attach("b");
+    term.attach("c");
+    term.write(200 * mib);
+    term.settle("b");
+    term.settle("c");
+    term.cool(30);
+    CHECK(term.activity->hot_regions() == 0);
+    term.write(100 * mib);
+  }
+  const std::vector<Range> hot{{0, 100 * mib, region_bytes}};
+  // Also when the term that was to write them again came to nothing.
+  for (const std::uint64_t number : {std::uint64_t{3}, std::uint64_t{4}}) {
+    const PrimaryTerm term(temp, number, behind_crash(number), true);
+    CHECK(term.known.unsynced == hot);
+  }
+  std::filesystem::remove(temp.file());
+  const PrimaryTerm unknown(temp, 5, behind_crash(5), true);
+  CHECK(unknown.known.unsynced.size() == PrimaryTerm::disk / region_bytes);
+}
+
 TEST_CASE("activity: a region goes cold when every member has it durable") {
   const TempPath temp;
   {

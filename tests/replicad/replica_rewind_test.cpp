@@ -1,6 +1,7 @@
 // A replica that is rewound keeps what its blocks held (replicad/rewind_saver.h).
 #include <map>
 
+#include "core/store/failed_sync.h"
 #include "replicad/lost_writes.h"
 #include "tests/replicad/replica_fixture.h"
 
@@ -167,6 +168,16 @@ TEST_CASE("replica rewind: an image that is equal leaves no file") {
   rewind.copy_all();
   rewind.finish();
   CHECK(list_lost_files(rewind.lost()).value().empty());
+}
+
+TEST_CASE("replica: the mark of a failed sync goes when the images were synced and read anew") {
+  Rewind rewind;
+  rewind.host.shutdown(false);
+  const std::string mark = rewind.directory.path() + "/" + failed_sync_name;
+  REQUIRE(write_file_durably(mark, "vda\n").has_value());
+  rewind.host.reopen();
+  CHECK_FALSE(std::filesystem::exists(mark));
+  CHECK(rewind.host.image(0) == rewind.before[0]);
 }
 
 TEST_CASE("replica rewind: a torn or damaged file keeps what is whole") {
