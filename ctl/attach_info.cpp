@@ -152,10 +152,11 @@ std::string attach_text(const std::vector<AttachInfo>& disks, const std::string&
     if (all || format == "uri") text += printable(info.uri) + "\n";
     if (all) text += "# QEMU\n";
     if (all || format == "qemu") text += qemu_text(info);
-    if (all)
+    if (all) {
       text +=
           "# libvirt (the line <reconnect .../> needs libvirt 9.2; leave it out of older ones, "
           "such as Debian 12's)\n";
+    }
     if (all || format == "libvirt") text += info.libvirt_xml;
     if (all && &info != &disks.back()) text += "\n";
   }

@@ -61,7 +61,7 @@ Status run_failover(Context& context, const OptionValues& values) {
   const auto plan = plan_failover(context.volume(), options, reports, hosts);
   if (!plan) return tl::unexpected(plan.error());
   std::string text;
-  const Status status = run_plan(
+  Status status = run_plan(
       context, *plan, [&](const Step& step, const Json& answer, PlanResult& result) -> Status {
         result.result = {{"failover", answer}};
         const auto nbd = answer.find("export");

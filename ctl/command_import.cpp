@@ -181,12 +181,13 @@ Status run_import(Context& context, const OptionValues& values) {
   if (context.options().dry_run) {
     context.say(
         fmt::format("would: {}copy {}", target->nbd ? "" : "activate the volume and ", what));
-    if (context.options().json)
+    if (context.options().json) {
       context.print_json({{"volume", context.volume()},
                           {"dry_run", true},
                           {"disk", target->disk.name},
                           {"bytes", source->bytes},
                           {"source", source->argument}});
+    }
     return {};
   }
   RD_TRY(context.confirm(fmt::format("overwrite the disk: copy {}?", what)));
@@ -194,9 +195,10 @@ Status run_import(Context& context, const OptionValues& values) {
     RD_TRY(activate(context));
     target = find_target(context, disk_name);
     if (!target) return tl::unexpected(target.error());
-    if (!target->nbd)
+    if (!target->nbd) {
       return fail(
           Errc::protocol, "{} was activated but its primary names no export", context.volume());
+    }
     RD_TRY(check_socket_here(*target));
   }
   const auto uri = target->nbd->uris.find(target->disk.name);

@@ -128,7 +128,7 @@ Status run_switchover(Context& context, const OptionValues& values) {
   const auto plan = plan_switchover(context.volume(), request, reports, hosts);
   if (!plan) return tl::unexpected(plan.error());
   std::string text;
-  const Status status = run_plan(
+  Status status = run_plan(
       context, *plan, [&](const Step& step, const Json& proof, PlanResult& result) -> Status {
         RD_TRY(check_proof(proof, step.request.body["to"].get<std::string>()));
         result.result = {{"proof", proof}};

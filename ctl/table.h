@@ -8,9 +8,10 @@
 namespace replicad::ctl {
 
 struct Cell {
-  Cell(std::string cell_text)
-      : text(std::move(cell_text)) {}               // NOLINT(google-explicit-constructor)
-  Cell(const char* cell_text) : text(cell_text) {}  // NOLINT(google-explicit-constructor)
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  Cell(std::string cell_text) : text(std::move(cell_text)) {}
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  Cell(const char* cell_text) : text(cell_text) {}
   Cell(std::string cell_text, std::string cell_painted)
       : text(std::move(cell_text)), painted(std::move(cell_painted)) {}
 

@@ -18,6 +18,7 @@ class GuestRequest {
   static GuestRequest& of_this_thread();
 
   [[nodiscard]] RequestId id() const { return reinterpret_cast<RequestId>(this); }
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
   static GuestRequest& from_id(RequestId id) { return *reinterpret_cast<GuestRequest*>(id); }
 
   /// Any thread: the next state; wakes the owner if it sleeps.

@@ -177,7 +177,8 @@ Status PeerLink::on_attached(const FrameView& frame) {
 void PeerLink::install_source(std::shared_ptr<CopyJob> keep_alive) {
   const std::weak_ptr<PeerLink> weak = weak_from_this();
   connection_->set_bulk_source(
-      {.fill = [weak, keep_alive](iovec* vectors, std::size_t vectors_max) -> std::size_t {
+      {.fill = [weak, keep_alive = std::move(keep_alive)](iovec* vectors,
+                                                          std::size_t vectors_max) -> std::size_t {
          const auto self = weak.lock();
          return self ? self->fill(vectors, vectors_max) : 0;
        },

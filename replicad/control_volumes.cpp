@@ -119,7 +119,7 @@ Status check_create(const CreateRequest& request, const std::string& host) {
     }
   }
   if (state.vote.record) {
-    if (const Status valid = check_record(*state.vote.record); !valid) return valid;
+    if (Status valid = check_record(*state.vote.record); !valid) return valid;
   } else if (state.primary == host) {
     return fail(Errc::invalid_argument, "the primary is a founder");
   }
@@ -292,6 +292,7 @@ namespace {
 std::vector<RecordChange> member_changes(const VolumeState& state,
                                          const std::vector<MemberState>& members) {
   std::vector<RecordChange> changes;
+  changes.reserve(members.size() + state.members.size());
   for (const MemberState& member : members)
     changes.push_back(change_add_member(state.primary, member));
   for (const MemberState& member : state.members) {

@@ -30,7 +30,7 @@ constexpr Duration settle_timeout = std::chrono::seconds(10);
 Status prepare_directories(const Options& options) {
   for (const std::string& directory :
        {options.state_dir, options.state_dir + "/volumes", options.image_dir, options.run_dir}) {
-    if (const Status made = make_directories(directory, daemon_directory_mode); !made) return made;
+    if (Status made = make_directories(directory, daemon_directory_mode); !made) return made;
     if (::access(directory.c_str(), R_OK | W_OK | X_OK) != 0) {
       return fail_errno(errno, "no access to the directory {}", directory);
     }

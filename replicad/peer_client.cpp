@@ -48,8 +48,8 @@ Result<PeerAnswer> ask_peer(const PeerRequest& request) {
   (*client)->set_write_timeout(request.timeout);
   const httplib::Result result =
       request.method == "GET"
-          ? (*client)->Get(request.path.c_str())
-          : (*client)->Post(request.path.c_str(), request.body.dump(), "application/json");
+          ? (*client)->Get(request.path)
+          : (*client)->Post(request.path, request.body.dump(), "application/json");
   if (!result) {
     const bool not_sent = result.error() == httplib::Error::Connection ||
                           result.error() == httplib::Error::ConnectionTimeout;

@@ -265,7 +265,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
   bool has_served_ = false;
   std::shared_ptr<ExportProcess> process_;
   bool ended_by_request_ = false;  ///< the last export, if there was one
-  unsigned failed_starts_ = 0;   ///< and exports that did not live for long
+  unsigned failed_starts_ = 0;     ///< and exports that did not live for long
   Instant start_again_at_{};
   Instant serving_since_{};
   std::optional<Error> start_error_;

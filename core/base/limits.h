@@ -15,7 +15,7 @@ constexpr std::size_t members_max = 16;
 constexpr std::size_t volume_name_bytes_max = 64;
 constexpr std::size_t host_name_bytes_max = 64;
 constexpr std::size_t disk_name_bytes_max = 32;
-constexpr std::uint64_t disk_bytes_max = 256 * 1024 * gib;
+constexpr std::uint64_t disk_bytes_max = 256 * kib * gib;
 constexpr std::uint64_t disk_granularity_bytes = 512;
 /// Largest epoch number, sequence or generation that is taken from a peer or a file.
 constexpr std::uint64_t counter_max = std::uint64_t{1} << 62;
@@ -52,7 +52,7 @@ constexpr std::uint64_t segment_bytes_default = 64 * mib;
 constexpr std::uint64_t segment_bytes_max = 1 * gib;
 constexpr std::uint64_t log_bytes_default = 1 * gib;  ///< budget of one volume's log on one host
 constexpr std::uint64_t log_segments_min = 2;         ///< smallest budget, in segments
-constexpr std::uint64_t log_bytes_max = 64 * 1024 * gib;
+constexpr std::uint64_t log_bytes_max = 64 * kib * gib;
 
 static_assert(ring_bytes_min >= 2 * (data_payload_bytes_max + frame_header_bytes));
 static_assert(segment_bytes_min >=

@@ -201,10 +201,11 @@ std::uint64_t BlockMap::find(const Disk& disk,
       std::uint64_t next_whole = region;
       while (next_whole < disk.whole.size() && !disk.whole[next_whole])
         ++next_whole;
-      if (next_whole >= disk.whole.size())
+      if (next_whole >= disk.whole.size()) {
         next_whole = end;
-      else
+      } else {
         next_whole *= blocks_per_region;
+      }
       block = std::min({end, next_partial, next_whole});
       continue;
     }

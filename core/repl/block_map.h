@@ -72,9 +72,9 @@ class BlockMap {
                                       std::uint64_t first,
                                       std::uint64_t end,
                                       bool marked) const;
-  void mark_in(std::size_t disk, std::uint64_t region, std::uint64_t first, std::uint64_t end);
-  void mark_whole(std::size_t disk, std::uint64_t region);
-  void clear_in(std::size_t disk, std::uint64_t region, std::uint64_t first, std::uint64_t end);
+  void mark_in(std::size_t index, std::uint64_t region, std::uint64_t first, std::uint64_t end);
+  void mark_whole(std::size_t index, std::uint64_t region);
+  void clear_in(std::size_t index, std::uint64_t region, std::uint64_t first, std::uint64_t end);
 
   std::vector<std::uint64_t> disk_bytes_;
   std::size_t bitmaps_max_;

@@ -88,76 +88,76 @@ struct Change {
 namespace primary_event {
 /// A guest's change (or one piece of it). `change.range` lies within its disk.
 struct WriteArrived {
-  RequestId id;
+  RequestId id = 0;
   Change change;
 };
 /// The image holds it (a FUA write: durably; a flush: not yet). `wants_answer`: last piece of its
 /// request.
 struct LocalWritten {
-  RequestId id;
+  RequestId id = 0;
   bool wants_answer;
 };
 /// The change was not made and will not be: gives range and ring space back.
 struct Abandoned {
-  RequestId id;
+  RequestId id = 0;
 };
 /// A flush's fdatasync of the local images is done.
 struct LocalSynced {
-  RequestId id;
+  RequestId id = 0;
 };
 /// The request is no longer waited for: it was not admitted yet, or its answer does not matter any
 /// more.
 struct Cancelled {
-  RequestId id;
+  RequestId id = 0;
 };
 /// The bytes of placed frame `sequence` are complete in the ring. In sequence order.
 struct FrameReady {
-  Sequence sequence;
+  Sequence sequence = 0;
   std::uint32_t payload_crc32c;
 };
 struct PeerAttached {
-  PeerIndex peer;
+  PeerIndex peer = 0;
   AttachedMessage message;
 };
 /// The connection ended or could not be made; `error` says why.
 struct PeerLost {
-  PeerIndex peer;
+  PeerIndex peer = 0;
   Error error;
 };
 struct PeerMarks {
-  PeerIndex peer;
+  PeerIndex peer = 0;
   Watermarks marks;
 };
 /// `bytes` of what take() returned have left; their ring memory is no longer read.
 struct PeerSent {
-  PeerIndex peer;
+  PeerIndex peer = 0;
   std::uint64_t bytes;
 };
 /// Compare everything with a detached peer now and send what differs; one of another history keeps
 /// what only it has. Ignored for others, and while a record names the peer.
 struct CopyRequested {
-  PeerIndex peer;
+  PeerIndex peer = 0;
 };
 /// Wait until no write in `range` is in flight and keep new ones out. One lock per peer.
 struct CopyLock {
-  PeerIndex peer;
+  PeerIndex peer = 0;
   Range range;
 };
 struct CopyUnlock {
-  PeerIndex peer;
+  PeerIndex peer = 0;
 };
 /// The peer has answered a compare frame.
 struct CopyProgress {
-  PeerIndex peer;
+  PeerIndex peer = 0;
 };
 /// Everything of the plan was sent. Once every change that its content holds was taken, too,
 /// copy_end() tells the point of the copy_end frame, which comes next; until then this event comes
 /// again.
 struct CopyEnding {
-  PeerIndex peer;
+  PeerIndex peer = 0;
 };
 struct CopyDone {
-  PeerIndex peer;
+  PeerIndex peer = 0;
   HistoryPoint point;
 };
 /// The in-sync set of the last Record effect is durable.
@@ -175,7 +175,7 @@ struct PeerAdded {
   std::string host;
 };
 struct PeerRemoved {
-  PeerIndex peer;
+  PeerIndex peer = 0;
 };
 /// Hold new writes, drain, flush; with `target`: until that peer has applied everything with an
 /// equal digest.
@@ -234,49 +234,49 @@ using PrimaryEvent = std::variant<primary_event::WriteArrived,
 namespace primary_effect {
 /// Write the image now.
 struct Admitted {
-  RequestId id;
+  RequestId id = 0;
 };
 /// Put the frame at `ring_offset` of the ring, then FrameReady. `id` is nullopt for a frame of our
 /// own (flush).
 struct Placed {
   std::optional<RequestId> id;
   FrameHeader header;  ///< complete but for payload_crc32c
-  std::uint64_t ring_offset;
+  std::uint64_t ring_offset = 0;
 };
 /// Answer the guest. `failed`: with an error.
 struct Answer {
-  RequestId id;
+  RequestId id = 0;
   bool failed;
 };
 /// Send `start` to the peer. Its bytes come from take() afterwards.
 struct StartPeer {
-  PeerIndex peer;
+  PeerIndex peer = 0;
   StartMessage message;
 };
 /// Run the image copy to the peer (StartPeer with copy was sent before).
 struct RunCopy {
-  PeerIndex peer;
+  PeerIndex peer = 0;
   std::shared_ptr<const ResyncPlan> plan;
 };
 struct CopyLocked {
-  PeerIndex peer;
+  PeerIndex peer = 0;
 };
 /// Close the connection, also one that is only being made; PeerLost follows if there was one.
 struct ClosePeer {
-  PeerIndex peer;
+  PeerIndex peer = 0;
   Error error;
 };
 /// There is something to send for this peer.
 struct Sendable {
-  PeerIndex peer;
+  PeerIndex peer = 0;
 };
 /// Send `sync_request`.
 struct RequestSync {
-  PeerIndex peer;
+  PeerIndex peer = 0;
 };
 /// Send `heartbeat`: the peer reports at once.
 struct Ping {
-  PeerIndex peer;
+  PeerIndex peer = 0;
 };
 /// Make this in-sync set durable, then Recorded. Not repeated before Recorded.
 struct Record {
@@ -380,15 +380,15 @@ class Primary {
   [[nodiscard]] bool is_being_written(const Range& range) const {
     return active_.overlaps_any(range);
   }
-  [[nodiscard]] bool is_streaming(PeerIndex peer) const;
+  [[nodiscard]] bool is_streaming(PeerIndex index) const;
   /// The peer has all of this history durable up to the last position it reported.
-  [[nodiscard]] bool has_everything(PeerIndex peer) const;
+  [[nodiscard]] bool has_everything(PeerIndex index) const;
   /// Likewise in `range`, up to sequence `through`.
-  [[nodiscard]] bool has_durably(PeerIndex peer, const Range& range, Sequence through) const;
+  [[nodiscard]] bool has_durably(PeerIndex index, const Range& range, Sequence through) const;
   /// Where what is known of the peer's lack begins.
   [[nodiscard]] Sequence lack_base(PeerIndex peer) const { return peers_[peer].lack.base; }
   /// What the peer may lack now, frames in the ring included.
-  [[nodiscard]] KnownLack known_lack(PeerIndex peer) const;
+  [[nodiscard]] KnownLack known_lack(PeerIndex index) const;
   [[nodiscard]] const RingIndex& ring() const { return ring_; }
 
   /// For tests: aborts if the state contradicts itself.
@@ -399,12 +399,12 @@ class Primary {
   enum class Level : std::uint8_t { none, received, logged, durable };
 
   struct Request {
-    RequestId id;
+    RequestId id = 0;
     Change change;
   };
   struct Waiting {  ///< for acknowledgements, in sequence order per level
-    RequestId id;
-    Sequence sequence;
+    RequestId id = 0;
+    Sequence sequence = 0;
     bool is_flush;
   };
   /// What a copy to this peer must bring: complete for a peer that stands on this history at `base`

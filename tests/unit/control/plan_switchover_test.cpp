@@ -82,10 +82,7 @@ TEST_CASE("switchover: a volume whose guest waits for the primary's image can be
   auto held = volume_json("a", options);
   held["error"] = {{"code", "no_space"}, {"message", "No space left on device"}, {"hint", ""}};
   const auto plan = plan_switchover(
-      "vm1",
-      {"b", 30000},
-      {member_said(held), member("b", options), member("c", options)},
-      {});
+      "vm1", {"b", 30000}, {member_said(held), member("b", options), member("c", options)}, {});
   REQUIRE_MESSAGE(plan.has_value(), plan.error().message);
   CHECK_FALSE(plan->steps.empty());
 }
