@@ -451,11 +451,15 @@ void Volume::begin_clean_stop() {
     return;
   }
   hold_done_ = [this](Result<HistoryPoint> result) {
-    if (result) {
+    // From here on the hold's deadline lets nothing in behind the point that is about to be recorded.
+    bridge_->step(primary_event::Seal{});
+    const bool sealed = bridge_->look([](const Primary& primary) { return primary.is_sealed(); });
+    if (result && sealed) {
       finish_activity(*result);
       return;
     }
-    log(LogLevel::error, "unclean_stop", "error={}", log_value(result.error().message));
+    const std::string why = result ? "the hold is over" : result.error().message;
+    log(LogLevel::error, "unclean_stop", "error={}", log_value(why));
     end_run();
   };
   // Without a quorum nothing can be drained: the stop is unclean, and soon.
