@@ -481,6 +481,11 @@ Status check_volume_state(const VolumeState& state) {
   return check_counters(state);
 }
 
+const std::string& promised_primary(const VolumeState& state) {
+  const bool by_vote = state.vote.record && state.vote.record->epoch == state.epoch;
+  return by_vote ? state.vote.record->primary : state.primary;
+}
+
 HistoryPoint unclean_point(const Epoch& epoch, const VolumeState& state) {
   DigestItem item;
   item.epoch = epoch;

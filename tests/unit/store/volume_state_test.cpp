@@ -86,6 +86,17 @@ TEST_CASE("volume state: what is written is read back") {
   CHECK(*read_plain == plain);
 }
 
+TEST_CASE("volume state: an epoch that a vote has raised belongs to the record's primary") {
+  VolumeState state = sample_state();
+  CHECK(promised_primary(state) == "a");
+  state.vote.record->primary = "b";
+  state.vote.record->epoch = {4, 9};
+  state.vote.chosen = false;  // so `primary` has not followed
+  CHECK(promised_primary(state) == "a");
+  state.epoch = {4, 9};
+  CHECK(promised_primary(state) == "b");
+}
+
 TEST_CASE("volume state: the file's bytes never change for the same state") {
   VolumeState state;
   state.generation = 1;
