@@ -107,6 +107,10 @@ void Volume::on_hold(const json& fields, const AgentClient::Reply& reply) {
 }
 
 void Volume::on_resume(const json& fields, const AgentClient::Reply& reply) {
+  if (stopping_) {
+    reply(fail(Errc::busy, "a stop is under way"));
+    return;
+  }
   std::optional<Epoch> epoch;
   if (const auto found = fields.find("epoch"); found != fields.end() && !found->is_null()) {
     const auto decoded = decode_epoch(*found);

@@ -1,6 +1,7 @@
 #include "replicad/role_keeper.h"
 
 #include "core/base/log.h"
+#include "io/file.h"
 #include "replicad/reactor_call.h"
 #include "replicad/settlement.h"
 #include "replicad/vote_driver.h"
@@ -71,6 +72,7 @@ void RoleKeeper::tend(const std::shared_ptr<Volume>& volume) {
   });
   if (due == RoleDue::demote) demote(volume);
   if (due == RoleDue::promote) promote(volume);
+  if (due == RoleDue::renew) renew(volume);
   if (run_on_reactor(context_.reactor, [volume] { return volume->export_due(); })) serve(volume);
 }
 
@@ -90,7 +92,9 @@ void RoleKeeper::settle(const std::shared_ptr<Volume>& volume) {
 void RoleKeeper::ask(const std::shared_ptr<Volume>& volume) {
   const auto record = context_.environment.votes->propose(volume, change_nothing(), read_timeout);
   run_on_reactor(context_.reactor, [volume, &record] {
-    if (record) volume->set_recheck(false);
+    const VoterState& vote = volume->state().vote;
+    // What could not be written here is not known here.
+    if (record && vote.chosen && vote.record == *record) volume->set_recheck(false);
     volume->note_vote(record ? std::nullopt : std::optional<Error>(record.error()));
   });
 }
@@ -126,6 +130,28 @@ void RoleKeeper::promote(const std::shared_ptr<Volume>& volume) {
       });
   if (!status) return log_failure("promotion_not_finished", volume->name(), status.error());
   if (activate) start(volume);
+}
+
+/// A member has promised a later term than the one that this host serves in: whether somebody has it
+/// the voters know, and if nobody has, this host takes one after it.
+void RoleKeeper::renew(const std::shared_ptr<Volume>& volume) {
+  const auto operation = OperationGuard::begin(context_, volume->name(), "a new term");
+  if (!operation) return;
+  run_on_reactor(context_.reactor, [volume] { volume->note_renewal(); });
+  const Epoch promised = state_of(context_, volume).epoch;
+  const auto record = context_.environment.votes->propose(
+      volume, change_claim({context_.options.host, random_tag(), promised.number, true}));
+  if (!record) {
+    const bool is_over = record.error().code == Errc::stale_epoch;
+    run_on_reactor(context_.reactor, [volume, is_over] {
+      if (is_over) volume->set_recheck(true);
+    });
+    return log_failure("term_not_renewed", volume->name(), record.error());
+  }
+  const auto resumed = ask_plugin(
+      context_, volume, "resume", {{"epoch", to_json(record->epoch)}}, plugin_resume_timeout);
+  if (!resumed) return log_failure("term_not_renewed", volume->name(), resumed.error());
+  log(LogLevel::info, "term_renewed", "volume={} epoch={}", volume->name(), record->epoch.number);
 }
 
 /// An export that ended otherwise than by request, here or with this host.

@@ -29,6 +29,7 @@ class RoleKeeper {
   void ask(const std::shared_ptr<Volume>& volume);
   void demote(const std::shared_ptr<Volume>& volume);
   void promote(const std::shared_ptr<Volume>& volume);
+  void renew(const std::shared_ptr<Volume>& volume);
   void serve(const std::shared_ptr<Volume>& volume);
   void start(const std::shared_ptr<Volume>& volume);
 

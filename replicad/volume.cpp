@@ -395,6 +395,8 @@ void Volume::record_promotion(const Record& record,
   };
   update(std::move(change), [self, done = std::move(done)](const Status& written) {
     if (!written) {
+      // The voters may have chosen this host all the same.
+      self->recheck_ = true;
       self->reopen_replica();
       return done(written);
     }

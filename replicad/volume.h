@@ -32,6 +32,7 @@ enum class RoleDue {
   ask,      ///< whether the record it has was chosen, or is the last one, is not known
   promote,  ///< it is the recorded primary and still a replica
   demote,   ///< another host is
+  renew,    ///< it serves, and a member refuses its term: it has promised a later one
 };
 
 /// What all volumes of a host share.
@@ -117,6 +118,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   [[nodiscard]] RoleDue role_due() const;
   /// The record is to be asked for again, or has just been.
   void set_recheck(bool recheck) { recheck_ = recheck; }
+  /// A later term than the one that was refused begins, or another attempt comes later.
+  void note_renewal();
   /// Why the last proposal found no quorum; shown until one does.
   void note_vote(std::optional<Error> error) { vote_error_ = std::move(error); }
 
@@ -209,6 +212,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
   [[nodiscard]] std::string log_dir() const { return environment_.volume_dir(name_) + "/log"; }
   void discard_leftover_log() const;
   [[nodiscard]] Status check_voting() const;
+  [[nodiscard]] bool is_refused() const;
 
   // volume_agent.cpp
   using Reply = std::function<void(Result<nlohmann::json>)>;
@@ -271,6 +275,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
   std::optional<Error> start_error_;
   std::int64_t plugin_pid_ = 0;
   std::optional<PluginStatus> plugin_status_;
+  Instant renew_after_{};
   std::optional<Error> last_end_;  ///< why the last export ended, if uncleanly
 };
 

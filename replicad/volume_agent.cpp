@@ -477,6 +477,7 @@ void Volume::on_event(const json& event) {
     return;
   }
   plugin_status_ = std::move(*status);
+  if (role_due() == RoleDue::renew && !has_operation()) environment_.wake_keeper();
 }
 
 // --- the end of a connection

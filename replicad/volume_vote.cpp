@@ -9,6 +9,9 @@ namespace replicad {
 
 namespace {
 
+/// Until the plugin's status shows what a new term has changed.
+constexpr Duration renewal_interval = std::chrono::seconds(4);
+
 /// What of the record counts here at once. A change of this host's own role takes more: see
 /// Volume::role_due().
 void follow_record(VolumeState& state, const std::string& host) {
@@ -73,6 +76,8 @@ void Volume::vote_chosen(const ChosenNotice& notice, Done done) {
         return {};
       },
       [self, done = std::move(done)](const Status& written) {
+        // What was chosen is not known here then: the voters are asked.
+        if (!written) self->recheck_ = true;
         if (written) {
           self->vote_error_.reset();
           if (self->role_due() != RoleDue::none) self->environment_.wake_keeper();
@@ -81,11 +86,26 @@ void Volume::vote_chosen(const ChosenNotice& notice, Done done) {
       });
 }
 
+/// A promise of a later term, most often of a candidate that was not chosen in the end.
+bool Volume::is_refused() const {
+  if (phase_ != Phase::serving || !plugin_status_ || environment_.reactor.now() < renew_after_)
+    return false;
+  const auto& replicas = plugin_status_->replicas;
+  return std::any_of(replicas.begin(), replicas.end(), [](const PeerStatus& peer) {
+    return peer.state == "refused" && peer.error && peer.error->code == Errc::stale_epoch;
+  });
+}
+
+void Volume::note_renewal() {
+  renew_after_ = environment_.reactor.now() + renewal_interval;
+}
+
 RoleDue Volume::role_due() const {
   const VoterState& vote = state().vote;
   if (load_error_ || released_ || !vote.record) return RoleDue::none;
   if (!vote.chosen || recheck_) return RoleDue::ask;
   const bool mine = vote.record->primary == environment_.options.host;
+  if (mine && is_primary() && is_refused()) return RoleDue::renew;
   if (mine == is_primary()) return RoleDue::none;
   return mine ? RoleDue::promote : RoleDue::demote;
 }

@@ -286,6 +286,41 @@ TEST_CASE("agent: a sealed plugin that missed its new term is told it when it re
   CHECK(told->message.at("epoch") == json{{"number", 3}, {"tag", 77}});
 }
 
+TEST_CASE("agent: a term that a member refuses, with nobody in a later one, is renewed") {
+  const TestHost host("a");
+  create_two_member_volume(host);
+  TestPlugin plugin(host);
+  REQUIRE(plugin.claim().at("ok") == true);
+  REQUIRE(plugin.serving().at("ok") == true);
+  json replica = {
+      {"host", "b"},
+      {"state", "refused"},
+      {"in_sync", false},
+      {"sent", 0},
+      {"received", 0},
+      {"logged", 0},
+      {"durable", 0},
+      {"applied", 0},
+      {"digest", std::string(32, '0')},
+      {"lag_bytes", 0},
+      {"lag_seconds", nullptr},
+      {"copy", nullptr},
+      {"error", {{"code", "stale_epoch"}, {"message", "epoch 9 was promised"}, {"hint", ""}}}};
+  plugin.peer().send(FrameType::agent_event,
+                     {{"op", "status"},
+                      {"state", "serving"},
+                      {"history", plugin.point(0)},
+                      {"replicas", {replica}},
+                      {"counters", json::object()},
+                      {"error", nullptr}});
+  const auto told = plugin.peer().receive(std::chrono::seconds(30));
+  REQUIRE(told.has_value());
+  CHECK(told->message.at("op") == "resume");
+  CHECK(told->message.at("epoch").at("number") > plugin.grant.at("epoch").at("number"));
+  CHECK(host.disk_state("vm1").vote.record->epoch.number == told->message.at("epoch").at("number"));
+  plugin.peer().reply(told->message, json::object());
+}
+
 TEST_CASE("agent: after an unclean end of both, replicad says so and takes the images back") {
   TestHost host("a");
   create_two_member_volume(host);
