@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <fstream>
 #include <memory>
+#include <sstream>
+#include <thread>
 
 #include <libnbd.h>
 #include <spawn.h>
@@ -44,12 +46,25 @@ class MemoryExport {
       REQUIRE(std::chrono::steady_clock::now() < deadline);
       std::this_thread::yield();
     }
+    wait_unused();
   }
   MemoryExport(const MemoryExport&) = delete;
   MemoryExport& operator=(const MemoryExport&) = delete;
   ~MemoryExport() {
     ::kill(pid_, SIGTERM);
     ::waitpid(pid_, nullptr, 0);
+  }
+
+  /// The server may see later than the client that a connection has ended.
+  void wait_unused() const {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    for (;;) {
+      std::stringstream sockets;
+      sockets << std::ifstream("/proc/net/unix").rdbuf();
+      if (ctl::count_connections(sockets.str(), socket_) == 0) return;
+      REQUIRE(std::chrono::steady_clock::now() < deadline);
+      std::this_thread::yield();
+    }
   }
 
   [[nodiscard]] std::string uri() const { return "nbd+unix:///vda?socket=" + socket_; }
@@ -180,6 +195,7 @@ TEST_CASE("import: refuses what cannot or must not be copied") {
     CHECK(used.code == 3);
     CHECK(contains(used.err, "vm1 is in use: its export has 1 connection"));
   }
+  server.wait_unused();
   trio.a().set_volume(served(trio, dir.file("elsewhere.sock")));
   const Outcome elsewhere = trio.run({"import", "vm1", source});
   CHECK(elsewhere.code == 3);
