@@ -77,7 +77,7 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
                               .boot_id = setup_.boot_id,
                               .sync_bytes = sync_bytes(state.settings)},
                 ReplicaStanding{.promised = state.epoch,
-                                .primary = promised_primary(state),
+                                .primary = promised_primary(state, setup_.host),
                                 .consistent = state.consistent,
                                 .logged = recovered.logged,
                                 .durable = recovered.logged.sequence,

@@ -481,9 +481,10 @@ Status check_volume_state(const VolumeState& state) {
   return check_counters(state);
 }
 
-const std::string& promised_primary(const VolumeState& state) {
+std::string promised_primary(const VolumeState& state, std::string_view host) {
   const bool by_vote = state.vote.record && state.vote.record->epoch == state.epoch;
-  return by_vote ? state.vote.record->primary : state.primary;
+  const std::string& primary = by_vote ? state.vote.record->primary : state.primary;
+  return primary == host ? std::string() : primary;
 }
 
 HistoryPoint unclean_point(const Epoch& epoch, const VolumeState& state) {

@@ -101,9 +101,10 @@ constexpr std::size_t volume_state_bytes_max = 1 * mib;
 [[nodiscard]] Result<VolumeState> decode_volume_state_body(std::string_view body);
 /// Whether `hosts` names `host`.
 [[nodiscard]] bool contains_host(const std::vector<std::string>& hosts, std::string_view host);
-/// Host that `state.epoch` belongs to, as far as that is known: a vote may have raised the epoch before
-/// `state.primary` follows.
-[[nodiscard]] const std::string& promised_primary(const VolumeState& state);
+/// Host that a replica on `host` has promised `state.epoch` to, as far as that is known: a vote may have
+/// raised the epoch before `state.primary` follows. Empty if the epoch is this host's own, whose role is
+/// still to be recorded.
+[[nodiscard]] std::string promised_primary(const VolumeState& state, std::string_view host);
 /// A history point behind everything that `state`'s images may hold, with a digest that nobody else
 /// can have: after an unclean end no member is taken for equal.
 [[nodiscard]] HistoryPoint unclean_point(const Epoch& epoch, const VolumeState& state);

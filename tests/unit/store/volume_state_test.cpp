@@ -88,13 +88,15 @@ TEST_CASE("volume state: what is written is read back") {
 
 TEST_CASE("volume state: an epoch that a vote has raised belongs to the record's primary") {
   VolumeState state = sample_state();
-  CHECK(promised_primary(state) == "a");
+  CHECK(promised_primary(state, "c") == "a");
   state.vote.record->primary = "b";
   state.vote.record->epoch = {4, 9};
   state.vote.chosen = false;  // so `primary` has not followed
-  CHECK(promised_primary(state) == "a");
+  CHECK(promised_primary(state, "c") == "a");
   state.epoch = {4, 9};
-  CHECK(promised_primary(state) == "b");
+  CHECK(promised_primary(state, "c") == "b");
+  // Its own epoch: it stays a replica until its role is on record.
+  CHECK(promised_primary(state, "b").empty());
 }
 
 TEST_CASE("volume state: the file's bytes never change for the same state") {
