@@ -85,8 +85,10 @@ std::string replica_text(const VolumeState& state,
                          bool dry_run) {
   std::string text = fmt::format("role: replica of {}\n", state.primary);
   if (!log.cut.empty()) text += fmt::format("log: it ends at {}\n", log.cut);
-  text += fmt::format(
-      "log: {} bytes {} into the images\n", log.backlog_bytes, dry_run ? "would go" : "went");
+  const char* went = dry_run ? "would go" : "went";
+  if (state.stage_bytes)
+    text += fmt::format("resync: {} bytes {} into the images\n", *state.stage_bytes, went);
+  text += fmt::format("log: {} bytes {} into the images\n", log.backlog_bytes, went);
   return text + fmt::format("position: {}\n", point_text(position));
 }
 
@@ -248,6 +250,12 @@ Status check_restorable(const VolumeState& old,
   if (!old.consistent && old.primary != options.host) {
     return with_hint(fail(Errc::inconsistent, "the text says that these images are incomplete"),
                      "use another member's copy");
+  }
+  if (old.stage_bytes) {
+    return with_hint(
+        fail(Errc::inconsistent,
+             "the text says that a resync was not yet brought into these images"),
+        "with the state file and the log folder it is of, `replicad recover` brings it in");
   }
   return {};
 }

@@ -150,6 +150,10 @@ void add_replica(const VolumeSnapshot& snapshot, json& volume) {
   closed.marks.received = closed.marks.logged = state.checkpoint.sequence;
   closed.marks.durable = closed.marks.applied = state.checkpoint.sequence;
   closed.marks.logged_digest = closed.marks.applied_digest = state.checkpoint.digest;
+  if (state.stage_bytes) {
+    closed.marks.applied = 0;
+    closed.marks.applied_digest = {};
+  }
   volume["replica"] = replica_json(closed);
 }
 

@@ -243,6 +243,10 @@ TEST_CASE("restore-state: a dumped state becomes a volume of its own, on this ho
   VolumeState incomplete = old;
   incomplete.consistent = false;
   CHECK(restore(encode_volume_state_body(incomplete)).error().code == Errc::inconsistent);
+  // Of a committed resync the images may hold any part.
+  incomplete = old;
+  incomplete.stage_bytes = 8192;
+  CHECK(restore(encode_volume_state_body(incomplete)).error().code == Errc::inconsistent);
   CHECK_FALSE(fs::exists(replica.volume_dir() + "/state"));
 
   const auto restored = restore(*text);
