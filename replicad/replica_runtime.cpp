@@ -343,47 +343,7 @@ void ReplicaRuntime::perform(const replica_effect::RecordState& effect) {
 void ReplicaRuntime::record_state(const ReplicaRecord& record) {
   const std::uint64_t file = next_saver_ ? next_saver_->file_number() : 0;
   setup_.hooks.update_state(
-      [record, file](VolumeState& state) {
-        switch (record.kind) {
-          case ReplicaRecord::Kind::promise:
-            // A fence may have come in between; a promise is never taken back.
-            if (record.epoch.number < state.epoch.number) return;
-            state.epoch = record.epoch;
-            // Promised to no primary in particular: by a vote.
-            if (!record.primary.empty()) state.primary = record.primary;
-            return;
-          case ReplicaRecord::Kind::staging:
-            state.checkpoint = record.point;
-            return;
-          case ReplicaRecord::Kind::committed:
-            state.checkpoint = record.point;
-            state.stage_bytes = record.stage_bytes;
-            return;
-          case ReplicaRecord::Kind::unstaged:
-            state.stage_bytes.reset();
-            return;
-          case ReplicaRecord::Kind::inconsistent:
-            state.consistent = false;
-            state.resync.reset();
-            return;
-          case ReplicaRecord::Kind::resyncing:
-            state.consistent = false;
-            state.resync = record.epoch;
-            state.checkpoint = record.point;
-            return;
-          case ReplicaRecord::Kind::rewinding:
-            state.consistent = false;
-            state.resync.reset();
-            if (!state.rewind) state.rewind = file;
-            return;
-          case ReplicaRecord::Kind::copy_done:
-            state.consistent = true;
-            state.resync.reset();
-            state.rewind.reset();
-            state.checkpoint = record.point;
-            return;
-        }
-      },
+      [record, file](VolumeState& state) { apply_record(record, file, state); },
       [weak = weak_from_this(), core = core_serial_, kind = record.kind](const Status& status) {
         const auto self = weak.lock();
         if (!self || self->core_serial_ != core) return;

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "core/repl/replica.h"
+#include "core/repl/replica_state.h"
 #include "replicad/block_compare.h"
 #include "replicad/log_store.h"
 #include "replicad/replica_applier.h"

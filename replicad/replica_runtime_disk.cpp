@@ -76,14 +76,7 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
                               .disk_bytes = sizes_of(state.disks),
                               .boot_id = setup_.boot_id,
                               .sync_bytes = sync_bytes(state.settings)},
-                ReplicaStanding{.promised = state.epoch,
-                                .primary = promised_primary(state, setup_.host),
-                                .consistent = state.consistent,
-                                .logged = recovered.logged,
-                                .durable = recovered.logged.sequence,
-                                .applied = state.checkpoint,
-                                .resync = state.resync,
-                                .unstaging = state.stage_bytes.has_value()});
+                replica_standing(state, setup_.host, recovered.logged));
   const ReplicaApplier::Start start{.point = state.checkpoint,
                                     .segment_index = recovered.apply_segment,
                                     .offset_bytes = recovered.apply_offset};

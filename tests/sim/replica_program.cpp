@@ -304,41 +304,7 @@ void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
     }
   }
   hooks_.update_state(
-      [record](VolumeState& state) {
-        switch (record.kind) {
-          case ReplicaRecord::Kind::promise:
-            if (record.epoch.number < state.epoch.number) return;
-            state.epoch = record.epoch;
-            // Promised to no primary in particular: by a vote.
-            if (!record.primary.empty()) state.primary = record.primary;
-            return;
-          case ReplicaRecord::Kind::staging:
-            state.checkpoint = record.point;
-            return;
-          case ReplicaRecord::Kind::committed:
-            state.checkpoint = record.point;
-            state.stage_bytes = record.stage_bytes;
-            return;
-          case ReplicaRecord::Kind::unstaged:
-            state.stage_bytes.reset();
-            return;
-          case ReplicaRecord::Kind::inconsistent:
-          case ReplicaRecord::Kind::rewinding:
-            state.consistent = false;
-            state.resync.reset();
-            return;
-          case ReplicaRecord::Kind::resyncing:
-            state.consistent = false;
-            state.resync = record.epoch;
-            state.checkpoint = record.point;
-            return;
-          case ReplicaRecord::Kind::copy_done:
-            state.consistent = true;
-            state.resync.reset();
-            state.checkpoint = record.point;
-            return;
-        }
-      },
+      [record](VolumeState& state) { apply_record(record, 0, state); },
       life_.guard(
           [weak = weak_from_this(), core = core_serial_, kind = record.kind](const Status& status) {
             const auto self = weak.lock();

@@ -7,7 +7,7 @@
 #include <memory>
 #include <optional>
 
-#include "core/repl/replica.h"
+#include "core/repl/replica_state.h"
 #include "tests/sim/network.h"
 #include "tests/sim/oracle.h"
 #include "tests/sim/stage_model.h"

@@ -62,14 +62,7 @@ void ReplicaProgram::begin(const FoundLog& found) {
                                   options_.disks, options_.blocks * block_bytes),
                               .boot_id = machine_.boot_id(),
                               .sync_bytes = 16 * kib},
-                ReplicaStanding{.promised = state.epoch,
-                                .primary = state.primary,
-                                .consistent = state.consistent,
-                                .logged = found.logged,
-                                .durable = found.logged.sequence,
-                                .applied = state.checkpoint,
-                                .resync = state.resync,
-                                .unstaging = state.stage_bytes.has_value()});
+                replica_standing(state, machine_.name, found.logged));
   const std::weak_ptr<ReplicaProgram> weak = weak_from_this();
   LogModel::Hooks hooks;
   hooks.on_logged = [weak](Sequence through) {
