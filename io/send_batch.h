@@ -6,6 +6,7 @@
 #include <array>
 #include <climits>
 #include <cstddef>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include <sys/uio.h>
 
 #include "core/base/check.h"
+#include "io/read_fully.h"
 
 namespace replicad {
 
@@ -62,16 +64,7 @@ class SendBatch {
   [[nodiscard]] std::size_t consume(std::size_t bytes) {
     const std::size_t of_frames = std::min(bytes, frame_bytes_);
     frame_bytes_ -= of_frames;
-    std::size_t rest = bytes;
-    while (rest > 0) {
-      RD_CHECK(next_ < count_);
-      iovec& vector = vectors_[next_];
-      const std::size_t step = std::min(rest, vector.iov_len);
-      vector.iov_base = static_cast<std::byte*>(vector.iov_base) + step;
-      vector.iov_len -= step;
-      rest -= step;
-      if (vector.iov_len == 0) ++next_;
-    }
+    next_ = consume_vectors(std::span(vectors_).first(count_), next_, bytes);
     return bytes - of_frames;
   }
 

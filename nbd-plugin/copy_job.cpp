@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/wire/messages.h"
+#include "io/read_fully.h"
 
 namespace replicad {
 
@@ -90,35 +91,28 @@ void CopyJob::on_locked() {
   if (extent.is_hole) {
     finish_piece(FrameType::copy_zero, extent.length_bytes);
   } else {
-    read_data(std::min<std::uint64_t>(extent.length_bytes, data_payload_bytes_max), 0);
+    read_data(std::min<std::uint64_t>(extent.length_bytes, data_payload_bytes_max));
   }
 }
 
-void CopyJob::read_data(std::uint64_t length, std::uint64_t filled) {
-  const auto rest = std::span(buffer_).subspan(frame_header_bytes + filled, length - filled);
-  const auto self = shared_from_this();
-  reactor_.read(
-      images_[locked_.disk].fd(),
-      rest,
-      locked_.offset_bytes + filled,
-      [self, length, filled](int result) {
-        if (self->stopped_) return;
-        if (result <= 0) {
-          self->hooks_.on_error(errno_to_error(result < 0 ? -result : EIO,
-                                               fmt::format("read {} at {} for a copy",
-                                                           self->images_[self->locked_.disk].path(),
-                                                           self->locked_.offset_bytes + filled)));
-          return;
-        }
-        const std::uint64_t now_filled = filled + static_cast<std::uint64_t>(result);
-        if (now_filled < length) {
-          self->read_data(length, now_filled);
-          return;
-        }
-        const auto payload =
-            std::span<const std::byte>(self->buffer_).subspan(frame_header_bytes, length);
-        self->finish_piece(all_zero(payload) ? FrameType::copy_zero : FrameType::copy_data, length);
-      });
+void CopyJob::read_data(std::uint64_t length) {
+  const auto payload = std::span(buffer_).subspan(frame_header_bytes, length);
+  read_fully(reactor_,
+             images_[locked_.disk].fd(),
+             payload,
+             locked_.offset_bytes,
+             [self = shared_from_this(), payload, length](int sys_errno) {
+               if (self->stopped_) return;
+               if (sys_errno != 0) return self->fail_read(sys_errno, self->locked_, "for a copy");
+               self->finish_piece(all_zero(payload) ? FrameType::copy_zero : FrameType::copy_data,
+                                  length);
+             });
+}
+
+void CopyJob::fail_read(int sys_errno, const Range& range, std::string_view purpose) {
+  hooks_.on_error(errno_to_error(
+      sys_errno == ENODATA ? EIO : sys_errno,
+      fmt::format("read {} at {} {}", images_[range.disk].path(), range.offset_bytes, purpose)));
 }
 
 void CopyJob::finish_piece(FrameType type, std::uint64_t length) {
@@ -168,35 +162,22 @@ void CopyJob::begin_compares() {
       continue;
     }
     ++reads_in_flight_;
-    read_blocks(*run, std::make_shared<std::vector<std::byte>>(run->length_bytes), 0);
+    read_blocks(*run, std::make_shared<std::vector<std::byte>>(run->length_bytes));
   }
 }
 
 void CopyJob::read_blocks(const Range& range,
-                          const std::shared_ptr<std::vector<std::byte>>& buffer,
-                          std::uint64_t filled) {
-  const auto self = shared_from_this();
-  reactor_.read(
-      images_[range.disk].fd(),
-      std::span(*buffer).subspan(filled),
-      range.offset_bytes + filled,
-      [self, range, buffer, filled](int result) {
-        if (self->stopped_) return;
-        if (result <= 0) {
-          self->hooks_.on_error(errno_to_error(result < 0 ? -result : EIO,
-                                               fmt::format("read {} at {} to compare it",
-                                                           self->images_[range.disk].path(),
-                                                           range.offset_bytes + filled)));
-          return;
-        }
-        const std::uint64_t now_filled = filled + static_cast<std::uint64_t>(result);
-        if (now_filled < buffer->size()) {
-          self->read_blocks(range, buffer, now_filled);
-          return;
-        }
-        --self->reads_in_flight_;
-        self->send_sums(range, *buffer);
-      });
+                          const std::shared_ptr<std::vector<std::byte>>& buffer) {
+  read_fully(reactor_,
+             images_[range.disk].fd(),
+             *buffer,
+             range.offset_bytes,
+             [self = shared_from_this(), range, buffer](int sys_errno) {
+               if (self->stopped_) return;
+               if (sys_errno != 0) return self->fail_read(sys_errno, range, "to compare it");
+               --self->reads_in_flight_;
+               self->send_sums(range, *buffer);
+             });
 }
 
 void CopyJob::send_sums(const Range& range, const std::vector<std::byte>& bytes) {

@@ -70,11 +70,10 @@ class CopyJob : public std::enable_shared_from_this<CopyJob> {
   [[nodiscard]] bool find_piece();
   [[nodiscard]] Extent whole_blocks_at(const Range& range) const;
   void finish_piece(FrameType type, std::uint64_t length);
-  void read_data(std::uint64_t length, std::uint64_t filled);
+  void read_data(std::uint64_t length);
+  void fail_read(int sys_errno, const Range& range, std::string_view purpose);
   void begin_compares();
-  void read_blocks(const Range& range,
-                   const std::shared_ptr<std::vector<std::byte>>& buffer,
-                   std::uint64_t filled);
+  void read_blocks(const Range& range, const std::shared_ptr<std::vector<std::byte>>& buffer);
   void send_sums(const Range& range, const std::vector<std::byte>& bytes);
 
   Reactor& reactor_;

@@ -5,6 +5,7 @@
 
 #include "core/base/check.h"
 #include "core/base/limits.h"
+#include "io/read_fully.h"
 
 namespace replicad {
 
@@ -28,30 +29,18 @@ std::shared_ptr<BlockCompare> BlockCompare::create(Reactor& reactor,
 
 void BlockCompare::start(Done done) {
   done_ = std::move(done);
-  read(0);
-}
-
-void BlockCompare::read(std::uint64_t done_bytes) {
-  reactor_.read(images_->fd(range_.disk),
-                std::span(bytes_).subspan(done_bytes),
-                range_.offset_bytes + done_bytes,
-                [self = shared_from_this(), done_bytes](int result) {
-                  if (result <= 0) {
-                    const int sys_errno = result == 0 ? EIO : -result;
-                    self->done_(tl::unexpected(
-                        errno_to_error(sys_errno,
-                                       fmt::format("read {} at {} to compare it",
-                                                   self->images_->path(self->range_.disk),
-                                                   self->range_.offset_bytes + done_bytes))));
-                    return;
-                  }
-                  const std::uint64_t now_bytes = done_bytes + static_cast<std::uint64_t>(result);
-                  if (now_bytes < self->bytes_.size()) {
-                    self->read(now_bytes);
-                  } else {
-                    self->done_(self->compare());
-                  }
-                });
+  read_fully(reactor_,
+             images_->fd(range_.disk),
+             bytes_,
+             range_.offset_bytes,
+             [self = shared_from_this()](int sys_errno) {
+               if (sys_errno == 0) return self->done_(self->compare());
+               self->done_(
+                   tl::unexpected(errno_to_error(sys_errno == ENODATA ? EIO : sys_errno,
+                                                 fmt::format("read {} at {} to compare it",
+                                                             self->images_->path(self->range_.disk),
+                                                             self->range_.offset_bytes))));
+             });
 }
 
 std::vector<bool> BlockCompare::compare() const {

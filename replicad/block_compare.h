@@ -32,7 +32,6 @@ class BlockCompare : public std::enable_shared_from_this<BlockCompare> {
                std::shared_ptr<ImageSet> images,
                const Range& range,
                std::vector<Digest> sums);
-  void read(std::uint64_t done_bytes);
   [[nodiscard]] std::vector<bool> compare() const;
 
   Reactor& reactor_;

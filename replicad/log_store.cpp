@@ -10,6 +10,7 @@
 #include "core/base/check.h"
 #include "core/base/log.h"
 #include "io/file.h"
+#include "io/read_fully.h"
 #include "replicad/replica_offload.h"
 
 namespace replicad {
@@ -194,17 +195,10 @@ void LogStore::on_written(int result) {
     fail(errno_to_error(sys_errno, fmt::format("append to {}", path(write_segment_->file->name))));
     return;
   }
-  auto left = static_cast<std::size_t>(result);
-  write_offset_ += left;
+  const auto written = static_cast<std::size_t>(result);
+  write_offset_ += written;
   write_segment_->dirty = true;
-  while (left > 0) {
-    iovec& vector = vectors_[vector_index_];
-    const std::size_t step = std::min(left, vector.iov_len);
-    vector.iov_base = static_cast<std::byte*>(vector.iov_base) + step;
-    vector.iov_len -= step;
-    left -= step;
-    if (vector.iov_len == 0) ++vector_index_;
-  }
+  vector_index_ = consume_vectors(vectors_, vector_index_, written);
   if (vector_index_ < vectors_.size()) {
     start_write();
     return;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/base/check.h"
+#include "io/read_fully.h"
 
 namespace replicad {
 
@@ -92,32 +93,20 @@ void ReplicaApplier::read_next() {
   chunk->bytes.reset(new std::byte[bytes]);
   chunks_.push_back(chunk);
   reading_ = true;
-  read_part(chunk, 0, bytes);
-}
-
-void ReplicaApplier::read_part(const std::shared_ptr<Chunk>& chunk,
-                               std::size_t done_bytes,
-                               std::size_t bytes) {
-  reactor_.read(
+  read_fully(
+      reactor_,
       segment_->file->fd.get(),
-      std::span(chunk->bytes.get() + done_bytes, bytes - done_bytes),
-      offset_bytes_ + done_bytes,
-      [self = shared_from_this(), segment = segment_, chunk, done_bytes, bytes](int result) {
-        if (result <= 0) {
-          self->end_read();
-          const int sys_errno = result == 0 ? EIO : -result;
-          self->fail(errno_to_error(
-              sys_errno,
-              fmt::format("read {} at offset {}", self->segment_path(), self->offset_bytes_)));
-          return;
-        }
-        const std::size_t now_bytes = done_bytes + static_cast<std::size_t>(result);
-        if (now_bytes < bytes && !self->stopped_) {
-          self->read_part(chunk, now_bytes, bytes);
-          return;
-        }
+      std::span(chunk->bytes.get(), bytes),
+      offset_bytes_,
+      [self = shared_from_this(), segment = segment_, chunk, bytes](int sys_errno) {
         self->end_read();
-        self->on_read(chunk, bytes);
+        if (sys_errno == 0) {
+          self->on_read(chunk, bytes);
+        } else {
+          self->fail(errno_to_error(
+              sys_errno == ENODATA ? EIO : sys_errno,
+              fmt::format("read {} at offset {}", self->segment_path(), self->offset_bytes_)));
+        }
       });
 }
 

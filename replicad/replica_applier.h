@@ -58,7 +58,6 @@ class ReplicaApplier : public std::enable_shared_from_this<ReplicaApplier> {
 
   bool find_segment();
   void read_next();
-  void read_part(const std::shared_ptr<Chunk>& chunk, std::size_t done_bytes, std::size_t bytes);
   void on_read(const std::shared_ptr<Chunk>& chunk, std::size_t bytes);
   bool hand_over(const ScannedFrame& frame, const std::shared_ptr<Chunk>& chunk);
   void on_progress(ImageWriter::Tag tag);

@@ -6,6 +6,7 @@
 
 #include "core/base/check.h"
 #include "io/file.h"
+#include "io/read_fully.h"
 #include "replicad/replica_offload.h"
 
 namespace replicad {
@@ -208,16 +209,9 @@ void ImageWriter::on_written(const OperationPtr& operation, int result) {
     end_operation();
     return;
   }
-  auto left = static_cast<std::size_t>(result);
-  operation->done_bytes += left;
-  while (left > 0) {
-    iovec& vector = operation->vectors[operation->vector_index];
-    const std::size_t step = std::min(left, vector.iov_len);
-    vector.iov_base = static_cast<std::byte*>(vector.iov_base) + step;
-    vector.iov_len -= step;
-    left -= step;
-    if (vector.iov_len == 0) ++operation->vector_index;
-  }
+  const auto written = static_cast<std::size_t>(result);
+  operation->done_bytes += written;
+  operation->vector_index = consume_vectors(operation->vectors, operation->vector_index, written);
   if (operation->done_bytes < operation->range.length_bytes) {
     write(operation);
   } else {

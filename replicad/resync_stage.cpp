@@ -12,6 +12,7 @@
 
 #include "core/base/check.h"
 #include "io/file.h"
+#include "io/read_fully.h"
 #include "replicad/replica_offload.h"
 
 namespace replicad {
@@ -212,16 +213,9 @@ void StageWriter::on_written(int result) {
     fail(errno_to_error(result == 0 ? ENOSPC : -result, fmt::format("write {}", path_)));
     return;
   }
-  auto left = static_cast<std::size_t>(result);
-  write_offset_ += left;
-  while (left > 0) {
-    iovec& vector = vectors_[vector_index_];
-    const std::size_t step = std::min(left, vector.iov_len);
-    vector.iov_base = static_cast<std::byte*>(vector.iov_base) + step;
-    vector.iov_len -= step;
-    left -= step;
-    if (vector.iov_len == 0) ++vector_index_;
-  }
+  const auto written = static_cast<std::size_t>(result);
+  write_offset_ += written;
+  vector_index_ = consume_vectors(vectors_, vector_index_, written);
   if (vector_index_ < vectors_.size()) {
     start_write();
     return;
@@ -368,33 +362,20 @@ void StageApplier::kick() {
   chunk->bytes.reset(new std::byte[bytes]);
   chunks_.push_back(chunk);
   reading_ = true;
-  read_part(chunk, 0, bytes);
-}
-
-void StageApplier::read_part(const std::shared_ptr<Chunk>& chunk,
-                             std::size_t done_bytes,
-                             std::size_t bytes) {
-  reactor_.read(fd_.get(),
-                std::span(chunk->bytes.get() + done_bytes, bytes - done_bytes),
-                offset_bytes_ + done_bytes,
-                [self = shared_from_this(), chunk, done_bytes, bytes](int result) {
-                  if (result <= 0) {
-                    self->end_read();
-                    if (result == 0) {
-                      self->fail_damaged("the file is cut short");
-                    } else {
-                      self->fail(errno_to_error(-result, fmt::format("read {}", self->path_)));
-                    }
-                    return;
-                  }
-                  const std::size_t now_bytes = done_bytes + static_cast<std::size_t>(result);
-                  if (now_bytes < bytes && !self->stopped_) {
-                    self->read_part(chunk, now_bytes, bytes);
-                    return;
-                  }
-                  self->end_read();
-                  self->on_read(chunk, bytes);
-                });
+  read_fully(reactor_,
+             fd_.get(),
+             std::span(chunk->bytes.get(), bytes),
+             offset_bytes_,
+             [self = shared_from_this(), chunk, bytes](int sys_errno) {
+               self->end_read();
+               if (sys_errno == 0) {
+                 self->on_read(chunk, bytes);
+               } else if (sys_errno == ENODATA) {
+                 self->fail_damaged("the file is cut short");
+               } else {
+                 self->fail(errno_to_error(sys_errno, fmt::format("read {}", self->path_)));
+               }
+             });
 }
 
 void StageApplier::end_read() {

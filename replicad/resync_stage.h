@@ -121,7 +121,6 @@ class StageApplier : public std::enable_shared_from_this<StageApplier> {
   };
 
   void kick();
-  void read_part(const std::shared_ptr<Chunk>& chunk, std::size_t done_bytes, std::size_t bytes);
   void on_read(const std::shared_ptr<Chunk>& chunk, std::size_t bytes);
   void end_read();
   void fail(const Error& error);
