@@ -201,13 +201,7 @@ ReplicaScenario record_copying(std::mt19937_64& random, bool in_place) {
     primary.send(primary.frame(FrameType::copy_data, {0, offset, piece}, data));
     primary.send(primary.write_pattern(0, random() % (3 * mib), 30'000, random()));
   }
-  primary.send(encode_copy_end({primary.point}));
-  for (;;) {
-    const auto frame = primary.receive();
-    REQUIRE(frame.has_value());
-    if (frame->header.type == FrameType::copy_done) break;
-    REQUIRE(frame->header.type == FrameType::watermarks);
-  }
+  primary.finish_copy();
   recorded.mark("copied", primary.point.sequence);
   for (int i = 0; i < 6; ++i)
     recorded.change(100'000);

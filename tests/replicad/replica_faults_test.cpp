@@ -203,11 +203,7 @@ TEST_CASE("replica faults: a copy is not done before its images are synced") {
   }
   CHECK_FALSE(host.state().consistent);
   faulty.faults->hold_syncs = false;
-  for (;;) {
-    const auto frame = primary.receive();
-    REQUIRE(frame.has_value());
-    if (frame->header.type == FrameType::copy_done) break;
-  }
+  primary.receive_copy_done();
   CHECK(host.state().consistent);
   primary.check_images(host);
 }
@@ -255,8 +251,7 @@ TEST_CASE("replica faults: a copy is not reported as done before that is recorde
     REQUIRE(primary.receive().value().header.type == FrameType::watermarks);
   CHECK_FALSE(host.state().consistent);
   host.hold_updates(false);
-  while (primary.receive().value().header.type != FrameType::copy_done) {
-  }
+  primary.receive_copy_done();
   CHECK(host.state().consistent);
 }
 

@@ -423,6 +423,21 @@ class FakePrimary {
     marks = {};
   }
   void disconnect() { fd_.reset(); }
+  /// Ends a copy, and waits until the replica has it for good.
+  void finish_copy() {
+    send(encode_copy_end({point}));
+    receive_copy_done();
+  }
+  void receive_copy_done() {
+    for (;;) {
+      const auto frame = receive();
+      REQUIRE(frame.has_value());
+      if (frame->header.type == FrameType::watermarks) continue;
+      REQUIRE(frame->header.type == FrameType::copy_done);
+      CHECK(decode_copy_done(frame->payload)->point == point);
+      return;
+    }
+  }
   void send(std::span<const std::byte> bytes) {
     const auto deadline = std::chrono::steady_clock::now() + test_deadline;
     while (!bytes.empty()) {

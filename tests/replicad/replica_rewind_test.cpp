@@ -62,14 +62,7 @@ struct Rewind {
     copy(1, 0, 1 * mib + 512);
   }
   void finish() {
-    primary.send(encode_copy_end({primary.point}));
-    for (;;) {
-      const auto frame = primary.receive();
-      REQUIRE(frame.has_value());
-      if (frame->header.type == FrameType::watermarks) continue;
-      REQUIRE(frame->header.type == FrameType::copy_done);
-      break;
-    }
+    primary.finish_copy();
     CHECK(host.state().consistent);
     CHECK_FALSE(host.state().rewind.has_value());
     primary.check_images(host);

@@ -40,15 +40,6 @@ struct Staging {
       primary.send(primary.write_pattern(0, (offset * 7) % (3 * mib), 30'000, offset));
     }
   }
-  void receive_copy_done() {
-    for (;;) {
-      const auto frame = primary.receive();
-      REQUIRE(frame.has_value());
-      if (frame->header.type == FrameType::watermarks) continue;
-      REQUIRE(frame->header.type == FrameType::copy_done);
-      return;
-    }
-  }
   [[nodiscard]] bool has_stage() const {
     return std::filesystem::exists(host.log_dir() + "/resync.stage");
   }
@@ -75,8 +66,7 @@ TEST_CASE("replica stage: a copy reaches the image behind its commit, then the s
   REQUIRE(wait_until([&] { return staging.has_stage(); }));
   staging.check_unchanged();
   CHECK(staging.host.status().state == "copying");
-  staging.primary.send(encode_copy_end({staging.primary.point}));
-  staging.receive_copy_done();
+  staging.primary.finish_copy();
   staging.primary.send(staging.primary.write_pattern(1, 0, 512, 5));
   staging.primary.wait_applied();
   staging.primary.check_images(staging.host);

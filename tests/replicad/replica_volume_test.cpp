@@ -265,15 +265,7 @@ TEST_CASE("replica volume: a full copy beside live writes makes an image consist
     copy_all(8 * mib);
     copy(1, 0, 1 * mib);
     copy(1, 1 * mib, 512);
-    primary.send(encode_copy_end({primary.point}));
-    for (;;) {
-      const auto frame = primary.receive();
-      REQUIRE(frame.has_value());
-      if (frame->header.type == FrameType::watermarks) continue;
-      REQUIRE(frame->header.type == FrameType::copy_done);
-      CHECK(decode_copy_done(frame->payload)->point == primary.point);
-      break;
-    }
+    primary.finish_copy();
     CHECK(host.state().consistent);
     CHECK(host.state().checkpoint == primary.point);
     primary.check_images(host);
@@ -306,12 +298,7 @@ TEST_CASE("replica volume: a full copy beside live writes makes an image consist
     copy_all(8 * mib);
     copy(1, 0, 1 * mib);
     copy(1, 1 * mib, 512);
-    primary.send(encode_copy_end({primary.point}));
-    for (;;) {
-      const auto frame = primary.receive();
-      REQUIRE(frame.has_value());
-      if (frame->header.type == FrameType::copy_done) break;
-    }
+    primary.finish_copy();
     primary.check_images(host);
   }
 }
@@ -382,12 +369,7 @@ TEST_CASE("replica volume: a resync of what it lacks, interrupted by a crash and
   CHECK(diffs_of({0, 2 * mib, mib}).empty());
   CHECK(diffs_of({1, mib, 512}) == std::vector<Range>{{1, mib, 512}});
   primary.send(piece({1, mib, 512}));
-  primary.send(encode_copy_end({primary.point}));
-  for (;;) {
-    const auto frame = primary.receive();
-    REQUIRE(frame.has_value());
-    if (frame->header.type == FrameType::copy_done) break;
-  }
+  primary.finish_copy();
   CHECK(host.state().consistent);
   CHECK_FALSE(host.state().resync.has_value());
   primary.check_images(host);

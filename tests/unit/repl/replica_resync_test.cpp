@@ -5,32 +5,6 @@
 #include "tests/unit/repl/replica_world.h"
 
 namespace replicad {
-namespace {
-
-constexpr Epoch first_epoch{1, 7};
-
-void check_refused(const ReplicaWorld& world, Errc code) {
-  REQUIRE(world.refused.has_value());
-  INFO("message: ", world.refused->message);
-  CHECK(world.refused->code == code);
-}
-
-struct Streaming {
-  ReplicaWorld world;
-  FrameSource source;
-
-  explicit Streaming(int frames = 0) {
-    world.stream(first_epoch);
-    for (int i = 0; i < frames; ++i)
-      write();
-    world.log_all();
-  }
-  void write(std::uint16_t flags = 0) {
-    world.frame(source.next(first_epoch, FrameType::write, flags));
-  }
-};
-
-}  // namespace
 
 TEST_CASE("replica: a resync applies the log, syncs, marks its base, and is known by that later") {
   Streaming streaming(2);

@@ -419,4 +419,28 @@ class ReplicaWorld {
   }
 };
 
+constexpr Epoch first_epoch{1, 7};
+
+inline void check_refused(const ReplicaWorld& world, Errc code) {
+  REQUIRE(world.refused.has_value());
+  INFO("message: ", world.refused->message);
+  CHECK(world.refused->code == code);
+}
+
+/// A replica that streams, with `frames` logged.
+struct Streaming {
+  ReplicaWorld world;
+  FrameSource source;
+
+  explicit Streaming(int frames = 0) {
+    world.stream(first_epoch);
+    for (int i = 0; i < frames; ++i)
+      write();
+    world.log_all();
+  }
+  void write(std::uint16_t flags = 0) {
+    world.frame(source.next(first_epoch, FrameType::write, flags));
+  }
+};
+
 }  // namespace replicad
