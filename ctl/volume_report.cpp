@@ -32,6 +32,7 @@ void fill_from_self(const VolumeView& own, MemberRow& row) {
   }
   if (!own.replica) return;
   row.consistent = own.replica->consistent;
+  row.is_short = own.replica->is_short;
   row.received = own.replica->received;
   row.logged = own.replica->logged;
   row.durable = own.replica->durable;
@@ -104,6 +105,7 @@ Json row_json(const MemberRow& row) {
           {"reachable", row.reachable},
           {"in_sync", row.in_sync},
           {"consistent", nullable(row.consistent)},
+          {"short", nullable(row.is_short)},
           {"sent", nullable(row.sent)},
           {"received", nullable(row.received)},
           {"logged", nullable(row.logged)},
@@ -165,7 +167,7 @@ bool can_fail_over(const VolumeReport& report) {
   for (const MemberRow& row : report.members) {
     if (!row.reachable || row.host == record->primary || row.role == "none") continue;
     others.push_back(row.host);
-    copy = copy || (row.in_sync && row.role == "replica");
+    copy = copy || (row.in_sync && row.role == "replica" && !row.is_short.value_or(false));
   }
   return copy && has_quorum(*record, others, true);
 }

@@ -19,6 +19,7 @@ struct MemberRow {
   bool reachable = false;
   bool in_sync = false;
   std::optional<bool> consistent;
+  std::optional<bool> is_short;
   std::optional<Sequence> sent;
   std::optional<Sequence> received;
   std::optional<Sequence> logged;

@@ -122,7 +122,21 @@ class FailoverRun {
     return {};
   }
 
+  /// The replica may have started anew since the members were looked at.
+  Status check_whole() const {
+    const auto replica =
+        run_on_reactor(context_.reactor, [this] { return volume_->snapshot().replica; });
+    if (request_.force || !replica || !replica->is_short || state_.settings.mode == Mode::async)
+      return {};
+    return with_hint(fail(Errc::refused,
+                          "{} may lack acknowledged writes of {}: it has just failed",
+                          context_.options.host,
+                          state_.name),
+                     "try again: `replicactl status` says who can take over");
+  }
+
   Result<Record> propose() {
+    RD_TRY(check_whole());
     const Record& base = *state_.vote.record;
     auto chosen = context_.environment.votes->propose(
         volume_,

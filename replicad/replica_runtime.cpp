@@ -71,6 +71,7 @@ void ReplicaRuntime::feed(ReplicaEvent event) {
 }
 
 void ReplicaRuntime::after_step() {
+  mark_kept_if_whole();
   if (const auto id = core_->session()) {
     const auto session = sessions_.find(*id);
     if (session != sessions_.end()) {
@@ -476,6 +477,7 @@ ReplicaStatus ReplicaRuntime::status() const {
                      phase != Replica::Phase::settling;
   if (last_frame_at_ != Instant{}) status.heard = reactor_.now() - last_frame_at_;
   status.consistent = core_->is_consistent();
+  status.is_short = core_->is_short();
   status.marks = core_->marks();
   status.logged = core_->logged();
   status.backlog_bytes = backlog_bytes_;

@@ -28,6 +28,9 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
     std::string host;
     std::string log_dir;
     std::string boot_id;
+    /// Holds the boot id while what is in the log file counts as kept (replica_volume.cpp).
+    std::string kept_marker;
+    bool kept = false;  ///< it did when the replica was opened
     std::shared_ptr<ImageSet> images;
     ReplicaVolume::Hooks hooks;
   };
@@ -116,6 +119,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void send(SessionId session, std::vector<std::byte> frame);
   [[nodiscard]] bool is_repeated(const Error& error);
   void after_step();
+  void mark_kept_if_whole();
   void arm_timer();
   void learn_promise();
   void open_session(std::shared_ptr<FrameConnection> connection, const AttachMessage& message);
@@ -203,6 +207,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   bool rewrite_ = false;  ///< a sync of the log has failed: recovery writes again what it reads
   bool quiet_ = false;    ///< nothing runs: log, applier and writer are gone
   bool recovering_ = false;
+  bool marked_kept_ = false;
   bool retrying_ =
       false;  ///< recovered after a failure; the backlog must prove that the images take it
   bool closing_ = false;

@@ -1,7 +1,10 @@
 // The disk side of ReplicaRuntime: applying, checkpoints, failures and the end.
 
 #include <algorithm>
+#include <fstream>
 #include <utility>
+
+#include <unistd.h>
 
 #include "core/base/check.h"
 #include "core/base/log.h"
@@ -51,6 +54,13 @@ Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
                       .rewrite = rewrite});
 }
 
+/// Some bytes for the page cache: nothing has to be durable.
+void ReplicaRuntime::mark_kept_if_whole() {
+  if (marked_kept_ || failure_ || core_->is_short()) return;
+  std::ofstream(setup_.kept_marker, std::ios::trunc) << setup_.boot_id;
+  marked_kept_ = true;
+}
+
 void ReplicaRuntime::begin(RecoveredLog recovered) {
   const VolumeState& state = setup_.hooks.state();
   if (!recovered.cut.empty()) {
@@ -70,13 +80,16 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
   checkpointing_ = false;
   checkpoint_bytes_ = 0;
   backlog_bytes_ = recovered.backlog_bytes;
+  ReplicaStanding standing = replica_standing(state, setup_.host, recovered.logged);
+  standing.whole = standing.whole || std::exchange(setup_.kept, false);
   core_.emplace(ReplicaConfig{.host = setup_.host,
                               .volume = state.name,
                               .volume_uuid = state.uuid,
                               .disk_bytes = sizes_of(state.disks),
                               .boot_id = setup_.boot_id,
                               .sync_bytes = sync_bytes(state.settings)},
-                replica_standing(state, setup_.host, recovered.logged));
+                standing);
+  mark_kept_if_whole();
   const ReplicaApplier::Start start{.point = state.checkpoint,
                                     .segment_index = recovered.apply_segment,
                                     .offset_bytes = recovered.apply_offset};
@@ -271,6 +284,8 @@ void ReplicaRuntime::fail(const Error& error) {
     if (setup_.hooks.on_disk_error) setup_.hooks.on_disk_error();
   }
   failure_ = error;
+  ::unlink(setup_.kept_marker.c_str());
+  marked_kept_ = false;
   retrying_ = false;
   feed(replica_event::Failed{error});
   refuse_pending_attach(error);
@@ -407,18 +422,22 @@ void ReplicaRuntime::record_last_checkpoint(std::function<void()> done) {
   const bool means_something =
       core_->is_consistent() && !core_->is_copying() && !core_->is_unstaging();
   const HistoryPoint point = core_->applied();
+  const Sequence told = core_->is_short() ? counter_max : core_->marks().received;
   auto stop = guarded([done](ReplicaRuntime& self) { self.stop_all(done); });
   setup_.images->sync(
-      reactor_, guarded([stop, means_something, point](ReplicaRuntime& self, const Status& images) {
-        self.log_->sync(self.guarded([stop, means_something, point, images](
+      reactor_,
+      guarded([stop, means_something, point, told](ReplicaRuntime& self, const Status& images) {
+        self.log_->sync(self.guarded([stop, means_something, point, told, images](
                                          ReplicaRuntime& runtime, const Result<Sequence>& synced) {
           if (!means_something || !images || !synced) {
             stop();
             return;
           }
           runtime.setup_.hooks.update_state(
-              [point](VolumeState& state) {
-                if (state.consistent) state.checkpoint = point;
+              [point, is_whole = *synced >= told](VolumeState& state) {
+                if (!state.consistent) return;
+                state.checkpoint = point;
+                state.whole = is_whole;
               },
               [stop](const Status& status) {
                 if (!status)

@@ -70,6 +70,16 @@ Status distrust_cache(const std::string& log_dir, const ImageSet& images) {
   return sync_directory(directory);
 }
 
+/// What a replica has told in `sync` is in its log file, which the end of its process does not touch: it is short only
+/// when the host went down, or the disk failed, since. The marker says that neither happened. It need not be durable:
+/// after a loss of power the boot id is another one.
+bool is_kept(const VolumeState& state, const std::string& marker, const std::string& boot) {
+  const auto found = read_file(marker, 64);
+  const bool kept = state.settings.mode == Mode::sync && found && *found == boot;
+  if (!kept) ::unlink(marker.c_str());
+  return kept;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
@@ -93,11 +103,15 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
         "the log's files can be put back from a backup; else remove this host's part of the "
         "volume and add it anew: a full copy fills it");
   }
+  const std::string marker = log_dir.substr(0, log_dir.rfind('/')) + "/kept";
+  const bool kept = is_kept(state, marker, *boot);
   auto runtime =
       std::make_shared<ReplicaRuntime>(reactor,
                                        ReplicaRuntime::Setup{.host = host,
                                                              .log_dir = log_dir,
                                                              .boot_id = std::move(*boot),
+                                                             .kept_marker = marker,
+                                                             .kept = kept,
                                                              .images = std::move(*images),
                                                              .hooks = std::move(hooks)});
   runtime->begin(std::move(*recovered));

@@ -19,6 +19,7 @@ struct ReplicaStatus {
       state;  ///< streaming, disconnected, copying, inconsistent, failed (docs/control-api.md)
   bool connected = false;
   bool consistent = true;
+  bool is_short = false;  ///< it may lack what it told a primary before a crash
   Watermarks marks;
   HistoryPoint logged;              ///< position and digest of the last logged frame
   std::uint64_t backlog_bytes = 0;  ///< logged and not yet applied

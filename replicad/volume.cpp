@@ -390,6 +390,7 @@ void Volume::record_promotion(const Record& record,
     state.clean = true;
     state.active = activate;
     state.consistent = true;
+    state.whole = true;
     state.transfer.reset();
     return {};
   };
@@ -437,6 +438,7 @@ void Volume::become_replica(const std::string& primary,
     state.history = point.value_or(unclean_point({state.epoch.number, random_tag()}, state));
     state.checkpoint = state.history;
     state.consistent = true;
+    state.whole = true;
     state.clean = point.has_value();
     state.active = false;
     state.transfer.reset();

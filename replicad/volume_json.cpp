@@ -103,6 +103,7 @@ json disks_json(const std::vector<DiskState>& disks) {
 json replica_json(const ReplicaStatus& status) {
   return {{"connected", status.connected},
           {"consistent", status.consistent},
+          {"short", status.is_short},
           {"received", status.marks.received},
           {"logged", status.marks.logged},
           {"durable", status.marks.durable},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/base/modes.h"
 #include "core/control/members.h"
 #include "core/control/text.h"
 
@@ -59,6 +60,7 @@ CopyInfo copy_of(const MemberState& member,
   copy.sequence = view.history.sequence;
   if (view.replica) {
     copy.consistent = view.replica->consistent;
+    copy.is_short = view.replica->is_short;
     copy.heard_seconds = view.replica->heard_seconds;
   }
   if (view.role == Role::primary) copy.consistent = view.clean || view.state == "serving";
@@ -76,6 +78,11 @@ void add_last_lag(const Record& record,
     copy.lag_bytes = seen->lag_bytes;
     copy.lag_seconds = seen->lag_seconds;
   }
+}
+
+/// Nothing that was answered depended on a replica.
+bool is_async(const FailoverView& view) {
+  return view.mode == mode_name(Mode::async);
 }
 
 bool is_further(const CopyInfo& a, const CopyInfo& b) {
@@ -169,11 +176,26 @@ Status check_failover(const FailoverView& view) {
         "choose a member that is in sync; --force takes this copy all the same, and what it lacks "
         "is lost");
   }
+  const auto target = std::find_if(view.copies.begin(), view.copies.end(), [&](const auto& copy) {
+    return copy.host == view.target;
+  });
+  if (target != view.copies.end() && target->is_short && !is_async(view)) {
+    return refuse_failover(
+        view,
+        Errc::refused,
+        fmt::format("{} may lack acknowledged writes of {}: it crashed, and no primary has found "
+                    "since that nothing is missing",
+                    printable(view.target),
+                    view.volume),
+        "choose a member without that word, or bring the primary back; --force takes this copy all "
+        "the same, and what it lacks is lost");
+  }
   if (view.target.empty() && failover_candidates(view).empty()) {
     return refuse_failover(
         view,
         Errc::refused,
-        fmt::format("no replica of {} that answers is in sync: each may lack acknowledged writes",
+        fmt::format("no replica of {} that answers is in sync and whole: each may lack "
+                    "acknowledged writes",
                     view.volume),
         "bring a member that is in sync back; --to HOST --force takes a copy all the same, and "
         "what it lacks is lost");
@@ -181,11 +203,12 @@ Status check_failover(const FailoverView& view) {
   return {};
 }
 
-std::vector<std::string> failover_candidates(const FailoverView& view) {
+std::vector<std::string> failover_candidates(const FailoverView& view, bool with_short) {
   std::vector<const CopyInfo*> able;
   for (const CopyInfo& copy : view.copies) {
     const bool takes_over = copy.reachable && !copy.witness && copy.in_sync && copy.consistent &&
-                            copy.host != view.record->primary;
+                            copy.host != view.record->primary &&
+                            (with_short || !copy.is_short || is_async(view));
     if (takes_over) able.push_back(&copy);
   }
   std::stable_sort(
@@ -213,6 +236,7 @@ std::vector<std::string> describe_copies(const FailoverView& view) {
     line += copy.in_sync ? "in sync" : "not in sync";
     line += fmt::format(", at write {} of epoch {}", copy.sequence, copy.epoch.number);
     if (!copy.consistent) line += ", incomplete";
+    if (copy.is_short) line += ", may lack what it acknowledged before it crashed";
     if (copy.writes_behind.value_or(0) > 0)
       line += fmt::format(", {} writes behind the furthest copy that answers", *copy.writes_behind);
     if (copy.lag_bytes && *copy.lag_bytes > 0)
@@ -236,6 +260,7 @@ nlohmann::json copies_json(const FailoverView& view) {
                       {"reachable", copy.reachable},
                       {"in_sync", copy.in_sync},
                       {"consistent", copy.consistent},
+                      {"short", copy.is_short},
                       {"epoch", {{"number", copy.epoch.number}, {"tag", copy.epoch.tag}}},
                       {"sequence", copy.sequence},
                       {"writes_behind", nullable(copy.writes_behind)},

@@ -20,6 +20,7 @@ struct CopyInfo {
   std::string silent_because;
   bool in_sync = false;
   bool consistent = true;
+  bool is_short = false;                   ///< it may lack what it acknowledged before a crash
   Epoch epoch;                             ///< of the last write it has logged
   Sequence sequence = 0;                   ///< likewise
   std::optional<Sequence> writes_behind;   ///< than the furthest copy that answers
@@ -47,8 +48,9 @@ struct FailoverView {
 [[nodiscard]] Status check_failover(const FailoverView& view);
 
 /// The in-sync copies that could take over, the most complete first. Those equal are in the order
-/// of the record.
-[[nodiscard]] std::vector<std::string> failover_candidates(const FailoverView& view);
+/// of the record. `with_short`: with --force also those that may lack what they acknowledged.
+[[nodiscard]] std::vector<std::string> failover_candidates(const FailoverView& view,
+                                                           bool with_short = false);
 
 /// One line per copy, printable: "b: in sync, at write 42".
 [[nodiscard]] std::vector<std::string> describe_copies(const FailoverView& view);

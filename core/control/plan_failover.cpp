@@ -14,8 +14,11 @@ namespace {
 constexpr std::uint32_t failover_answer_ms = 330'000;
 
 /// Those with the longest log first; among equals the better host.
-Result<std::string> choose_target(const FailoverView& view, const std::vector<HostReport>& hosts) {
-  const std::vector<std::string> candidates = failover_candidates(view);
+Result<std::string> choose_target(const FailoverView& view,
+                                  bool force,
+                                  const std::vector<HostReport>& hosts) {
+  std::vector<std::string> candidates = failover_candidates(view);
+  if (candidates.empty() && force) candidates = failover_candidates(view, true);
   if (candidates.empty()) {
     return tl::unexpected(
         Error{Errc::refused, 0, "no replica that answers is in sync", "name one by --to"});
@@ -61,7 +64,7 @@ Result<Plan> plan_failover(const std::string& volume,
   if (!view.record) return tl::unexpected(allowed.error());
   std::string target = options.to;
   if (target.empty()) {
-    auto chosen = choose_target(view, hosts);
+    auto chosen = choose_target(view, options.force, hosts);
     if (!chosen) return tl::unexpected(chosen.error());
     target = std::move(*chosen);
   }

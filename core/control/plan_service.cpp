@@ -1,3 +1,4 @@
+#include "core/base/modes.h"
 #include "core/control/members.h"
 #include "core/control/plan.h"
 #include "core/control/plan_steps.h"
@@ -36,6 +37,20 @@ Result<Plan> plan_deactivate(const std::string& volume, const std::vector<Member
   return plan;
 }
 
+namespace {
+
+/// A replica judges by the mode that it knows whether it may lack what it acknowledged: in `async` that does not
+/// matter, in `sync` the end of its process takes nothing away. Neither may be believed at a replica while the
+/// primary answers by another mode.
+bool is_for_replicas_first(const VolumeView& primary, const Json& settings) {
+  const auto mode = settings.find("mode");
+  if (mode == settings.end() || *mode == primary.mode) return false;
+  const bool to_semi_sync = *mode == mode_name(Mode::semi_sync);
+  return primary.mode == mode_name(Mode::async) || to_semi_sync;
+}
+
+}  // namespace
+
 Result<Plan> plan_set(const std::string& volume,
                       const Json& settings,
                       const std::vector<MemberReport>& reports) {
@@ -44,16 +59,29 @@ Result<Plan> plan_set(const std::string& volume,
   Plan plan;
   plan.volume = volume;
   const ApiRequest request{"POST", volume_path(volume, "/set"), {{"settings", settings}}};
-  plan.steps.push_back(make_step(**primary, request, "change the settings (primary)"));
+  const VolumeView& view = *(*primary)->volume;
+  const bool replicas_first = is_for_replicas_first(view, settings);
   for (const MemberReport* other : other_members(**primary, reports, plan)) {
     Step step = make_step(*other, request, "change the settings");
-    step.required = false;
+    step.required = replicas_first && view.is_in_sync(other->host);
     plan.steps.push_back(std::move(step));
   }
+  for (const SkippedHost& skipped : plan.skipped) {
+    if (!replicas_first || !view.is_in_sync(skipped.host)) continue;
+    return tl::unexpected(
+        Error{Errc::unreachable,
+              0,
+              fmt::format(
+                  "{} is in sync and does not answer: {}", printable(skipped.host), skipped.reason),
+              "this change of the mode has to reach every member that is in sync before the "
+              "primary; give "
+              "the command again when it is back, or has left the in-sync set"});
+  }
+  plan.steps.insert(replicas_first ? plan.steps.end() : plan.steps.begin(),
+                    make_step(**primary, request, "change the settings (primary)"));
   plan.skipped_hint =
       "give the same command again when they are back: until then they keep their old settings, "
-      "which "
-      "would count if they became primary";
+      "which would count if they became primary";
   return plan;
 }
 

@@ -213,6 +213,7 @@ ReplicaSelf read_replica_self(const Json& json, Fields& outer) {
   ReplicaSelf self;
   self.connected = fields.boolean("connected");
   self.consistent = fields.boolean("consistent");
+  self.is_short = fields.boolean("short");
   self.received = fields.count_or_zero("received");
   self.logged = fields.count_or_zero("logged");
   self.durable = fields.count_or_zero("durable");

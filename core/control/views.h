@@ -93,6 +93,7 @@ struct ReplicaView {
 struct ReplicaSelf {
   bool connected = false;
   bool consistent = false;
+  bool is_short = false;  ///< it may lack what it told a primary before a crash
   Sequence received = 0;
   Sequence logged = 0;
   Sequence durable = 0;

@@ -120,7 +120,8 @@ void Primary::start_stream(PeerIndex index,
   peer.sync_requested = false;
   peer.copy_error.reset();
   peer.last_progress = peer.last_durable = now;
-  effects.push_back(primary_effect::StartPeer{index, {.copy = false, .after = point.sequence}});
+  const StartMessage start{.after = point.sequence, .answered = ring_.next() - 1};
+  effects.push_back(primary_effect::StartPeer{index, start});
   effects.push_back(primary_effect::Sendable{index});
   update_joining(index, effects);
 }
@@ -145,7 +146,8 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
                                  .after = peer.taken.sequence,
                                  .keep = kind == Resync::lack,
                                  .save = kind == Resync::rewind,
-                                 .in_place = peer.stage_full && has_other_promotable(index)}});
+                                 .in_place = peer.stage_full && has_other_promotable(index),
+                                 .answered = peer.taken.sequence}});
   effects.push_back(primary_effect::RunCopy{index, std::move(plan)});
 }
 

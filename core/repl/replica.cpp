@@ -22,7 +22,9 @@ Replica::Replica(ReplicaConfig config, const ReplicaStanding& standing)
       promised_(standing.promised),
       promised_durable_(standing.promised),
       primary_(standing.primary),
-      consistent_(standing.consistent) {
+      consistent_(standing.consistent),
+      recorded_whole_(standing.whole),
+      short_(!standing.whole) {
   if (!consistent_) {
     resync_ = standing.resync;
     if (resync_) resync_base_ = standing.applied;
@@ -183,7 +185,8 @@ void Replica::on_event(const replica_event::AttachArrived& event,
   const Epoch& epoch = event.message.epoch;
   session_ = Session{event.session, epoch, event.message.primary, Phase::promising};
   promised_ = epoch;
-  if (epoch == promised_durable_ && event.message.primary == primary_) {
+  const bool promised = epoch == promised_durable_ && event.message.primary == primary_;
+  if (promised && !recorded_whole_) {
     session_->phase = Phase::settling;
   } else {
     record({ReplicaRecord::Kind::promise, epoch, event.message.primary, {}}, effects);
@@ -204,6 +207,7 @@ void Replica::leave_session(Effects& effects) {
   session_.reset();
   report_at_.reset();
   report_applied_at_.reset();
+  whole_at_.reset();
   if (copy_ == CopyStep::applying) copy_ = CopyStep::none;
   if (copy_ == CopyStep::copying) {
     copy_ = CopyStep::none;
@@ -247,6 +251,16 @@ void Replica::begin_stream(const StartMessage& message, Effects& effects) {
     return;
   }
   session_->phase = Phase::streaming;
+  whole_at_ = message.answered;
+  note_whole();
+}
+
+/// What it has durable is the primary's history, and nothing beyond `whole_at_` had been answered: whatever it ever
+/// told a primary is here, or counts for nothing.
+void Replica::note_whole() {
+  if (!whole_at_ || durable_ < *whole_at_) return;
+  short_ = false;
+  whole_at_.reset();
 }
 
 void Replica::on_event(const replica_event::PromiseRaised& event,
@@ -428,6 +442,7 @@ void Replica::on_event(const replica_event::LogSynced& event, Instant now, Effec
   sync_in_flight_ = false;
   const bool moved = event.through > durable_;
   durable_ = std::max(durable_, event.through);
+  note_whole();
   sync_if_due(now, effects);
   if (moved && phase() == Phase::streaming) report(effects);
   advance_waiting(effects);
@@ -510,6 +525,7 @@ void Replica::on_promised(const ReplicaRecord& record, const Status& status, Eff
     promised_durable_ = record.epoch;
     primary_ = record.primary;
   }
+  if (status && !record.primary.empty()) recorded_whole_ = false;
   if (promotion_ == PromotionStep::promising && record.epoch == promotion_epoch_) {
     if (status) {
       promotion_ = PromotionStep::applying;

@@ -24,7 +24,8 @@
 // to the point that a staging, resyncing or rewinding mark names before it is recorded; the mark before DropLog and
 // before the first WriteImage; SyncImages before RecordState(copy_done), SyncStage before RecordState(committed),
 // those before SendCopyDone; the images are synced with all of the stage before RecordState(unstaged), that before
-// EndStage; a sequence is reported as logged after Logged, as durable after LogSynced.
+// EndStage; a sequence is reported as logged after Logged, as durable after LogSynced. That the member is not whole
+// is on record before SendAttached: whatever it tells from then on, a crash may take away again.
 
 #include <cstdint>
 #include <deque>
@@ -68,12 +69,13 @@ struct ReplicaStanding {
   std::optional<Epoch> resync = {};
   /// A committed stage is not yet in the images: the runtime brings it there and reports StageApplied.
   bool unstaging = false;
+  bool whole = true;  ///< VolumeState::whole; false: it may lack what it has told a primary
 };
 
 /// A change of the volume's state file. It is durable when StateRecorded says so.
 struct ReplicaRecord {
   enum class Kind : std::uint8_t {
-    promise,       ///< epoch := `epoch`, primary := `primary`
+    promise,       ///< epoch := `epoch`, primary := `primary` and whole := false, unless empty
     staging,       ///< checkpoint := `point`
     committed,     ///< checkpoint := `point`, stage := `stage_bytes`
     unstaged,      ///< stage := none
@@ -308,6 +310,9 @@ class Replica {
   [[nodiscard]] HistoryPoint applied() const { return applied_; }
   [[nodiscard]] Epoch promised() const { return promised_; }
   [[nodiscard]] bool is_consistent() const { return consistent_; }
+  /// It may lack something that it told a primary before a crash or a failure, and none has found since that it does
+  /// not.
+  [[nodiscard]] bool is_short() const { return short_; }
   [[nodiscard]] bool is_copying() const { return copy_ != CopyStep::none; }
   /// A committed stage is on its way into the images, which are no point of any history meanwhile.
   [[nodiscard]] bool is_unstaging() const { return unstaging_ != UnstageStep::none; }
@@ -389,6 +394,7 @@ class Replica {
   void record(ReplicaRecord record, Effects& effects);
   void refuse(Error error, Effects& effects);
   void leave_session(Effects& effects);
+  void note_whole();
   void request_sync(Instant now, Effects& effects);
   void sync_if_due(Instant now, Effects& effects);
   void report(Effects& effects);
@@ -403,6 +409,9 @@ class Replica {
   Epoch promised_durable_;  ///< what the state file says
   std::string primary_;     ///< recorded with it
   bool consistent_;
+  bool recorded_whole_;  ///< what the state file says
+  bool short_;
+  std::optional<Sequence> whole_at_;  ///< short no longer when this is durable
   std::optional<Error> failure_;
   std::deque<ReplicaRecord> records_;  ///< unanswered RecordState effects
 

@@ -196,6 +196,7 @@ void Replica::on_copy_recorded(const ReplicaRecord& record,
     return;
   }
   consistent_ = true;
+  short_ = false;
   resync_.reset();
   received_ = logged_ = point;
   durable_ = point.sequence;

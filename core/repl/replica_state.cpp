@@ -12,12 +12,14 @@ ReplicaStanding replica_standing(const VolumeState& state,
           .durable = logged.sequence,
           .applied = state.checkpoint,
           .resync = state.resync,
-          .unstaging = state.stage_bytes.has_value()};
+          .unstaging = state.stage_bytes.has_value(),
+          .whole = state.whole};
 }
 
 void apply_record(const ReplicaRecord& record, std::uint64_t lost_file, VolumeState& state) {
   switch (record.kind) {
     case ReplicaRecord::Kind::promise:
+      if (!record.primary.empty()) state.whole = false;
       // A fence may have come in between; a promise is never taken back.
       if (record.epoch.number < state.epoch.number) return;
       state.epoch = record.epoch;

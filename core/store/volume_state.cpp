@@ -197,6 +197,7 @@ VolumeState state_from(const json& document) {
   state.transfer = transfer_from(document);
   state.consistent = boolean(document, "consistent");
   state.checkpoint = point(document, "checkpoint");
+  state.whole = boolean(document, "whole");
   if (document.contains("resync")) state.resync = epoch(document, "resync");
   if (document.contains("rewind")) state.rewind = number(document, "rewind");
   if (document.contains("stage_bytes")) state.stage_bytes = number(document, "stage_bytes");
@@ -414,6 +415,7 @@ std::string encode_volume_state_body(const VolumeState& state) {
                    {"transfer", transfer_to_json(state.transfer)},
                    {"consistent", state.consistent},
                    {"checkpoint", to_json(state.checkpoint)},
+                   {"whole", state.whole},
                    {"vote", voter_json(state.vote)}};
   if (state.resync) document["resync"] = to_json(*state.resync);
   if (state.rewind) document["rewind"] = *state.rewind;

@@ -84,6 +84,9 @@ struct VolumeState {
   std::optional<std::uint64_t> rewind;
   /// A committed stage: its first so many bytes, brought into the images, make them `checkpoint`.
   std::optional<std::uint64_t> stage_bytes;
+  /// Holds everything that it ever told a primary. False while it takes part in a stream, of which a
+  /// crash may take a part, and after such a crash (*short*) until a primary finds nothing missing.
+  bool whole = true;
 
   friend bool operator==(const VolumeState&, const VolumeState&) = default;
 };

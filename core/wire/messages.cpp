@@ -177,7 +177,7 @@ Result<RefuseMessage> decode_refuse(std::span<const std::byte> payload) {
 }
 
 std::vector<std::byte> encode_start(const StartMessage& message) {
-  json value = {{"copy", message.copy}, {"after", message.after}};
+  json value = {{"copy", message.copy}, {"after", message.after}, {"answered", message.answered}};
   if (message.keep) value["keep"] = true;
   if (message.save) value["save"] = true;
   if (message.in_place) value["in_place"] = true;
@@ -190,7 +190,8 @@ Result<StartMessage> decode_start(std::span<const std::byte> payload) {
                          value.at("after").get<Sequence>(),
                          value.contains("keep") && value.at("keep").get<bool>(),
                          value.contains("save") && value.at("save").get<bool>(),
-                         value.contains("in_place") && value.at("in_place").get<bool>()};
+                         value.contains("in_place") && value.at("in_place").get<bool>(),
+                         value.at("answered").get<Sequence>()};
     if (message.keep && message.save) throw FieldError{"both keep and save"};
     return message;
   });

@@ -63,12 +63,15 @@ struct RefuseMessage {
 /// first applies its whole log, and records that point. `save`: the replica is not on the primary's
 /// history (rewind): it first applies its whole log, marks itself inconsistent, and keeps aside what
 /// a block held before it changes it.
+/// `answered`: no write beyond it has been answered, so a replica that has it durable lacks nothing
+/// that it ever acknowledged.
 struct StartMessage {
   bool copy = false;
   Sequence after = 0;
   bool keep = false;
   bool save = false;
   bool in_place = false;
+  Sequence answered = 0;
 };
 
 /// Primary to replica: all of the copy was sent; `point` is the history point reached in this

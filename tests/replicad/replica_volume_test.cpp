@@ -3,6 +3,7 @@
 #include "replicad/replica_volume.h"
 
 #include <csignal>
+#include <filesystem>
 
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -91,6 +92,58 @@ TEST_CASE("replica volume: a flush and a FUA write are made durable at once") {
   primary.send(primary.write_pattern(0, 4096, 4096, 4));
   while (primary.marks.durable < 5)
     primary.take(*primary.receive());
+}
+
+TEST_CASE(
+    "replica volume: a replica whose host went down is short until it lacks nothing, one that was "
+    "shut down is not") {
+  ReactorThread reactor;
+  const TempDirectory directory;
+  ReplicaHost host(reactor, directory.path(), two_disks);
+  FakePrimary primary(two_disks);
+  host.reopen();
+  CHECK_FALSE(host.status().is_short);
+  CHECK(host.state().whole);
+  primary.attach(host);
+  CHECK_FALSE(host.state().whole);
+  primary.send(encode_start({.copy = false, .after = 0, .answered = 0}));
+  primary.send(primary.write_pattern(0, 0, 4096, 1));
+  primary.wait_applied();
+  CHECK_FALSE(host.status().is_short);
+
+  // In `sync` what it told is in its log file, which the process does not take along; the host may.
+  host.kill();
+  host.reopen();
+  CHECK_FALSE(host.status().is_short);
+  primary.attach(host);
+  host.kill();
+  const std::string marker = directory.path() + "/kept";
+  REQUIRE(std::filesystem::remove(marker));
+  host.reopen();
+  CHECK(host.status().is_short);
+  CHECK_FALSE(std::filesystem::exists(marker));
+  primary.attach(host);
+  // One write that was answered is still missing.
+  primary.send(encode_start({.copy = false, .after = 1, .answered = 2}));
+  primary.wait_marks([](const Watermarks& marks) { return marks.logged == 1; });
+  CHECK(host.status().is_short);
+  primary.send(primary.write_pattern(0, 4096, 4096, 2, frame_flag_fua));
+  primary.wait_applied();
+  CHECK_FALSE(host.status().is_short);
+  CHECK(std::filesystem::exists(marker));
+
+  host.shutdown(false);
+  CHECK(host.state().whole);
+  host.reopen();
+  CHECK_FALSE(host.status().is_short);
+
+  // Short at the end as at the beginning, if nobody has said otherwise.
+  primary.attach(host);
+  host.kill();
+  REQUIRE(std::filesystem::remove(marker));
+  host.reopen();
+  host.shutdown(false);
+  CHECK_FALSE(host.state().whole);
 }
 
 TEST_CASE("replica volume: a killed replica recovers a prefix and catches up") {

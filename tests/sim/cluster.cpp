@@ -91,6 +91,8 @@ std::optional<HostIndex> Cluster::primary_host() const {
 // --- what the programs tell
 
 void Cluster::plugin_serves(HostIndex host) {
+  // Whoever had another host take over meanwhile has the guest use that.
+  if (plugins[host]->core().epoch().number < chosen_.epoch.number) return;
   guest.connect(plugins[host]);
 }
 
@@ -159,6 +161,10 @@ void Cluster::claimed(HostIndex host, bool was_clean) {
     histories.begin(machine.state.history, images);
   }
   lost_power_serving_[host] = false;
+  if (machine.state.vote.record->epoch.number < chosen_.epoch.number) {
+    world.reached("claim granted after the end of its term");
+    return;
+  }
   guest_history.check_images(images, "P4 claim");
 }
 
@@ -270,6 +276,7 @@ std::string Cluster::describe() const {
                         machine.state.transfer ? "transfer " : "",
                         machine.state.consistent ? "" : "inconsistent ",
                         daemons[host]->is_busy() ? "busy " : "");
+    text += daemons[host]->describe();
     if (const auto& replica = daemons[host]->replica()) {
       text += fmt::format("replica phase {} logged {} applied {}{}",
                           static_cast<int>(replica->core().phase()),

@@ -166,13 +166,6 @@ void Cluster::tend_host(HostIndex host) {
     // A volume that has failed is started anew by its operator.
     if (plugin->core().failure() && world.random.chance(20)) return plugin->die();
     if (!healing_) return;
-    // A member has promised a term that came to nothing: the primary does not begin another by itself yet.
-    const Primary& core = plugin->core();
-    for (PeerIndex peer = 0; peer < core.peer_count(); ++peer) {
-      const auto error = core.view(peer, machines[host]->clock()).error;
-      const bool outdated = error && error->code == Errc::stale_epoch;
-      if (outdated && world.random.chance(2) && !daemons[host]->is_busy()) return plugin->stop();
-    }
     for (HostIndex other = 0; other < options.hosts; ++other)
       plugin->request_copy(other);
     return;

@@ -23,11 +23,19 @@ void Daemon::start() {
   cluster_.network.listen(host_, life_.guard([this](const std::shared_ptr<Connection>& connection) {
     accept(connection);
   }));
-  // Another host's records may have been answered with more than this disk has kept.
-  short_ = true;
-  absent_seen_ = false;
+  // The record may have changed while this host was away.
+  recheck_ = true;
   take_role();
   keep_role();
+}
+
+std::string Daemon::describe() const {
+  const VoterState& vote = state().vote;
+  return fmt::format("(version {} {}{}{}) ",
+                     vote.record->version,
+                     vote.chosen ? "chosen" : "accepted",
+                     recheck_ ? ", to be asked for" : "",
+                     operation_.empty() ? "" : ", " + operation_);
 }
 
 bool Daemon::is_witness() const {

@@ -39,6 +39,8 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
 
   [[nodiscard]] const VolumeState& state() const { return machine_.state; }
   [[nodiscard]] bool is_primary() const { return state().primary == machine_.name; }
+  /// For a violation's text.
+  [[nodiscard]] std::string describe() const;
   [[nodiscard]] bool is_busy() const { return !operation_.empty() || replica_busy_; }
   [[nodiscard]] const std::shared_ptr<ReplicaProgram>& replica() const { return replica_; }
 
@@ -102,10 +104,10 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   void drive(const std::shared_ptr<Proposal>& proposal, const ProposerEvent& event);
   void perform(const std::shared_ptr<Proposal>& proposal, const ProposerEffect& effect);
   void finish(const std::shared_ptr<Proposal>& proposal, const Result<Record>& result);
-  void note_record();
   [[nodiscard]] RoleDue role_due() const;
   void keep_role();
   void demote();
+  void renew(const std::shared_ptr<Plugin>& plugin);
 
   // daemon_role.cpp: the transfer of the primary's role
   [[nodiscard]] View view() const;
@@ -135,10 +137,6 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   bool opened_badly_ = false;
   std::weak_ptr<Plugin> session_;  ///< the plugin that has claimed
   std::string operation_;
-  /// It may have lost what it told the primary, until the primary has let it go and taken it back. The product has no
-  /// such mark yet: here the operator knows.
-  bool short_ = false;
-  bool absent_seen_ = false;
   bool recheck_ = false;  ///< the voters must be asked who is the primary
   bool holding_ = false;  ///< the plugin was asked to hold and has not answered
 };

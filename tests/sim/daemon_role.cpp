@@ -137,7 +137,7 @@ void Daemon::give_up_role(const std::string& primary, const std::optional<Histor
         // Of a term that nobody has: else it might be another host's unclean point.
         next.history = point.value_or(unclean_point({next.epoch.number, tag}, next));
         next.checkpoint = next.history;
-        next.consistent = true;
+        next.consistent = next.whole = true;
         next.clean = point.has_value();
         next.active = false;
         next.transfer.reset();
@@ -183,13 +183,12 @@ void Daemon::promote(const PromotionOrder& order, Done done) {
 void Daemon::failover() {
   const VoterState& vote = state().vote;
   const bool fit = !is_witness() && !is_primary() && !is_busy() && replica_ && state().consistent &&
-                   state().clean && !short_ && !replica_->has_failed() && vote.record &&
-                   contains_host(vote.record->in_sync, machine_.name);
+                   state().clean && !replica_->has_failed() && !replica_->core().is_short() &&
+                   vote.record && contains_host(vote.record->in_sync, machine_.name);
   if (!fit) return;
   operation_ = "failover";
   const Epoch term = vote.record->epoch;
-  const Epoch epoch{std::max(state().epoch.number, term.number) + 1, draw_tag()};
-  seal_replica(epoch, std::nullopt, [this, term](const Result<HistoryPoint>& point) {
+  seal_replica(state().epoch, std::nullopt, [this, term](const Result<HistoryPoint>& point) {
     if (!point) return end_operation();
     propose(change_failover({machine_.name, term, draw_tag(), false}),
             proposal_timeout,
@@ -230,7 +229,7 @@ void Daemon::record_promotion(const Record& record, const HistoryPoint& point, D
         next.sequence_reserved = std::max(next.sequence_reserved, point.sequence);
         next.clean = true;
         next.active = true;
-        next.consistent = true;
+        next.consistent = next.whole = true;
         next.transfer.reset();
         return {};
       },

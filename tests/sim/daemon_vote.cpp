@@ -12,6 +12,7 @@ namespace replicad::sim {
 namespace {
 
 constexpr Duration voter_timeout = std::chrono::milliseconds(1500);
+constexpr Duration renewal_timeout = std::chrono::seconds(6);
 constexpr Duration read_timeout = std::chrono::seconds(2);
 constexpr Duration keeper_interval = std::chrono::seconds(2);
 constexpr Duration rest_interval = std::chrono::milliseconds(10);
@@ -58,8 +59,7 @@ void Daemon::vote_accept(const AcceptRequest& request,
         if (reply->granted) follow_record(next, host);
         return {};
       },
-      [this, reply, done = std::move(done)](const Status& written) {
-        note_record();
+      [reply, done = std::move(done)](const Status& written) {
         if (!written) return done(tl::unexpected(written.error()));
         done(*reply);
       });
@@ -75,16 +75,8 @@ void Daemon::vote_chosen(const ChosenNotice& notice, Done done) {
       [this, done = std::move(done)](const Status& written) {
         // What was chosen is not known here then: the voters are asked.
         if (!written) recheck_ = true;
-        note_record();
         if (done) done(written);
       });
-}
-
-void Daemon::note_record() {
-  if (!state().vote.chosen) return;
-  const bool present = contains_host(state().vote.record->in_sync, machine_.name);
-  if (!present) absent_seen_ = true;
-  if (present && absent_seen_) short_ = false;
 }
 
 // --- proposals
@@ -198,11 +190,17 @@ void Daemon::keep_role() {
     operation_ = "ask";
     propose(change_nothing(), read_timeout, [this](const Result<Record>& record) {
       end_operation();
-      if (record) recheck_ = false;
+      // What could not be written here is not known here.
+      if (record && state().vote.chosen && state().vote.record == *record) recheck_ = false;
     });
     return;
   }
   if (state().transfer) return;
+  const auto serving = plugin();
+  if (role_due() == RoleDue::none && is_primary() && serving && serving->is_serving() &&
+      serving->is_outdated()) {
+    return renew(serving);
+  }
   if (role_due() == RoleDue::demote) demote();
   if (role_due() != RoleDue::promote) return;
   operation_ = "promote";
@@ -212,6 +210,22 @@ void Daemon::keep_role() {
     record_promotion(
         *state().vote.record, *point, [this](const Status& /*written*/) { end_operation(); });
   });
+}
+
+/// A promise of a later term may have led to nothing: then this host takes one after it.
+void Daemon::renew(const std::shared_ptr<Plugin>& plugin) {
+  operation_ = "renew";
+  propose(change_claim({machine_.name, draw_tag(), state().epoch.number, true}),
+          renewal_timeout,
+          [this, plugin](const Result<Record>& record) {
+            end_operation();
+            if (!record) {
+              if (record.error().code == Errc::stale_epoch) recheck_ = true;
+              return;
+            }
+            world_.reached("term renewed");
+            plugin->resume(record->epoch);
+          });
 }
 
 /// Another host is the primary: whatever this one still serves must not be answered any more.

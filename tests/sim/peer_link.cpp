@@ -77,6 +77,7 @@ Status PeerLink::on_frame(const FrameView& frame) {
       if (!message) return tl::unexpected(message.error());
       if (attached_) return fail(Errc::protocol, "attached twice");
       attached_ = true;
+      outdated_ = false;
       delay_ = delay_min;
       digest_sent_ = 0;
       plugin_.step(primary_event::PeerAttached{peer_, *message});
@@ -86,6 +87,7 @@ Status PeerLink::on_frame(const FrameView& frame) {
       const auto refusal = decode_refuse(frame.payload);
       if (!refusal) return tl::unexpected(refusal.error());
       delay_ = std::max<Duration>(delay_, std::chrono::milliseconds(100));
+      outdated_ = refusal->code == Errc::stale_epoch;
       connection_->close(initiator, Error{refusal->code, 0, refusal->message, refusal->hint});
       return {};
     }

@@ -460,7 +460,12 @@ Status Plugin::seal() {
   return {};
 }
 
+bool Plugin::is_outdated() const {
+  return std::ranges::any_of(links_, [](const auto& link) { return link->is_outdated(); });
+}
+
 void Plugin::resume(const std::optional<Epoch>& epoch) {
+  if (!is_serving() || stopping_) return;
   step(primary_event::Resume{epoch});
 }
 
@@ -481,11 +486,14 @@ void Plugin::set_mode(Mode mode, Congestion congestion) {
 
 /// A clean stop: hold, report, end.
 void Plugin::stop() {
+  if (stopping_ || hold_done_) return;
+  stopping_ = true;
   hold(host_,
        cluster_.options.ack_timeout + std::chrono::seconds(2),
        life_.guard([this](const Result<HistoryPoint>& point) {
          const auto to = daemon();
-         if (!point || !to) return die();
+         // The deadline must not let anything in behind the point that is on its way to the disk.
+         if (!point || !to || !seal()) return die();
          to->stopped(*point, asked([this](const Status& written) {
            if (written) world_.reached("clean stop");
            die();

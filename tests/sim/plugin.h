@@ -43,6 +43,8 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   void request_sync();
   void ping();
   void abandon();
+  /// The member has promised a later term.
+  [[nodiscard]] bool is_outdated() const { return outdated_; }
 
  private:
   void adopt(const std::shared_ptr<Connection>& connection);
@@ -61,6 +63,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   std::shared_ptr<Connection> connection_;
   std::uint64_t connection_serial_ = 0;
   bool attached_ = false;
+  bool outdated_ = false;
   bool window_in_flight_ = false;
   Duration delay_;
   Instant last_heard_;
@@ -99,6 +102,8 @@ class Plugin : public std::enable_shared_from_this<Plugin> {
   void request_copy(HostIndex host);
   void set_mode(Mode mode, Congestion congestion);
   void stop();
+  /// A member refuses this term.
+  [[nodiscard]] bool is_outdated() const;
 
   [[nodiscard]] const Primary& core() const { return *primary_; }
   [[nodiscard]] HostIndex host() const { return host_; }
@@ -172,6 +177,7 @@ class Plugin : public std::enable_shared_from_this<Plugin> {
   Sequence reserved_ = 0;
   Mode mode_ = Mode::sync;
   Congestion congestion_ = Congestion::throttle;
+  bool stopping_ = false;
 };
 
 }  // namespace replicad::sim

@@ -465,9 +465,34 @@ void ReplicaProgram::shutdown(bool discard_log, std::function<void()> done) {
     }
     return;
   }
-  // The last checkpoint is left out: not recording it is what a crash at this moment does.
   ++generation_;
-  stop_all(std::move(finish));
+  stop_images(guarded([finish](ReplicaProgram& self) { self.record_last_checkpoint(finish); }));
+}
+
+void ReplicaProgram::record_last_checkpoint(std::function<void()> done) {
+  const bool means_something =
+      core_->is_consistent() && !core_->is_copying() && !core_->is_unstaging();
+  const HistoryPoint point = core_->applied();
+  const Sequence told = core_->is_short() ? counter_max : core_->marks().received;
+  const std::function<void()> stop = guarded([done](ReplicaProgram& self) { self.stop_all(done); });
+  const auto on_synced = [stop, means_something, point, told](ReplicaProgram& self,
+                                                              const Result<Sequence>& synced) {
+    if (!means_something || !synced) return stop();
+    self.hooks_.update_state(
+        [point, is_whole = *synced >= told](VolumeState& state) {
+          if (!state.consistent) return;
+          state.checkpoint = point;
+          state.whole = is_whole;
+        },
+        [stop](const Status& /*status*/) { stop(); });
+  };
+  sync_images(machine_,
+              life_,
+              guarded([stop, on_synced](ReplicaProgram& self, const Status& images) {
+                if (!images) return stop();
+                self.log_->sync(self.guarded(on_synced));
+              }),
+              false);
 }
 
 void ReplicaProgram::finish_shutdown(bool discard_log, std::function<void()> done) {

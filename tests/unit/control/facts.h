@@ -45,6 +45,7 @@ struct VolumeOptions {
   std::vector<std::string> in_sync{"a", "b", "c"};
   std::uint64_t epoch = 3;
   std::string state = "serving";
+  std::string mode = "sync";
 };
 
 inline Json epoch_json(std::uint64_t number) {
@@ -62,7 +63,7 @@ inline Json volume_json(const std::string& name, const VolumeOptions& options = 
       {"role", is_primary ? "primary" : "replica"},
       {"primary", options.primary},
       {"epoch", epoch_json(options.epoch)},
-      {"settings", {{"mode", "sync"}, {"congestion", "throttle"}}},
+      {"settings", {{"mode", options.mode}, {"congestion", "throttle"}}},
       {"disks",
        {{{"name", "vda"},
          {"bytes", gib},
@@ -96,6 +97,7 @@ inline Json volume_json(const std::string& name, const VolumeOptions& options = 
   if (!is_primary) {
     json["replica"] = {{"connected", true},
                        {"consistent", true},
+                       {"short", false},
                        {"received", 42},
                        {"logged", 42},
                        {"durable", 42},

@@ -43,6 +43,33 @@ TEST_CASE("failover: the most complete in-sync replica takes over") {
   CHECK(line_of(*plan, "a") == "a (primary): in sync, does not answer: cannot connect to a:7401");
 }
 
+TEST_CASE("failover: a copy that may lack what it acknowledged is not taken, unless forced") {
+  Json longer = volume_json("c");
+  longer["replica"]["connected"] = false;
+  longer["replica"]["short"] = true;
+  longer["history"]["sequence"] = 50;
+  const std::vector<MemberReport> reports{silent("a"), orphan("b", 42), member_said(longer)};
+  const auto plan = plan_failover("vm1", {}, reports, {});
+  REQUIRE(plan.has_value());
+  CHECK(plan->steps[0].host == "b");
+  CHECK(line_of(*plan, "c") ==
+        "c: in sync, at write 50 of epoch 3, may lack what it acknowledged before it crashed");
+  const auto named = plan_failover("vm1", {"c", false}, reports, {});
+  REQUIRE_FALSE(named.has_value());
+  CHECK(named.error().code == Errc::refused);
+  CHECK(named.error().message.starts_with("c may lack acknowledged writes of vm1"));
+  CHECK(plan_failover("vm1", {"c", true}, reports, {})->steps[0].host == "c");
+  // Nobody else is left: by force the most complete one.
+  Json shorter = longer;
+  shorter["host"] = "b";
+  shorter["history"]["sequence"] = 49;
+  const std::vector<MemberReport> both{silent("a"), member_said(shorter), member_said(longer)};
+  const auto refused = plan_failover("vm1", {}, both, {});
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(refused.error().message.find("in sync and whole") != std::string::npos);
+  CHECK(plan_failover("vm1", {"", true}, both, {})->steps[0].host == "c");
+}
+
 TEST_CASE("failover: among equals the better host") {
   std::vector<HostReport> hosts{host("b"), host("c")};
   hosts[0].facts->load_1m = 9;

@@ -136,6 +136,24 @@ TEST_CASE("plan: set tells the primary first and reports members that are down")
   CHECK(plan->skipped[0].reason == "cannot connect to c:7401");
 }
 
+TEST_CASE("plan: a mode that asks more of the replicas reaches them first") {
+  const Strings replicas_first{
+      "b POST /v1/volumes/vm1/set", "c POST /v1/volumes/vm1/set", "a POST /v1/volumes/vm1/set"};
+  const auto plan = plan_set("vm1", {{"mode", "semi-sync"}}, three());
+  CHECK(lines(plan) == replicas_first);
+  CHECK(plan->steps[0].required);
+  VolumeOptions async;
+  async.mode = "async";
+  CHECK(lines(plan_set("vm1", {{"mode", "sync"}}, three(async))) == replicas_first);
+  CHECK(lines(plan_set("vm1", {{"ring_bytes", 1}}, three(async)))[0] ==
+        "a POST /v1/volumes/vm1/set");
+  const auto refused =
+      plan_set("vm1", {{"mode", "semi-sync"}}, {silent("c"), member("b"), member("a")});
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(refused.error().code == Errc::unreachable);
+  CHECK(refused.error().message == "c is in sync and does not answer: cannot connect to c:7401");
+}
+
 TEST_CASE("plan: set without the primary does nothing at all") {
   const auto plan = plan_set("vm1", {{"mode", "async"}}, {silent("a"), member("b"), member("c")});
   REQUIRE_FALSE(plan.has_value());

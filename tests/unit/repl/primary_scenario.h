@@ -170,6 +170,7 @@ class PrimaryScenario {
   [[nodiscard]] Instant now() const { return now_; }
   [[nodiscard]] const FrameHeader& frame(Sequence at) const { return frames_.at(at - 1); }
   [[nodiscard]] const std::string& record_reason() const { return record_reason_; }
+  [[nodiscard]] Sequence last_answered() const { return last_start_.answered - base_sequence; }
   [[nodiscard]] const Error& last_error() const { return last_error_; }
   /// Of the last copy.
   [[nodiscard]] const ResyncPlan& plan() const { return *plan_; }
@@ -266,6 +267,7 @@ class PrimaryScenario {
     return fmt::format("{} {}", e.failed ? "fail" : "answer", e.id);
   }
   std::string describe(const primary_effect::StartPeer& e) {
+    last_start_ = e.message;
     const Sequence after = e.message.after - base_sequence;
     const char* what = !e.message.copy  ? "start"
                        : e.message.keep ? "resync"
@@ -320,6 +322,7 @@ class PrimaryScenario {
   std::vector<PeerIndex> sendable_;
   std::string record_reason_;
   Error last_error_;
+  StartMessage last_start_;
   std::shared_ptr<const ResyncPlan> plan_;
 };
 

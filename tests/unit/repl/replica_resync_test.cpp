@@ -126,7 +126,7 @@ TEST_CASE("replica: a rewind applies the log, syncs and marks before anything is
 
 TEST_CASE("replica: an image of which nothing is known is not resynced") {
   ReplicaStanding standing{.promised = {1, 7}, .primary = "a", .logged = {}, .applied = {}};
-  standing.consistent = false;
+  standing.consistent = standing.whole = false;
   ReplicaWorld world(standing);
   const SessionId id = world.attach({1, 7});
   world.step(
@@ -279,7 +279,8 @@ TEST_CASE("replica: a committed stage that is not in the images comes there afte
                            .logged = point,
                            .durable = 10,
                            .applied = point,
-                           .unstaging = true};
+                           .unstaging = true,
+                           .whole = false};
   ReplicaWorld world(standing);
   world.applied = {};
   world.recorded_stage_bytes = stage_bytes_of_test;

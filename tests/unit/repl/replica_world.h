@@ -57,11 +57,13 @@ class ReplicaWorld {
                                                            .consistent = true,
                                                            .logged = {},
                                                            .durable = 0,
-                                                           .applied = {}})
+                                                           .applied = {},
+                                                           .whole = false})
       : replica(config(), standing),
         recorded_epoch(standing.promised),
         recorded_primary(standing.primary),
         recorded_consistent(standing.consistent),
+        recorded_whole(standing.whole),
         logged(standing.logged),
         durable(standing.durable),
         applied(standing.applied) {}
@@ -150,6 +152,7 @@ class ReplicaWorld {
     if (status) {
       switch (record.kind) {
         case ReplicaRecord::Kind::promise:
+          if (!record.primary.empty()) recorded_whole = false;
           if (record.epoch.number < recorded_epoch.number) break;
           recorded_epoch = record.epoch;
           recorded_primary = record.primary;
@@ -263,6 +266,7 @@ class ReplicaWorld {
   Epoch recorded_epoch;
   std::string recorded_primary;
   bool recorded_consistent;
+  bool recorded_whole;
   std::optional<Epoch> recorded_resync;
   HistoryPoint recorded_base;
   bool recorded_staging = false;
@@ -301,6 +305,7 @@ class ReplicaWorld {
   void perform(const replica_effect::SendAttached& effect) {
     CHECK(replica.session() == effect.session);
     CHECK(recorded_epoch == session_epoch);
+    CHECK_FALSE(recorded_whole);
     CHECK(appending.empty());
     CHECK(effect.message.consistent == recorded_consistent);
     if (effect.message.consistent) {

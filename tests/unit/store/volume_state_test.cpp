@@ -205,10 +205,11 @@ TEST_CASE("volume state: the file's bytes never change for the same state") {
       "tie_break": "",
       "version": 1
     }
-  }
+  },
+  "whole": true
 }
 )";
-  CHECK(content == "replicad-state 1 0022725d " + std::to_string(body.size()) + "\n" + body);
+  CHECK(content == "replicad-state 1 17c42e6f " + std::to_string(body.size()) + "\n" + body);
 }
 
 TEST_CASE("volume state: a change of any one byte is noticed") {

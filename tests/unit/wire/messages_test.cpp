@@ -71,14 +71,14 @@ TEST_CASE("messages: golden bytes of every JSON frame") {
                    "52504c440103000034000000d7e9574d",
                    "af310b36",
                    R"({"code":"stale_epoch","hint":"wait","message":"old"})");
-  check_json_frame(encode_start({false, 17}),
-                   "52504c4401040000190000009ba15261",
-                   "3a9a5cfe",
-                   R"({"after":17,"copy":false})");
-  check_json_frame(encode_start({true, 17, true}),
-                   "52504c4401040000240000001803203f",
-                   "e4c103f6",
-                   R"({"after":17,"copy":true,"keep":true})");
+  check_json_frame(encode_start({.after = 17, .answered = 19}),
+                   "52504c44010400002700000004df8557",
+                   "1bff28c5",
+                   R"({"after":17,"answered":19,"copy":false})");
+  check_json_frame(encode_start({.copy = true, .after = 17, .keep = true, .answered = 17}),
+                   "52504c440104000032000000301cd5e1",
+                   "3cf33640",
+                   R"({"after":17,"answered":17,"copy":true,"keep":true})");
   const std::string wrapped = R"({"point":)" + point_json + "}";
   check_json_frame(
       encode_copy_end({point}), "52504c440122000062000000b969468e", "baac9169", wrapped);
@@ -175,7 +175,7 @@ TEST_CASE("messages: attached tells of an interrupted resync only where there wa
 
 TEST_CASE("messages: start tells of a copy in place") {
   const std::string text = payload_text(encode_start({.copy = true, .after = 5, .in_place = true}));
-  CHECK(text == R"({"after":5,"copy":true,"in_place":true})");
+  CHECK(text == R"({"after":5,"answered":0,"copy":true,"in_place":true})");
   const auto decoded = decode_start(bytes_of(text));
   REQUIRE(decoded);
   CHECK(decoded->in_place);
@@ -184,12 +184,12 @@ TEST_CASE("messages: start tells of a copy in place") {
 
 TEST_CASE("messages: start tells of a rewind, and of one thing only") {
   const std::string text = payload_text(encode_start({.copy = true, .after = 5, .save = true}));
-  CHECK(text == R"({"after":5,"copy":true,"save":true})");
+  CHECK(text == R"({"after":5,"answered":0,"copy":true,"save":true})");
   const auto decoded = decode_start(bytes_of(text));
   REQUIRE(decoded.has_value());
   CHECK(decoded->save);
   CHECK_FALSE(decoded->keep);
-  const std::string both = R"({"after":5,"copy":true,"keep":true,"save":true})";
+  const std::string both = R"({"after":5,"answered":5,"copy":true,"keep":true,"save":true})";
   CHECK(decode_start(bytes_of(both)).error().code == Errc::protocol);
 }
 
@@ -209,10 +209,12 @@ TEST_CASE("messages: what is encoded is decoded") {
   CHECK(attached->durable == 16);
   CHECK(attached->applied == 15);
   CHECK(attached->features == std::vector<std::string>{"x"});
-  const auto start = decode_start(bytes_of(R"({"copy":true,"after":18446744073709551615})"));
+  const auto start =
+      decode_start(bytes_of(R"({"copy":true,"after":18446744073709551615,"answered":3})"));
   REQUIRE(start);
   CHECK(start->copy);
   CHECK(start->after == 18446744073709551615ULL);
+  CHECK(start->answered == 3);
   const auto end = decode_copy_end(bytes_of(payload_text(encode_copy_end({point}))));
   REQUIRE(end);
   CHECK(end->point == point);
