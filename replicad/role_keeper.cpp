@@ -120,7 +120,11 @@ void RoleKeeper::promote(const std::shared_ptr<Volume>& volume) {
   const auto point = call_reactor<HistoryPoint>(context_.reactor, [volume, promised](auto done) {
     volume->seal_replica(promised, std::nullopt, seal_patience, std::move(done));
   });
-  if (!point) return log_failure("promotion_not_finished", volume->name(), point.error());
+  if (!point) {
+    // Nobody attaches to a chosen host, which is what else tries a failed disk again.
+    run_on_reactor(context_.reactor, [volume] { volume->reopen_failed_replica(); });
+    return log_failure("promotion_not_finished", volume->name(), point.error());
+  }
   const Record record = *state.vote.record;
   // Whoever asked for the promotion has put down whether the volume was to be served.
   const bool activate = state.active;

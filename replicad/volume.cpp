@@ -426,6 +426,10 @@ void Volume::reopen_replica() {
   });
 }
 
+void Volume::reopen_failed_replica() {
+  if (replica_ && !replica_busy_ && replica_->status().state == "failed") reopen_replica();
+}
+
 void Volume::become_replica(const std::string& primary,
                             const std::optional<HistoryPoint>& point,
                             Done done) {

@@ -141,6 +141,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   /// After a promotion that did not happen: the session ended, so the replica starts anew from its
   /// checkpoint.
   void reopen_replica();
+  /// Likewise a replica whose disk has failed, to try it again. Does nothing to any other.
+  void reopen_failed_replica();
   /// Whether promote may begin.
   [[nodiscard]] Status check_promotion(const PromotionRequest& request) const;
   /// Durably becomes a replica of `primary`. With `point`, which its images hold; without, they hold

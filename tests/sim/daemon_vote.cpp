@@ -206,7 +206,11 @@ void Daemon::keep_role() {
   operation_ = "promote";
   world_.reached("promotion finished after a restart");
   seal_replica(state().epoch, std::nullopt, [this](const Result<HistoryPoint>& point) {
-    if (!point) return end_operation();
+    if (!point) {
+      end_operation();
+      if (replica_ && !replica_busy_ && replica_->has_failed()) reopen_replica();
+      return;
+    }
     record_promotion(
         *state().vote.record, *point, [this](const Status& /*written*/) { end_operation(); });
   });
