@@ -86,8 +86,9 @@ Errc errc_from_name(std::string_view name) {
 }
 
 Error errno_to_error(int sys_errno, std::string_view context) {
-  std::array<char, 128> buffer{};
-  const char* text = ::strerror_r(sys_errno, buffer.data(), buffer.size());
+  // Untranslated, and without the locks of translations: several threads report errors while nbdkit ends.
+  const char* known = ::strerrordesc_np(sys_errno);
+  const std::string text = known != nullptr ? known : fmt::format("errno {}", sys_errno);
   return Error{errc_from_errno(sys_errno), sys_errno, fmt::format("{}: {}", context, text), {}};
 }
 
