@@ -243,6 +243,14 @@ void Connection::vanish(Side side) {
                          });
 }
 
+void Connection::drop() {
+  for (End& one : ends_) {
+    one.hooks = {};
+    one.queue.clear();
+    one.transit.clear();
+  }
+}
+
 // --- the network
 
 Network::Network(World& world,
@@ -254,6 +262,12 @@ Network::Network(World& world,
       listeners_(machines.size()),
       blocked_until_(machines.size() * machines.size()),
       slow_until_(machines.size() * machines.size()) {}
+
+Network::~Network() {
+  for (const auto& connection : all_) {
+    if (const auto left = connection.lock()) left->drop();
+  }
+}
 
 bool Network::is_blocked(HostIndex from, HostIndex to) const {
   return world_.now() < blocked_until_[from * machines_.size() + to];
@@ -290,6 +304,7 @@ void Network::connect(HostIndex from,
     forget_old();
     auto connection = std::make_shared<Connection>(*this, *machines_[from], *machines_[to]);
     connections_.push_back(connection);
+    all_.push_back(connection);
     machines_[to]->after(draw_latency(from, to), [this, to, connection] {
       if (listeners_[to]) {
         listeners_[to](connection);
@@ -310,6 +325,7 @@ void Network::message(HostIndex from, HostIndex to, std::function<void()> arrive
 
 void Network::forget_old() {
   std::erase_if(connections_, [](const auto& connection) { return connection->is_over(); });
+  std::erase_if(all_, [](const auto& connection) { return connection.expired(); });
 }
 
 void Network::reset_links(HostIndex a, HostIndex b) {

@@ -46,6 +46,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void reset(const char* why);
   /// A host is without power: its side is gone, the other one knows nothing.
   void vanish(Side side);
+  /// The run is over: lets go of everything that holds it, or a program.
+  void drop();
 
   [[nodiscard]] HostIndex host(Side side) const { return end(side).machine->index; }
   /// Both kernels have forgotten it.
@@ -107,6 +109,9 @@ class Network {
   using Accept = std::function<void(const std::shared_ptr<Connection>&)>;
 
   Network(World& world, const Options& options, std::vector<std::unique_ptr<Machine>>& machines);
+  Network(const Network&) = delete;
+  Network& operator=(const Network&) = delete;
+  ~Network();
 
   [[nodiscard]] World& world() { return world_; }
   [[nodiscard]] const Options& options() const { return options_; }
@@ -140,6 +145,7 @@ class Network {
   std::vector<Instant> blocked_until_;
   std::vector<Instant> slow_until_;
   std::vector<std::shared_ptr<Connection>> connections_;
+  std::vector<std::weak_ptr<Connection>> all_;  ///< also those that both kernels have forgotten
 };
 
 }  // namespace replicad::sim
