@@ -93,7 +93,8 @@ bool has(const std::string& text, const std::string& part) {
 }
 
 TEST_CASE(
-    "recover: the log goes into the images, which then stand alone; a second time does nothing") {
+    "recover: the log goes into the images, which then stand alone, and a second time does "
+    "nothing") {
   KilledReplica replica;
   REQUIRE(replica.state().checkpoint.sequence == 0);
   const auto looked = replica.recover(true);
