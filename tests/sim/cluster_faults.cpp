@@ -122,6 +122,17 @@ void Cluster::inject(Fault fault, Random& random) {
   }
 }
 
+/// What the target of a switchover says often does not arrive: the voters then settle it.
+void Cluster::offered(HostIndex from, HostIndex to) {
+  const bool cuts = options.fault_weights[static_cast<std::size_t>(Fault::one_way)] > 0;
+  if (!cuts || healing_ || !world.random.chance(15)) return;
+  world.after(world.random.delay(std::chrono::milliseconds(30)), [this, from, to] {
+    if (healing_) return;
+    world.note("fault: no word from {} to {}", machines[to]->name, machines[from]->name);
+    network.block(to, from, std::chrono::seconds(30));
+  });
+}
+
 void Cluster::operate(Random& random) {
   const HostIndex host = random.below(options.hosts);
   const auto draw = random.below(14);

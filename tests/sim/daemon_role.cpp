@@ -71,6 +71,7 @@ void Daemon::offer(HostIndex to, const HistoryPoint& point) {
           return end_operation();
         }
         world_.note("{} offers epoch {} to {}", machine_.name, epoch.number, host_name(to));
+        cluster_.offered(host_, to);
         ask<Status>(
             to,
             promotion_timeout,
