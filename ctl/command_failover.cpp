@@ -77,4 +77,22 @@ Status run_failover(Context& context, const OptionValues& values) {
   return status;
 }
 
+void add_resolve_options(OptionSpecs& specs) {
+  specs.add_options()("keep",
+                      po::value<std::string>()->value_name("HOST"),
+                      "the history that this host has is kept; the others are given up");
+}
+
+Status run_resolve(Context& context, const OptionValues& values) {
+  const std::string keep = text_option(values, "keep");
+  if (!is_valid_name(keep))
+    return fail(Errc::invalid_argument, "resolve needs --keep HOST, a host that has the history");
+  const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
+  const auto plan = plan_resolve(context.volume(), keep, reports);
+  if (!plan) return tl::unexpected(plan.error());
+  RD_TRY(context.confirm(fmt::format(
+      "keep the history of {} that {} has, and give every other one up?", context.volume(), keep)));
+  return run_plan(context, *plan);
+}
+
 }  // namespace replicad::ctl

@@ -27,7 +27,7 @@ constexpr auto wait_every = std::chrono::milliseconds(200);
 Tone tone_of(const std::string& state) {
   if (state == "serving" || state == "streaming") return Tone::good;
   if (state == "failed" || state == "detached" || state == "refused" || state == "unreachable" ||
-      state == "missing" || state == "unknown" || state == "inconsistent") {
+      state == "missing" || state == "unknown" || state == "inconsistent" || state == "split") {
     return Tone::bad;
   }
   return state == "stopped" ? Tone::plain : Tone::warn;

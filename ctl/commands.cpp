@@ -50,6 +50,14 @@ const char* const set_details =
     "exit code is 4.\n\n"
     "  replicactl set vm1 mode=semi-sync ack_timeout=3s";
 
+const char* const resolve_details =
+    "Two histories exist when a replica was made the primary by force while others went on. Where\n"
+    "they meet, both stop (state split). The hosts that have another history than HOST give "
+    "theirs\n"
+    "up and become replicas of the kept one; what they knew of it is kept beside their state.\n"
+    "Then `activate` serves the kept history.\n\n"
+    "  replicactl resolve vm1 --keep b";
+
 const char* const wait_details =
     "WHAT is `in-sync` (every replica is connected and in sync), `serving` (the export is up) or\n"
     "`primary=HOST`. With --timeout, exit code 124 when the time is over.";
@@ -84,6 +92,16 @@ const Command failover_command{"failover",
                                true,
                                add_failover_options,
                                run_failover};
+
+const Command resolve_command{"resolve",
+                              "NAME",
+                              "Choose one of two histories that a forced failover has made",
+                              resolve_details,
+                              1,
+                              1,
+                              true,
+                              add_resolve_options,
+                              run_resolve};
 
 }  // namespace
 
@@ -155,6 +173,7 @@ const std::vector<Command>& all_commands() {
        add_switchover_options,
        run_switchover},
       failover_command,
+      resolve_command,
       {"set",
        "NAME KEY=VALUE..",
        "Change settings of a volume",

@@ -71,6 +71,8 @@ class ControlApi {
   [[nodiscard]] Answer switchover(const std::string& name, const std::string& body);
   [[nodiscard]] Answer promote(const std::string& name, const std::string& body);
   [[nodiscard]] Answer failover(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer rival(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer resolve(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_prepare(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_accept(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_chosen(const std::string& name, const std::string& body);

@@ -99,6 +99,8 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   post("switchover", &ControlApi::switchover);
   post("promote", &ControlApi::promote);
   post("failover", &ControlApi::failover);
+  post("rival", &ControlApi::rival);
+  post("resolve", &ControlApi::resolve);
   post("vote/prepare", &ControlApi::vote_prepare);
   post("vote/accept", &ControlApi::vote_accept);
   post("vote/chosen", &ControlApi::vote_chosen);

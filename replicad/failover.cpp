@@ -106,6 +106,10 @@ class FailoverRun {
     const std::string& host = context_.options.host;
     if (!state_.vote.record)
       return fail(Errc::refused, "{} has no record of volume {} yet", host, state_.name);
+    if (state_.rival) {
+      return with_hint(fail(Errc::diverged, "two histories of volume {}", state_.name),
+                       "choose by `replicactl resolve` first");
+    }
     const Record& record = *state_.vote.record;
     if (record.primary == host) {
       return with_hint(fail(Errc::refused, "{} is the primary of volume {}", host, state_.name),
@@ -156,6 +160,7 @@ class FailoverRun {
     if (!record) return record;
     RD_TRY(update_volume(context_, volume_, [record](VolumeState& state) -> Status {
       const Ballot ballot{state.vote.promised.round + 1, record->primary, record->fork};
+      state.fork_base = state.vote.record;
       state.vote = {ballot, ballot, true, *record};
       state.epoch = record->epoch;
       state.members = record->members;

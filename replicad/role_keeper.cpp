@@ -1,18 +1,28 @@
 #include "replicad/role_keeper.h"
 
 #include "core/base/log.h"
+#include "core/control/views.h"
+#include "core/vote/fork.h"
+#include "core/vote/record_json.h"
 #include "io/file.h"
+#include "replicad/peer_client.h"
 #include "replicad/reactor_call.h"
 #include "replicad/settlement.h"
 #include "replicad/vote_driver.h"
 
 namespace replicad {
 
+using nlohmann::json;
+
 namespace {
 
 constexpr auto keeper_interval = std::chrono::seconds(2);
 constexpr Duration read_timeout = std::chrono::seconds(2);
 constexpr Duration seal_patience = std::chrono::seconds(25);
+constexpr auto rival_interval = std::chrono::seconds(5);
+constexpr std::chrono::milliseconds rival_look_timeout{1500};
+/// It ends its export meanwhile.
+constexpr std::chrono::milliseconds rival_answer_timeout{20'000};
 
 void log_failure(const char* what, const std::string& volume, const Error& error) {
   log(LogLevel::error, what, "volume={} error={}", volume, log_value(error.message));
@@ -74,6 +84,43 @@ void RoleKeeper::tend(const std::shared_ptr<Volume>& volume) {
   if (due == RoleDue::promote) promote(volume);
   if (due == RoleDue::renew) renew(volume);
   if (run_on_reactor(context_.reactor, [volume] { return volume->export_due(); })) serve(volume);
+  look_for_rivals(volume);
+}
+
+/// Members of the history before, whom a forced record left behind, may have gone on in it.
+void RoleKeeper::look_for_rivals(const std::shared_ptr<Volume>& volume) {
+  const VolumeState state = state_of(context_, volume);
+  if (!state.fork_base || !state.vote.record) return;
+  const auto now = std::chrono::steady_clock::now();
+  const auto looked = looked_at_.find(volume->name());
+  if (looked != looked_at_.end() && now - looked->second < rival_interval) return;
+  looked_at_[volume->name()] = now;
+  for (const MemberState& member : state.fork_base->members) {
+    if (find_member(state.vote.record->members, member.host) == nullptr)
+      meet_member(volume, state, member);
+  }
+}
+
+void RoleKeeper::meet_member(const std::shared_ptr<Volume>& volume,
+                             const VolumeState& state,
+                             const MemberState& member) {
+  const auto answer =
+      ask_peer({member.control, "GET", volume_path(state.name), nullptr, rival_look_timeout});
+  if (!answer || !answer->ok()) return;
+  const auto view = parse_volume(answer->body);
+  if (!view || view->uuid != state.uuid || !view->vote.record) return;
+  const Record& other = *view->vote.record;
+  const Meeting meeting = meet(*state.vote.record, *state.fork_base, other);
+  if (meeting == Meeting::same) return;
+  if (meeting == Meeting::split && !state.rival) {
+    if (const Status stopped = stop_for_rival(context_, volume, other); !stopped)
+      log_failure("split_not_recorded", volume->name(), stopped.error());
+  }
+  if (view->state == "split") return;
+  const json message = {{"uuid", state.uuid}, {"record", record_json(*state.vote.record)}};
+  const auto told = ask_peer(
+      {member.control, "POST", volume_path(state.name, "rival"), message, rival_answer_timeout});
+  if (told && !told->ok()) log_failure("rival_not_told", volume->name(), told->error());
 }
 
 void RoleKeeper::settle(const std::shared_ptr<Volume>& volume) {

@@ -39,6 +39,15 @@ Status give_up_role(ControlContext& context,
   return {};
 }
 
+Status stop_for_rival(ControlContext& context,
+                      const std::shared_ptr<Volume>& volume,
+                      const Record& rival) {
+  RD_TRY(call_reactor<void>(
+      context.reactor, [volume, rival](auto done) { volume->note_rival(rival, std::move(done)); }));
+  if (end_export_process(context, volume, std::chrono::milliseconds(0))) return {};
+  return fail(Errc::timeout, "the export of volume {} does not end", volume->name());
+}
+
 namespace {
 
 /// Durably takes the term, below which nobody can be promoted any more, and goes on serving if it

@@ -27,6 +27,12 @@ enum class Settlement {
                                   const std::string& primary,
                                   const std::optional<HistoryPoint>& point);
 
+/// Another history was met: durably in the state SPLIT, then the export, if there is one, is ended
+/// cleanly.
+[[nodiscard]] Status stop_for_rival(ControlContext& context,
+                                    const std::shared_ptr<Volume>& volume,
+                                    const Record& rival);
+
 /// One attempt to settle a volume whose state has a transfer. `error` (may be null): what kept it
 /// from being settled.
 [[nodiscard]] Settlement settle_transfer(ControlContext& context,

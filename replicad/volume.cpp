@@ -113,6 +113,7 @@ VolumeSnapshot Volume::snapshot() const {
 std::string Volume::shown_state() const {
   if (load_error_) return "failed";
   const bool open_failed = open_error_ && environment_.reactor.now() - open_since_ > open_grace;
+  if (is_split()) return "split";
   if (state().disks.empty()) return "witness";
   if (!is_primary()) {
     if (replica_) return replica_->status().state;
@@ -141,6 +142,7 @@ std::string Volume::shown_state() const {
 
 std::optional<Error> Volume::shown_error() const {
   if (load_error_) return load_error_;
+  if (is_split()) return split_error();
   if (!is_primary()) {
     if (replica_) return replica_->status().error;
     return shown_state() == "failed" ? open_error_ : std::nullopt;
@@ -279,6 +281,7 @@ void Volume::tend() {
 Status Volume::attach(const std::shared_ptr<FrameConnection>& connection,
                       const AttachMessage& message) {
   if (load_error_) return tl::unexpected(*load_error_);
+  if (is_split()) return tl::unexpected(split_error());
   if (message.volume_uuid != state().uuid) {
     return fail(Errc::refused,
                 "volume {} on {} is another volume: its uuid is {}, not {}",
@@ -312,6 +315,7 @@ Status Volume::attach(const std::shared_ptr<FrameConnection>& connection,
 
 Status Volume::check_promotion(const PromotionRequest& request) const {
   if (load_error_) return tl::unexpected(*load_error_);
+  if (is_split()) return tl::unexpected(split_error());
   const std::string& host = environment_.options.host;
   if (is_primary())
     return fail(Errc::refused, "{} is the primary of volume {} already", host, name_);

@@ -120,6 +120,15 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void set_recheck(bool recheck) { recheck_ = recheck; }
   /// A later term than the one that was refused begins, or another attempt comes later.
   void note_renewal();
+  /// State SPLIT: another history was met (core/vote/fork.h).
+  [[nodiscard]] bool is_split() const { return state().rival.has_value(); }
+  /// Durably in the state SPLIT: nothing is served from now on, but by an export that runs and that the
+  /// caller ends.
+  void note_rival(const Record& rival, Done done);
+  /// This member's history is given up for that of `kept`: durably a replica of its primary, without a
+  /// vote until it is a member there. Its images stay as they are, at a point that is on no history.
+  /// No plugin has them.
+  void join_history(const Record& kept, Done done);
   /// Why the last proposal found no quorum; shown until one does.
   void note_vote(std::optional<Error> error) { vote_error_ = std::move(error); }
 
@@ -211,6 +220,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
   [[nodiscard]] ReplicaVolume::Hooks replica_hooks();
   [[nodiscard]] std::string shown_state() const;
   [[nodiscard]] std::optional<Error> shown_error() const;
+  [[nodiscard]] Error split_error() const;
   [[nodiscard]] std::string log_dir() const { return environment_.volume_dir(name_) + "/log"; }
   void discard_leftover_log() const;
   [[nodiscard]] Status check_voting() const;

@@ -104,6 +104,7 @@ void Volume::on_request(const std::shared_ptr<AgentSession>& session,
 
 Status Volume::check_claim() const {
   if (load_error_) return tl::unexpected(*load_error_);
+  if (is_split()) return tl::unexpected(split_error());
   const std::string& host = environment_.options.host;
   if (!is_primary()) {
     return with_hint(fail(Errc::refused,
@@ -280,6 +281,10 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
     return;
   }
   const std::string& host = environment_.options.host;
+  if (is_split()) {
+    // This daemon ended before it had ended the export.
+    return reply(fail(Errc::stale_epoch, "{}", split_error().message));
+  }
   // A plugin that a switchover had sealed may have missed its new term: replicad ended between
   // recording and telling it. It is the one that holds the images, so nobody has had a term since.
   const VoterState& vote = state().vote;
@@ -558,8 +563,8 @@ void Volume::plugin_release() {
 bool Volume::awaits_start() const {
   // Clean and still to be served: a promotion that was cut short before its export began.
   const bool wanted = state().active && (state().settings.autostart || state().clean);
-  return wanted && !ended_by_request_ && is_primary() && !has_plugin() && !starting_ &&
-         !load_error_ && !released_;
+  return wanted && !ended_by_request_ && !is_split() && is_primary() && !has_plugin() &&
+         !starting_ && !load_error_ && !released_;
 }
 
 bool Volume::export_due() const {

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "core/base/log.h"
+#include "core/vote/fork.h"
+#include "io/file.h"
 #include "replicad/volume.h"
 
 namespace replicad {
@@ -102,12 +104,78 @@ void Volume::note_renewal() {
 
 RoleDue Volume::role_due() const {
   const VoterState& vote = state().vote;
-  if (load_error_ || released_ || !vote.record) return RoleDue::none;
+  if (load_error_ || released_ || !vote.record || is_split()) return RoleDue::none;
   if (!vote.chosen || recheck_) return RoleDue::ask;
   const bool mine = vote.record->primary == environment_.options.host;
   if (mine && is_primary() && is_refused()) return RoleDue::renew;
   if (mine == is_primary()) return RoleDue::none;
   return mine ? RoleDue::promote : RoleDue::demote;
+}
+
+// --- two histories
+
+Error Volume::split_error() const {
+  const Record& rival = *state().rival;
+  return Error{
+      Errc::diverged,
+      0,
+      fmt::format("two histories of volume {}: {} here, {} met; nothing is served",
+                  name_,
+                  state().vote.record ? describe_history(*state().vote.record) : "none",
+                  describe_history(rival)),
+      fmt::format("`replicactl resolve {} --keep HOST` keeps the one that HOST has", name_)};
+}
+
+void Volume::note_rival(const Record& rival, Done done) {
+  log(LogLevel::error,
+      "split",
+      "volume={} own={} met={}",
+      name_,
+      state().vote.record ? state().vote.record->fork : 0,
+      log_value(describe_history(rival)));
+  update(
+      [rival](VolumeState& state) -> Status {
+        state.rival = rival;
+        return {};
+      },
+      std::move(done));
+}
+
+void Volume::join_history(const Record& kept, Done done) {
+  const auto self = shared_from_this();
+  auto change = [kept, host = environment_.options.host](VolumeState& state) -> Status {
+    const bool was_primary = state.primary == host;
+    state.vote = {};
+    state.primary = kept.primary;
+    state.epoch = kept.epoch;
+    state.members = kept.members;
+    state.in_sync = kept.in_sync;
+    state.active = false;
+    state.transfer.reset();
+    state.rival.reset();
+    state.fork_base.reset();
+    // A tag of its own: no history stands at this point.
+    if (was_primary) {
+      state.history = unclean_point({kept.epoch.number, random_tag()}, state);
+      state.checkpoint = state.history;
+      state.clean = false;
+    }
+    return {};
+  };
+  update(std::move(change), [self, done = std::move(done)](const Status& written) {
+    if (written) {
+      self->images_.clear();
+      self->last_end_.reset();
+      self->recheck_ = false;
+      log(LogLevel::warn,
+          "history_given_up",
+          "volume={} primary={}",
+          self->name_,
+          self->state().primary);
+      self->reopen_replica();
+    }
+    done(written);
+  });
 }
 
 }  // namespace replicad

@@ -121,6 +121,8 @@ Result<const MemberReport*> find_primary(const std::string& volume,
     }
   }
   if (primary == nullptr) return no_primary(volume, reports);
+  if (rival != nullptr && primary->volume->state == "split" && primary->volume->error)
+    return tl::unexpected(*primary->volume->error);
   if (rival != nullptr) {
     return refuse(fmt::format("{} and {} both say that they are the primary of {} in epoch {}",
                               printable(primary->host),
@@ -227,6 +229,10 @@ std::vector<std::string> volume_problems(const std::string& volume,
   }
   for (const MemberReport& report : reports) {
     if (!report.volume || primary.member(report.host) != nullptr) continue;
+    if (report.volume->state == "split") {
+      add_error(report.host, report.volume->error);
+      continue;
+    }
     problems.push_back(fmt::format(
         "{} is no member but still has a part: `replicactl remove-replica {} {}` clears it",
         printable(report.host),

@@ -100,6 +100,12 @@ struct FailoverOptions {
                                          const std::vector<MemberReport>& reports,
                                          const std::vector<HostReport>& hosts);
 
+/// Two histories: those that have another one than `keep` give theirs up, those that have the same go
+/// on, then its primary takes the former as members. Notes say what each has. Refused if there is one.
+[[nodiscard]] Result<Plan> plan_resolve(const std::string& volume,
+                                        const std::string& keep,
+                                        const std::vector<MemberReport>& reports);
+
 /// Primary first, then the other members; members that do not answer are skipped.
 [[nodiscard]] Result<Plan> plan_set(const std::string& volume,
                                     const nlohmann::json& settings,

@@ -167,6 +167,13 @@ std::optional<TransferState> transfer_from(const json& object) {
   return TransferState{text(value, "to"), epoch(value, "epoch"), point(value, "point")};
 }
 
+std::optional<Record> optional_record(const json& document, const char* name) {
+  if (!document.contains(name)) return std::nullopt;
+  auto record = record_from_json(field(document, name));
+  if (!record) throw DocumentError{record.error().message};
+  return std::move(*record);
+}
+
 VolumeState state_from(const json& document) {
   VolumeState state;
   state.generation = number(document, "generation");
@@ -201,6 +208,8 @@ VolumeState state_from(const json& document) {
   if (document.contains("resync")) state.resync = epoch(document, "resync");
   if (document.contains("rewind")) state.rewind = number(document, "rewind");
   if (document.contains("stage_bytes")) state.stage_bytes = number(document, "stage_bytes");
+  state.fork_base = optional_record(document, "fork_base");
+  state.rival = optional_record(document, "rival");
   return state;
 }
 
@@ -420,6 +429,8 @@ std::string encode_volume_state_body(const VolumeState& state) {
   if (state.resync) document["resync"] = to_json(*state.resync);
   if (state.rewind) document["rewind"] = *state.rewind;
   if (state.stage_bytes) document["stage_bytes"] = *state.stage_bytes;
+  if (state.fork_base) document["fork_base"] = record_json(*state.fork_base);
+  if (state.rival) document["rival"] = record_json(*state.rival);
   return document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
 }
 

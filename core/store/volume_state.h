@@ -64,6 +64,12 @@ struct VolumeState {
   std::vector<std::string>
       in_sync;  ///< hosts, the primary included; replicas keep the last they heard
 
+  /// The record that this member's history was opened on by force.
+  std::optional<Record> fork_base;
+  /// State SPLIT: the record of another history that was met. Nothing is served nor followed until an
+  /// operator has chosen.
+  std::optional<Record> rival;
+
   // As primary.
   bool active = false;  ///< the export should be served; at a replica: what a promotion shall do
   bool clean =

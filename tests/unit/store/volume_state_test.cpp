@@ -69,6 +69,12 @@ TEST_CASE("volume state: what is written is read back") {
   const auto read_resyncing = decode_volume_state(encode_volume_state(resyncing));
   REQUIRE(read_resyncing.has_value());
   CHECK(*read_resyncing == resyncing);
+  VolumeState split = state;
+  split.fork_base = state.vote.record;
+  split.rival = first_record("b", {"b"}, state.members);
+  const auto read_split = decode_volume_state(encode_volume_state(split));
+  REQUIRE(read_split.has_value());
+  CHECK(*read_split == split);
 
   VolumeState rewinding = state;
   rewinding.rewind = 3;
