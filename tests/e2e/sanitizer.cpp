@@ -27,6 +27,23 @@ std::string make_wrapper() {
   return path;
 }
 
+/// nbdkit is not instrumented, and does not free all of its own when it ends with connections open. A suppression that
+/// named it would pass over what our plugin leaks in its threads too: of those only the reports go in which nbdkit
+/// itself has allocated everything.
+bool is_about_nbdkit_alone(const std::string& report) {
+  if (report.find("ERROR: LeakSanitizer") == std::string::npos) return false;
+  for (std::size_t at = 0; (at = report.find("    #0 ", at)) != std::string::npos; ++at) {
+    const std::size_t caller = report.find("    #1 ", at);
+    if (caller == std::string::npos) return false;
+    const std::string frame = report.substr(caller, report.find('\n', caller) - caller);
+    if (frame.find("(/usr/bin/nbdkit+") == std::string::npos &&
+        frame.find("(/usr/sbin/nbdkit+") == std::string::npos) {
+      return false;
+    }
+  }
+  return true;
+}
+
 /// As the tests found it when they began.
 std::string given_options(const std::string& variable) {
   static std::map<std::string, std::string> given;
@@ -62,7 +79,9 @@ std::string sanitizer_reports(const std::string& directory) {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(directory, ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(report_prefix)) reports += read_text(entry.path().string());
+    if (!name.starts_with(report_prefix)) continue;
+    const std::string report = read_text(entry.path().string());
+    if (!is_about_nbdkit_alone(report)) reports += report;
   }
   return reports;
 }
