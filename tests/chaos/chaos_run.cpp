@@ -164,10 +164,6 @@ void ChaosRun::operate() {
     fail_over();
     served_at_ = Clock::now();  // the next attempt comes later
   }
-  if (now - resynced_at_ > std::chrono::seconds(1)) {
-    resync_detached();
-    resynced_at_ = Clock::now();
-  }
 }
 
 /// The guest runs where the volume is served in the latest term.
@@ -191,21 +187,6 @@ void ChaosRun::fail_over() {
   note(done.exit_code == 0 ? "failovers" : "failovers refused");
   say(fmt::format("failover: exit code {} {}", done.exit_code, done.err.substr(0, 200)));
   follow_guest();
-}
-
-/// A member with another history waits until it is told that what it alone has may go.
-void ChaosRun::resync_detached() {
-  const auto found = cluster_.find_export("vm1", "vda");
-  if (!found) return;
-  const auto view = cluster_.host(found->host).get("/v1/volumes/vm1");
-  if (!view) return;
-  for (const json& replica : view->value("replicas", json::array())) {
-    if (replica.at("state") != "detached" || !replica.at("error").is_object()) continue;
-    if (replica["error"].value("code", "") != "diverged") continue;
-    const std::string host = replica.at("host");
-    const Finished done = cluster_.ctl({"resync", "vm1", "--host=" + host}, command_limit);
-    note(done.exit_code == 0 ? "resyncs" : "resyncs refused");
-  }
 }
 
 }  // namespace replicad::e2e

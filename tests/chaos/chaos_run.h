@@ -65,7 +65,6 @@ class ChaosRun {
   void operate();
   void switch_over();
   void fail_over();
-  void resync_detached();
   void follow_guest();
 
   std::uint64_t draw(std::uint64_t below) { return random_() % below; }
@@ -88,7 +87,6 @@ class ChaosRun {
   std::set<std::string> down_;     ///< hosts without a daemon, to be started at an ending
   std::set<std::string> stopped_;  ///< hosts whose daemon stands still
   Clock::time_point served_at_ = Clock::now();
-  Clock::time_point resynced_at_ = Clock::now();
   std::map<std::string, unsigned> counts_;
 };
 
