@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the simulator with each condition of core/repl switched off and on:
+# Runs the simulator with each condition of core/repl and core/vote switched off and on:
 #   mutants.sh BUILD_DIR SEEDS JOBS
 # A mutant is found when a seed breaks a promise, aborts or hangs. One that is not found must stand in mutants_left.txt,
 # with the reason.
