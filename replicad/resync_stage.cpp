@@ -19,7 +19,7 @@ namespace replicad {
 
 namespace {
 
-constexpr std::uint64_t reserve_step_bytes = 64 * mib;
+constexpr std::uint64_t reserve_step_bytes = 4 * mib;
 constexpr std::size_t stage_batch_bytes_max = 8 * mib;
 constexpr std::size_t stage_vectors_max = IOV_MAX;
 // Two largest frames, as the log's applier.

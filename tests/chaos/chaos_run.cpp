@@ -14,7 +14,7 @@ namespace {
 constexpr std::uint64_t mib_bytes = 1 << 20;
 constexpr std::uint64_t disk_size = 24 * mib_bytes;
 /// Image, state, and a log of 16 MiB fit; a full disk is then one that something else fills.
-constexpr std::uint64_t file_system_size = 96 * mib_bytes;
+constexpr std::uint64_t file_system_size = 192 * mib_bytes;
 constexpr Millis recovery_limit(240'000);
 constexpr Millis command_limit(40'000);
 /// For building, recovery and the checks, beside what was asked for.
