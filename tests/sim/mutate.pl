@@ -41,6 +41,19 @@ sub closing {
   die "no closing parenthesis";
 }
 
+# Positions of the semicolons in $text that stand in no braces: not those of a lambda's body.
+sub semicolons {
+  my ($text) = @_;
+  my ($depth, @found) = (0);
+  for (my $i = 0; $i < length $text; ++$i) {
+    my $c = substr $text, $i, 1;
+    ++$depth if $c eq '{';
+    --$depth if $c eq '}';
+    push @found, $i if $c eq ';' && $depth == 0;
+  }
+  return @found;
+}
+
 for my $source (@sources) {
   open my $in, '<', $source or die "$source: $!";
   my $text = do { local $/; <$in> };
@@ -53,7 +66,7 @@ for my $source (@sources) {
     my $line = substr($text, rindex($text, "\n", $-[0]) + 1, $-[0] - rindex($text, "\n", $-[0]) - 1);
     next if $line =~ m{//};
     if ($variable) {
-      my $end = index $text, ';', $begin;
+      my $end = $begin + (semicolons(substr $text, $begin, 2000))[0];
       my $expression = substr $text, $begin, $end - $begin;
       $result .= substr($text, $last, $begin - $last) . switched($file, $variable, $expression, 0);
       $last = $end;
@@ -62,8 +75,8 @@ for my $source (@sources) {
     }
     my $end = closing($text, $begin - 1) - 1;
     my $condition = substr $text, $begin, $end - $begin;
-    if ($condition =~ /;/) {  # if (const auto x = f(); condition)
-      $begin += rindex($condition, ';') + 1;
+    if (my @parts = semicolons($condition)) {  # if (const auto x = f(); condition)
+      $begin += $parts[-1] + 1;
       $condition = substr $text, $begin, $end - $begin;
     }
     next if $condition =~ /(?<![=<>!])=(?!=)/;  # a declaration
