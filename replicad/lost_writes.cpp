@@ -21,6 +21,8 @@ constexpr unsigned lost_directory_mode = 0750;
 constexpr unsigned lost_file_mode = 0640;
 /// Set aside at a time, so that most records find room without asking.
 constexpr std::uint64_t set_aside_step = 4 * mib;
+// Without room for its state file a host can neither vote nor remember what it promised.
+constexpr std::uint64_t left_free_bytes = 4 * mib;
 /// Without so much a rewind does not begin.
 constexpr std::uint64_t first_set_aside = 1 * mib;
 
@@ -192,8 +194,11 @@ Status LostFileWriter::with_space_hint(Status status) const {
                               free.value_or(0),
                               error.message);
   error.hint = fmt::format(
-      "make room in {}: the rewind goes on by itself, and nothing is overwritten that is not kept",
-      directory_);
+      "make room in {} (of which the last {} bytes stay free for the state of volumes): the rewind "
+      "goes "
+      "on by itself, and nothing is overwritten that is not kept",
+      directory_,
+      left_free_bytes);
   return tl::unexpected(std::move(error));
 }
 
@@ -201,6 +206,11 @@ Status LostFileWriter::set_aside(std::uint64_t bytes) {
   if (bytes_ + bytes <= set_aside_bytes_) return {};
   const std::uint64_t wanted = bytes_ + bytes;
   for (const std::uint64_t until : {wanted + set_aside_step, wanted}) {
+    const auto free = free_bytes(directory_);
+    if (free && *free < until - set_aside_bytes_ + left_free_bytes) {
+      errno = ENOSPC;
+      continue;
+    }
     if (::fallocate(file_.get(),
                     FALLOC_FL_KEEP_SIZE,
                     static_cast<off_t>(set_aside_bytes_),

@@ -164,6 +164,27 @@ void ChaosRun::operate() {
     fail_over();
     served_at_ = Clock::now();  // the next attempt comes later
   }
+  if (now - tidied_at_ > std::chrono::seconds(10)) {
+    remove_lost_writes();
+    tidied_at_ = Clock::now();
+  }
+}
+
+/// What rewinds keep would fill the file systems.
+void ChaosRun::remove_lost_writes() {
+  const Finished list = cluster_.ctl({"lost-writes", "vm1", "-o", "json"}, command_limit);
+  const json found = json::parse(list.out, nullptr, false);
+  if (!found.is_object()) return;
+  for (const json& file : found.value("files", json::array())) {
+    const Finished done = cluster_.ctl({"lost-writes",
+                                        "vm1",
+                                        "--host=" + file.at("host").get<std::string>(),
+                                        fmt::format("--file={}", file.at("number").get<int>()),
+                                        "--remove",
+                                        "--force"},
+                                       command_limit);
+    if (done.exit_code == 0) note("files of lost writes removed");
+  }
 }
 
 /// The guest runs where the volume is served in the latest term.

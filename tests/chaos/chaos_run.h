@@ -66,6 +66,7 @@ class ChaosRun {
   void switch_over();
   void fail_over();
   void follow_guest();
+  void remove_lost_writes();
 
   std::uint64_t draw(std::uint64_t below) { return random_() % below; }
   std::string any_host();
@@ -87,6 +88,7 @@ class ChaosRun {
   std::set<std::string> down_;     ///< hosts without a daemon, to be started at an ending
   std::set<std::string> stopped_;  ///< hosts whose daemon stands still
   Clock::time_point served_at_ = Clock::now();
+  Clock::time_point tidied_at_ = Clock::now();
   std::map<std::string, unsigned> counts_;
 };
 
