@@ -41,7 +41,7 @@ class CachedWrites {
 
  private:
   struct Sync {
-    std::uint64_t user_data;
+    std::uint64_t user_data = 0;
     Instant since;
   };
 

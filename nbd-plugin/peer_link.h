@@ -59,8 +59,8 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
 
  private:
   struct Sent {
-    bool is_copy;
-    std::uint64_t bytes;
+    bool is_copy = false;
+    std::uint64_t bytes = 0;
   };
 
   void connect();

@@ -214,6 +214,7 @@ std::vector<std::string> failover_candidates(const FailoverView& view, bool with
   std::stable_sort(
       able.begin(), able.end(), [](const auto* a, const auto* b) { return is_further(*a, *b); });
   std::vector<std::string> hosts;
+  hosts.reserve(able.size());
   for (const CopyInfo* copy : able)
     hosts.push_back(copy->host);
   return hosts;
@@ -239,9 +240,10 @@ std::vector<std::string> describe_copies(const FailoverView& view) {
     if (copy.is_short) line += ", may lack what it acknowledged before it crashed";
     if (copy.writes_behind.value_or(0) > 0)
       line += fmt::format(", {} writes behind the furthest copy that answers", *copy.writes_behind);
-    if (copy.lag_bytes && *copy.lag_bytes > 0)
+    if (copy.lag_bytes && *copy.lag_bytes > 0) {
       line +=
           fmt::format(", {} behind when the primary last looked", format_bytes(*copy.lag_bytes));
+    }
     if (copy.heard_seconds)
       line += fmt::format(", heard the primary {} ago", format_seconds(*copy.heard_seconds));
     lines.push_back(std::move(line));

@@ -78,9 +78,10 @@ Result<Plan> plan_failover(const std::string& volume,
   }
   for (const std::string& line : describe_copies(view))
     plan.notes.push_back(line);
-  if (!allowed)
+  if (!allowed) {
     plan.notes.push_back("forced: " +
                          allowed.error().message.substr(0, allowed.error().message.find('\n')));
+  }
   Step step = planning::make_step(
       *report,
       {"POST",

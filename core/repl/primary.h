@@ -95,7 +95,7 @@ struct WriteArrived {
 /// request.
 struct LocalWritten {
   RequestId id = 0;
-  bool wants_answer;
+  bool wants_answer = false;
 };
 /// The change was not made and will not be: gives range and ring space back.
 struct Abandoned {
@@ -113,7 +113,7 @@ struct Cancelled {
 /// The bytes of placed frame `sequence` are complete in the ring. In sequence order.
 struct FrameReady {
   Sequence sequence = 0;
-  std::uint32_t payload_crc32c;
+  std::uint32_t payload_crc32c = 0;
 };
 struct PeerAttached {
   PeerIndex peer = 0;
@@ -131,7 +131,7 @@ struct PeerMarks {
 /// `bytes` of what take() returned have left; their ring memory is no longer read.
 struct PeerSent {
   PeerIndex peer = 0;
-  std::uint64_t bytes;
+  std::uint64_t bytes = 0;
 };
 /// Compare everything with a detached peer now and send what differs; one of another history keeps
 /// what only it has. Ignored for others, and while a record names the peer.
@@ -163,7 +163,7 @@ struct CopyDone {
 /// The in-sync set of the last Record effect is durable.
 struct Recorded {};
 struct ReserveGranted {
-  Sequence reserved;
+  Sequence reserved = 0;
 };
 struct SettingsChanged {
   Mode mode;
@@ -185,7 +185,7 @@ struct Hold {
 };
 /// Result of the SyncImages effect. `ok` false fails the volume: what was written may be lost.
 struct ImagesSynced {
-  bool ok;
+  bool ok = false;
 };
 /// No deadline ends the hold any more, and the in-sync set does not change. Ignored unless a hold
 /// is reached (is_sealed() tells).
@@ -246,7 +246,7 @@ struct Placed {
 /// Answer the guest. `failed`: with an error.
 struct Answer {
   RequestId id = 0;
-  bool failed;
+  bool failed = false;
 };
 /// Send `start` to the peer. Its bytes come from take() afterwards.
 struct StartPeer {
@@ -285,7 +285,7 @@ struct Record {
 };
 /// Sequences run short: ask for more.
 struct Reserve {
-  Sequence until;
+  Sequence until = 0;
 };
 /// fdatasync every image, then ImagesSynced.
 struct SyncImages {};
@@ -352,7 +352,7 @@ class Primary {
     std::uint64_t begin_bytes = 0;
     std::uint64_t end_bytes = 0;
   };
-  [[nodiscard]] SendWindow take(PeerIndex peer, std::uint64_t bytes_max);
+  [[nodiscard]] SendWindow take(PeerIndex index, std::uint64_t bytes_max);
   /// History point right behind what take() gave out: where copy_end and digest frames may be put.
   [[nodiscard]] HistoryPoint taken_point(PeerIndex peer) const;
   /// Where the copy to this peer ends; nullopt before an effective CopyEnding.
@@ -368,7 +368,7 @@ class Primary {
   [[nodiscard]] const std::optional<Error>& failure() const { return failure_; }
   [[nodiscard]] std::size_t peer_count() const { return peers_.size(); }
   [[nodiscard]] bool is_removed(PeerIndex peer) const { return peers_[peer].removed; }
-  [[nodiscard]] PeerView view(PeerIndex peer, Instant now) const;
+  [[nodiscard]] PeerView view(PeerIndex index, Instant now) const;
   /// Some peer takes frames, so a sealed frame has somewhere to go.
   [[nodiscard]] bool has_stream() const;
   [[nodiscard]] std::optional<PeerIndex> find_peer(std::string_view host) const;
@@ -405,7 +405,7 @@ class Primary {
   struct Waiting {  ///< for acknowledgements, in sequence order per level
     RequestId id = 0;
     Sequence sequence = 0;
-    bool is_flush;
+    bool is_flush = false;
   };
   /// What a copy to this peer must bring: complete for a peer that stands on this history at `base`
   /// or later.
@@ -500,14 +500,14 @@ class Primary {
   void on_event(const primary_event::Recorded& event, Instant now, Effects& effects);
   void on_event(const primary_event::PeerAdded& event, Instant now, Effects& effects);
   void on_event(const primary_event::PeerRemoved& event, Instant now, Effects& effects);
-  void start_stream(PeerIndex peer, const HistoryPoint& point, Instant now, Effects& effects);
-  void start_copy(PeerIndex peer, Resync kind, Instant now, Effects& effects);
+  void start_stream(PeerIndex index, const HistoryPoint& point, Instant now, Effects& effects);
+  void start_copy(PeerIndex index, Resync kind, Instant now, Effects& effects);
   [[nodiscard]] bool has_other_promotable(PeerIndex peer) const;
-  void detach(PeerIndex peer, Error error);
-  void close_peer(PeerIndex peer, Error error, Effects& effects);
-  void expel(PeerIndex peer, Error error, Effects& effects);
-  void leave(PeerIndex peer, Effects& effects);
-  void update_joining(PeerIndex peer, Effects& effects);
+  void detach(PeerIndex index, Error error);
+  void close_peer(PeerIndex index, Error error, Effects& effects);
+  void expel(PeerIndex index, Error error, Effects& effects);
+  void leave(PeerIndex index, Effects& effects);
+  void update_joining(PeerIndex index, Effects& effects);
   void start_joining(Peer& peer);
   void propose_record(Effects& effects);
   void check_progress(Instant now, Effects& effects);
@@ -530,7 +530,7 @@ class Primary {
   [[nodiscard]] bool is_own_term(const Epoch& epoch) const;
   [[nodiscard]] std::shared_ptr<const ResyncPlan> plan_lack(Peer& peer) const;
   [[nodiscard]] std::shared_ptr<const ResyncPlan> plan_whole() const;
-  void request_sync(PeerIndex peer, Effects& effects);
+  void request_sync(PeerIndex index, Effects& effects);
   [[nodiscard]] bool acknowledges(const Peer& peer) const;
 
   // primary_hold.cpp: hold, seal, resume
