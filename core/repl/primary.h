@@ -389,6 +389,8 @@ class Primary {
   [[nodiscard]] Sequence lack_base(PeerIndex peer) const { return peers_[peer].lack.base; }
   /// What the peer may lack now, frames in the ring included.
   [[nodiscard]] KnownLack known_lack(PeerIndex index) const;
+  /// Whether that is all that the peer lacks if it stands as it says; else everything has to be compared.
+  [[nodiscard]] bool knows_lack(PeerIndex index, const AttachedMessage& message) const;
   [[nodiscard]] const RingIndex& ring() const { return ring_; }
 
   /// For tests: aborts if the state contradicts itself.
@@ -524,7 +526,7 @@ class Primary {
   void note_dropped(const RingIndex::Entry& entry);
   void note_durable(Peer& peer) const;
   void end_resync(Peer& peer, Instant now) const;
-  void want_resync(Peer& peer, const AttachedMessage& message, Instant now) const;
+  void want_resync(PeerIndex index, const AttachedMessage& message, Instant now);
   void advance_resyncs(Instant now, Effects& effects);
   [[nodiscard]] bool is_on_history(const HistoryPoint& point) const;
   [[nodiscard]] bool is_own_term(const Epoch& epoch) const;

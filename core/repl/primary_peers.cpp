@@ -66,13 +66,13 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
   if (!event.message.consistent) {
     detach(event.peer,
            Error{Errc::inconsistent, 0, "its image is not complete; a copy is needed", {}});
-    want_resync(peer, event.message, now);
+    want_resync(event.peer, event.message, now);
     leave(event.peer, effects);
     return;
   }
   if (auto error = why_not_stream(peer, logged)) {
     detach(event.peer, std::move(*error));
-    want_resync(peer, event.message, now);
+    want_resync(event.peer, event.message, now);
     leave(event.peer, effects);
     return;
   }

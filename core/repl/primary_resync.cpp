@@ -68,16 +68,22 @@ bool Primary::is_own_term(const Epoch& epoch) const {
          });
 }
 
-/// Decides, for a member that cannot stream, whether a copy starts by itself, and which.
-void Primary::want_resync(Peer& peer, const AttachedMessage& message, Instant now) const {
-  const bool on_history = is_on_history(message.logged) && !peer.diverged;
-  const bool is_known = on_history && message.logged.sequence >= peer.lack.base;
+bool Primary::knows_lack(PeerIndex index, const AttachedMessage& message) const {
+  const Peer& peer = peers_[index];
+  if (peer.diverged || !is_on_history(message.logged)) return false;
   // The blocks of an interrupted resync are those of the term it belonged to.
   const bool resumes = message.consistent || (message.resync && is_own_term(*message.resync));
+  return resumes && message.logged.sequence >= peer.lack.base;
+}
+
+/// Decides, for a member that cannot stream, whether a copy starts by itself, and which.
+void Primary::want_resync(PeerIndex index, const AttachedMessage& message, Instant now) {
+  Peer& peer = peers_[index];
+  const bool on_history = is_on_history(message.logged) && !peer.diverged;
   if (!on_history && (message.consistent || message.resync)) {
     peer.resync_wanted = Resync::rewind;  // it may hold the last copy of something
   } else {
-    peer.resync_wanted = is_known && resumes ? Resync::lack : Resync::whole;
+    peer.resync_wanted = knows_lack(index, message) ? Resync::lack : Resync::whole;
   }
   peer.resync_from = message.logged.sequence;
   const bool is_calm =

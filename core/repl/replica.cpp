@@ -77,6 +77,17 @@ Watermarks Replica::marks() const {
                     .applied_digest = applied_.digest};
 }
 
+AttachedMessage Replica::standing() const {
+  return AttachedMessage{.protocol = protocol_version_max,
+                         .features = {},
+                         .boot_id = config_.boot_id,
+                         .consistent = consistent_,
+                         .resync = resync_,
+                         .logged = resync_ ? resync_base_ : logged_,
+                         .durable = durable_,
+                         .applied = applied_.sequence};
+}
+
 void Replica::check_invariants() const {
   RD_CHECK(durable_ <= logged_.sequence);
   RD_CHECK(applied_.sequence <= logged_.sequence);
@@ -558,16 +569,7 @@ void Replica::advance_waiting(Effects& effects) {
   }
   if (phase() == Phase::settling && pending_.empty() && copy_ == CopyStep::none) {
     session_->phase = Phase::idle;
-    effects.push_back(
-        replica_effect::SendAttached{session_->id,
-                                     AttachedMessage{.protocol = protocol_version_max,
-                                                     .features = {},
-                                                     .boot_id = config_.boot_id,
-                                                     .consistent = consistent_,
-                                                     .resync = resync_,
-                                                     .logged = resync_ ? resync_base_ : logged_,
-                                                     .durable = durable_,
-                                                     .applied = applied_.sequence}});
+    effects.push_back(replica_effect::SendAttached{session_->id, standing()});
   }
   advance_promotion(effects);
 }

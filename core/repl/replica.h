@@ -306,6 +306,8 @@ class Replica {
   [[nodiscard]] std::optional<Instant> wake_at() const;
 
   [[nodiscard]] Watermarks marks() const;
+  /// What it tells a primary that attaches now.
+  [[nodiscard]] AttachedMessage standing() const;
   [[nodiscard]] HistoryPoint logged() const { return logged_; }
   [[nodiscard]] HistoryPoint applied() const { return applied_; }
   [[nodiscard]] Epoch promised() const { return promised_; }

@@ -1,9 +1,13 @@
 #include "tests/sim/campaign.h"
 
 #include <array>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <set>
+#include <sstream>
+#include <utility>
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,6 +26,12 @@ void add(Counters& sum, const Counters& one) {
 /// What identifies a broken promise: its text up to the first number or host.
 std::string kind_of(const std::string& violation) {
   return violation.substr(0, violation.find(':'));
+}
+
+/// Counters do not own their names.
+std::string_view kept_name(const std::string& name) {
+  static std::set<std::string> names;
+  return *names.insert(name).first;
 }
 
 /// Tries smaller and smaller values of one knob.
@@ -58,6 +68,7 @@ RunResult run_options(const Options& options, bool traced, Totals* totals) {
   if (totals == nullptr) return result;
   ++totals->seeds;
   if (result.counts) ++totals->counted;
+  if (result.violation) ++totals->failed;
   totals->virtual_time += cluster.world.elapsed();
   add(totals->faults, cluster.world.faults);
   add(totals->branches, cluster.world.branches);
@@ -73,6 +84,7 @@ std::string run_in_child(const Options& options, bool traced) {
   const pid_t child = ::fork();
   if (child == 0) {
     ::close(ends[0]);
+    std::signal(SIGABRT, SIG_DFL);
     if (!traced && std::freopen("/dev/null", "w", stderr) == nullptr) ::_exit(2);
     const std::string text = run_options(options, traced, nullptr).violation.value_or("");
     std::fflush(nullptr);
@@ -119,8 +131,11 @@ Options shrink(const Options& options) {
 
 std::string report(const Totals& totals) {
   const double hours = std::chrono::duration<double>(totals.virtual_time).count() / 3600;
-  std::string text = fmt::format(
-      "{} seeds, {} of them counted, {:.1f} virtual hours\n", totals.seeds, totals.counted, hours);
+  std::string text = fmt::format("{} seeds, {} of them counted, {:.1f} virtual hours, {} failed\n",
+                                 totals.seeds,
+                                 totals.counted,
+                                 hours,
+                                 totals.failed);
   const auto list = [&text](const char* title, const Counters& counters) {
     text += fmt::format("{}:\n", title);
     for (const auto& [name, count] : counters)
@@ -128,8 +143,51 @@ std::string report(const Totals& totals) {
   };
   list("faults injected", totals.faults);
   list("branches reached", totals.branches);
+  std::string never;
+  for (const std::string_view branch : branches_known) {
+    if (!totals.branches.contains(branch)) never += fmt::format("  {:>12}  {}\n", 0, branch);
+  }
+  text += "branches never reached:\n" + (never.empty() ? "  none\n" : never);
   list("counts", totals.counts);
   return text;
+}
+
+std::string encode_totals(const Totals& totals) {
+  std::string text = fmt::format(
+      "replicad-sim 1\nseeds\t\t{}\ncounted\t\t{}\nfailed\t\t{}\nvirtual_us\t\t{}\n",
+      totals.seeds,
+      totals.counted,
+      totals.failed,
+      std::chrono::duration_cast<std::chrono::microseconds>(totals.virtual_time).count());
+  for (const auto& [kind, counters] : {std::pair{"fault", &totals.faults},
+                                       std::pair{"branch", &totals.branches},
+                                       std::pair{"count", &totals.counts}}) {
+    for (const auto& [name, count] : *counters)
+      text += fmt::format("{}\t{}\t{}\n", kind, name, count);
+  }
+  return text;
+}
+
+bool add_totals(const std::string& text, Totals& totals) {
+  std::istringstream lines(text);
+  std::string line;
+  if (!std::getline(lines, line) || line != "replicad-sim 1") return false;
+  while (std::getline(lines, line)) {
+    const auto first = line.find('\t');
+    const auto second = line.find('\t', first + 1);
+    if (first == std::string::npos || second == std::string::npos) return false;
+    const std::string kind = line.substr(0, first);
+    const std::string_view name = kept_name(line.substr(first + 1, second - first - 1));
+    const std::uint64_t value = std::stoull(line.substr(second + 1));
+    if (kind == "seeds") totals.seeds += value;
+    if (kind == "counted") totals.counted += value;
+    if (kind == "failed") totals.failed += value;
+    if (kind == "virtual_us") totals.virtual_time += std::chrono::microseconds(value);
+    if (kind == "fault") totals.faults[name] += value;
+    if (kind == "branch") totals.branches[name] += value;
+    if (kind == "count") totals.counts[name] += value;
+  }
+  return true;
 }
 
 }  // namespace replicad::sim

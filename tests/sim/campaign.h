@@ -17,13 +17,14 @@ struct RunResult {
   bool counts = false;  ///< big enough: three data members, 200 writes, 3 faults
 };
 
-/// Sums over many runs.
+/// Sums over many runs, or over reports of many runs.
 struct Totals {
   Counters faults;
   Counters branches;
   Counters counts;
   std::uint64_t seeds = 0;
   std::uint64_t counted = 0;
+  std::uint64_t failed = 0;
   Duration virtual_time{};
 };
 
@@ -35,6 +36,11 @@ struct Totals {
 /// What running `options` in a child process says: empty = nothing is wrong.
 [[nodiscard]] std::string run_in_child(const Options& options, bool traced);
 
+/// For people: what was injected, and which rare branches were reached and which never.
 [[nodiscard]] std::string report(const Totals& totals);
+/// For the sum over several processes.
+[[nodiscard]] std::string encode_totals(const Totals& totals);
+/// Adds what encode_totals() has made; false if `text` is something else.
+[[nodiscard]] bool add_totals(const std::string& text, Totals& totals);
 
 }  // namespace replicad::sim

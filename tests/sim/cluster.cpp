@@ -94,6 +94,7 @@ void Cluster::plugin_serves(HostIndex host) {
   // Whoever had another host take over meanwhile has the guest use that.
   if (plugins[host]->core().epoch().number < chosen_.epoch.number) return;
   guest.connect(plugins[host]);
+  check_lacks(host);
 }
 
 void Cluster::plugin_died(HostIndex host) {
@@ -218,6 +219,45 @@ void Cluster::check_held(const Plugin& plugin, const HistoryPoint& point) {
                   "P1 hold: reached at {}, {} does not have it durable",
                   point.sequence,
                   host);
+  }
+}
+
+/// P7: where a member's image may differ from the primary's without a position that says so, the primary knows it.
+void Cluster::check_lacks(HostIndex host) {
+  const auto& plugin = plugins[host];
+  if (!plugin || !plugin->is_serving()) return;
+  const Images images = histories.at(plugin->core().history());
+  for (PeerIndex peer = 0; peer < plugin->core().peer_count(); ++peer)
+    check_lack(*plugin, images, peer);
+}
+
+void Cluster::check_lack(const Plugin& plugin, const Images& images, PeerIndex peer) {
+  const Primary& primary = plugin.core();
+  const Machine& member = *machines[host_index(primary.view(peer, world.now()).host)];
+  const auto& replica = daemons[member.index]->replica();
+  if (!replica) return;
+  const AttachedMessage standing = replica->core().standing();
+  const HistoryPoint& point = standing.logged;
+  // Else its position says it: everything is compared.
+  if (!primary.knows_lack(peer, standing)) return;
+  const KnownLack known = primary.known_lack(peer);
+  const Images wanted = standing.consistent ? histories.at(point) : Images{};
+  ++world.counts["lacks checked"];
+  for (DiskIndex disk = 0; disk < images.size(); ++disk) {
+    const Blocks& has = wanted.empty() ? member.images[disk].blocks() : wanted[disk];
+    for (std::size_t block = 0; block < has.size(); ++block) {
+      if (has[block] == images[disk][block]) continue;
+      const Range range{disk, block * block_bytes, block_bytes};
+      if (known.dirty.overlaps_any(range) || known.suspect.overlaps_any(range)) continue;
+      world.violate(fmt::format(
+          "P7: block {} of disk {} differs between {} at {} and {} at {}, which does not know it",
+          block,
+          disk,
+          member.name,
+          point.sequence,
+          machines[plugin.host()]->name,
+          primary.history().sequence));
+    }
   }
 }
 

@@ -57,6 +57,8 @@ class Cluster {
   void disturb();
   void inject(Fault fault, Random& random);
   void operate(Random& random);
+  void fail_over(HostIndex host);
+  void switch_over(HostIndex host);
   void crash_plugin(HostIndex host);
   void crash_daemon(HostIndex host, Duration down);
   void lose_power(HostIndex host, Duration down);
@@ -65,6 +67,8 @@ class Cluster {
   void heal();
   [[nodiscard]] bool has_converged();
   void check_equal();
+  void check_lacks(HostIndex host);
+  void check_lack(const Plugin& plugin, const Images& images, PeerIndex peer);
   [[nodiscard]] std::string describe() const;
   [[nodiscard]] HostIndex draw_host(Random& random) const { return random.below(machines.size()); }
   [[nodiscard]] std::optional<HostIndex> primary_host() const;

@@ -118,7 +118,10 @@ void Cluster::inject(Fault fault, Random& random) {
     case Fault::slow_disk:
       return machine.slow_disk(length);
     case Fault::clock_jump:
-      return machine.jump_clock(length);
+      return machine.jump_clock(random.chance(50) ? length : -length);
+    case Fault::disk_swap:
+      lose_power(host, length);
+      return machine.swap_disk();
   }
 }
 
@@ -135,20 +138,21 @@ void Cluster::offered(HostIndex from, HostIndex to) {
 
 void Cluster::operate(Random& random) {
   const HostIndex host = random.below(options.hosts);
-  const auto draw = random.below(14);
-  if (draw >= 10) {
-    world.note("operator: failover to {}", machines[host]->name);
-    ++world.counts["failovers asked for"];
-    if (daemons[host]->is_alive()) daemons[host]->failover();
-    return;
+  const auto draw = random.below(16);
+  if (draw >= 14) {
+    // A second controller, which knows nothing of the first; what it saw before it acts may be over.
+    const HostIndex other = random.below(options.hosts);
+    world.reached("two controllers at once");
+    world.after(random.delay(std::chrono::milliseconds(20)), [this, other] { fail_over(other); });
+    if (random.chance(50)) return fail_over(host);
+    return switch_over(host);
   }
+  if (draw >= 10) return fail_over(host);
   const auto primary = primary_host();
   if (!primary) return;
   const auto& plugin = plugins[*primary];
   if (draw < 6) {
-    world.note("operator: switchover to {}", machines[host]->name);
-    ++world.counts["switchovers asked for"];
-    if (host != *primary && daemons[*primary]->is_alive()) daemons[*primary]->switchover(host);
+    switch_over(host);
   } else if (draw < 8) {
     world.note("operator: resync {}", machines[host]->name);
     plugin->request_copy(host);
@@ -163,9 +167,26 @@ void Cluster::operate(Random& random) {
   }
 }
 
+void Cluster::fail_over(HostIndex host) {
+  world.note("operator: failover to {}", machines[host]->name);
+  ++world.counts["failovers asked for"];
+  if (daemons[host]->is_alive()) daemons[host]->failover();
+}
+
+void Cluster::switch_over(HostIndex host) {
+  const auto primary = primary_host();
+  if (!primary) return;
+  world.note("operator: switchover to {}", machines[host]->name);
+  ++world.counts["switchovers asked for"];
+  if (host != *primary && daemons[*primary]->is_alive()) daemons[*primary]->switchover(host);
+}
+
 void Cluster::tend() {
-  for (HostIndex host = 0; host < machines.size(); ++host)
+  for (HostIndex host = 0; host < machines.size(); ++host) {
+    check_lacks(host);
+    machines[host]->back_up();
     tend_host(host);
+  }
   world.after(tend_interval, [this] { tend(); });
 }
 

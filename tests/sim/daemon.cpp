@@ -102,6 +102,8 @@ void Daemon::take_role() {
     }));
     return;
   }
+  // What was known of the members says nothing of images that follow another primary.
+  machine_.activity = {};
   ReplicaProgram::Hooks hooks;
   hooks.update_state = [this](ReplicaProgram::StateChange change, Done done) {
     update(
@@ -229,8 +231,11 @@ void Daemon::on_claimed(const Status& written,
     return;
   }
   cluster_.claimed(host_, was_clean);
-  reply(ClaimGrant{
-      state().vote.record->epoch, state().history, state().sequence_reserved, state().in_sync});
+  reply(ClaimGrant{state().vote.record->epoch,
+                   state().history,
+                   state().sequence_reserved,
+                   state().in_sync,
+                   was_clean});
 }
 
 /// After a restart of replicad.

@@ -35,10 +35,13 @@ void follow_record(VolumeState& state, const std::string& host) {
 void Daemon::vote_prepare(const PrepareRequest& request,
                           std::function<void(Result<PrepareReply>)> done) {
   const auto reply = std::make_shared<PrepareReply>();
+  const bool forgets = cluster_.options.planted == Planted::forgotten_promise;
   update(
-      [request, reply](VolumeState& next) -> Status {
+      [request, reply, forgets](VolumeState& next) -> Status {
+        const VoterState before = next.vote;
         auto answer = answer_prepare(next.vote, request, next.epoch);
         if (!answer) return tl::unexpected(answer.error());
+        if (forgets) next.vote = before;
         *reply = std::move(*answer);
         return {};
       },

@@ -1,10 +1,12 @@
 #include "tests/sim/disk.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 
 #include "core/base/check.h"
+#include "core/base/checksum.h"
 #include "core/base/endian.h"
 
 namespace replicad::sim {
@@ -31,6 +33,20 @@ Blocks stamps_of(std::span<const std::byte> bytes) {
   for (std::size_t i = 0; i < bytes.size(); i += block_bytes)
     stamps.push_back(load_le<Stamp>(bytes.data() + i));
   return stamps;
+}
+
+std::vector<Digest> sums_of(const Blocks& image, const Range& range) {
+  constexpr std::size_t stamps_max = compare_block_bytes / block_bytes;
+  std::vector<Digest> sums;
+  std::array<std::byte, compare_block_bytes> bytes{};
+  const std::size_t end = range.end_bytes() / block_bytes;
+  for (std::size_t at = range.offset_bytes / block_bytes; at < end; at += stamps_max) {
+    const std::size_t count = std::min(stamps_max, end - at);
+    const auto part = std::span(bytes).first(count * block_bytes);
+    put_stamps(std::span(image).subspan(at, count), part);
+    sums.push_back(block_sum(part));
+  }
+  return sums;
 }
 
 // --- images

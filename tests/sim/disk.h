@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/range.h"
 #include "core/store/log_recovery.h"
 #include "tests/sim/random.h"
 
@@ -32,9 +33,13 @@ void put_stamps(std::span<const Stamp> stamps, std::span<std::byte> to);
 /// The reverse; `bytes` is a multiple of block_bytes long.
 [[nodiscard]] Blocks stamps_of(std::span<const std::byte> bytes);
 
+/// The checksums of the blocks that are compared (4 KiB) in `range` of an image.
+[[nodiscard]] std::vector<Digest> sums_of(const Blocks& image, const Range& range);
+
 class Image {
  public:
   explicit Image(std::size_t blocks) : cache_(blocks), stable_(blocks) {}
+  explicit Image(const Blocks& content) : cache_(content), stable_(content) {}
 
   [[nodiscard]] const Blocks& blocks() const { return cache_; }
   [[nodiscard]] const Blocks& stable() const { return stable_; }

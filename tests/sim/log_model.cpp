@@ -204,6 +204,7 @@ void LogModel::sync(SyncDone done) {
   job->through = logged_.sequence;
   job->done = std::move(done);
   job->waits = 1;
+  if (options_.planted == Planted::sync_without_effect) return finish_sync(job);
   if (names_syncing_) {
     ++job->waits;
     names_waiters_.push_back(job);
@@ -316,7 +317,8 @@ void WriterModel::pump() {
     const std::shared_ptr<Change> change = changes_[i];
     if (change->begun) continue;
     for (std::size_t j = 0; j < i; ++j) {
-      if (!changes_[j]->finished && overlaps(changes_[j]->range, change->range)) return;
+      if (overtakes_ || changes_[j]->finished) continue;
+      if (overlaps(changes_[j]->range, change->range)) return;
     }
     change->begun = true;
     ++in_flight_;

@@ -109,6 +109,8 @@ class WriterModel : public std::enable_shared_from_this<WriterModel> {
   WriterModel(Machine& machine, Life life) : machine_(machine), life_(std::move(life)) {}
 
   void set_hooks(Hooks hooks) { hooks_ = std::move(hooks); }
+  /// A planted bug: overlapping changes are made at once.
+  void let_overtake() { overtakes_ = true; }
   Tag add(const FrameHeader& header, std::span<const std::byte> payload);
   void when_idle(std::function<void()> done);
   void stop(std::function<void()> done);
@@ -130,6 +132,7 @@ class WriterModel : public std::enable_shared_from_this<WriterModel> {
   std::deque<std::shared_ptr<Change>> changes_;
   Tag last_ = 0;
   std::size_t in_flight_ = 0;
+  bool overtakes_ = false;
   bool failed_ = false;
   bool stopped_ = false;
   std::function<void()> idle_done_;

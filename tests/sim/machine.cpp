@@ -83,6 +83,19 @@ void Machine::lose_power() {
   log.lose_power(world_.random, options_.garbage);
 }
 
+void Machine::back_up() {
+  if (options_.fault_weights[static_cast<std::size_t>(Fault::disk_swap)] == 0) return;
+  if (!backup_.empty() && !world_.random.chance(5)) return;
+  backup_.clear();
+  for (const Image& image : images)
+    backup_.push_back(image.stable());
+}
+
+void Machine::swap_disk() {
+  for (std::size_t disk = 0; disk < backup_.size(); ++disk)
+    images[disk] = Image(backup_[disk]);
+}
+
 void Machine::heal() {
   errors_until_ = full_until_ = slow_until_ = {};
 }

@@ -4,9 +4,11 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "core/store/activity_file.h"
 #include "core/store/volume_state.h"
 #include "tests/sim/disk.h"
 #include "tests/sim/options.h"
@@ -22,6 +24,12 @@ using HostIndex = std::size_t;
 
 enum class Program : std::uint8_t { daemon, plugin };
 
+/// The activity file of a primary, as it is on stable storage.
+struct ActivityRecord {
+  std::optional<ActivityHeader> header;  ///< none: there is no file
+  std::vector<std::vector<ActivityEntry>> entries;
+};
+
 class Machine {
  public:
   using Action = std::function<void()>;
@@ -34,7 +42,8 @@ class Machine {
   const std::string name;
   std::vector<Image> images;
   Directory log;
-  VolumeState state;          ///< the state file: as it is on stable storage
+  VolumeState state;  ///< the state file: as it is on stable storage
+  ActivityRecord activity;
   Sequence told_durable = 0;  ///< highest sequence that a replica here has called durable
   /// The most that a replica here has told a primary, by epoch.
   std::map<std::uint64_t, Watermarks> told;
@@ -71,6 +80,9 @@ class Machine {
   void disturb_disk(Duration length) { errors_until_ = world_.now() + length; }
   void fill_disk(Duration length) { full_until_ = world_.now() + length; }
   void slow_disk(Duration length) { slow_until_ = world_.now() + length; }
+  /// Somebody keeps copies of the images, now and then; a swap brings the last one back.
+  void back_up();
+  void swap_disk();
   void heal();
   /// Changes at every start of the machine.
   [[nodiscard]] std::string boot_id() const;
@@ -78,6 +90,7 @@ class Machine {
  private:
   World& world_;
   const Options& options_;
+  std::vector<Blocks> backup_;
   Duration clock_offset_{};
   Instant paused_until_{};
   Instant errors_until_{};

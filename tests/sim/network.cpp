@@ -147,7 +147,7 @@ void Connection::deliver(Side side) {
   while (to.open && !to.paused) {
     const auto frame = to.reader->next();
     if (!frame) {
-      network_.world().violate("wire: a receiver cannot read what was sent: " +
+      network_.world().violate("P8 wire: a receiver cannot read what was sent: " +
                                frame.error().message);
     }
     if (*frame) {
@@ -160,7 +160,7 @@ void Connection::deliver(Side side) {
     const std::vector<std::byte> bytes = std::move(to.arrived.front());
     to.arrived.pop_front();
     const auto space = to.reader->writable();
-    if (space.size() < bytes.size()) network_.world().violate("wire: a frame is too long");
+    if (space.size() < bytes.size()) network_.world().violate("P8 wire: a frame is too long");
     std::memcpy(space.data(), bytes.data(), bytes.size());
     to.reader->commit(bytes.size());
   }
@@ -223,6 +223,9 @@ void Connection::reset(const char* why) {
   broken_ = true;
   for (const Side side : {Side::initiator, Side::acceptor}) {
     if (!end(side).open) continue;
+    if (end(side).reader->unread_bytes() > 0 || !end(side).arrived.empty()) {
+      network_.world().reached("a connection ends in the middle of a frame");
+    }
     end(side).arrived.clear();
     network_.world().after(
         network_.world().random.delay(network_.options().latency_max),

@@ -25,10 +25,28 @@ enum class Fault : std::uint8_t {
   disk_error,    ///< EIO of a host's log and images, for a while
   disk_full,     ///< ENOSPC of a host's log and images
   slow_disk,     ///< every I/O of a host takes long
-  clock_jump,    ///< a host's clock goes forward
+  clock_jump,    ///< a host's clock goes forward or back
+  disk_swap,     ///< a host comes back with images of an earlier time, its state file and log stay
 };
-constexpr std::size_t fault_count = 12;
+constexpr std::size_t fault_count = 13;
 [[nodiscard]] std::string_view fault_name(Fault fault);
+
+/// Bugs that may be planted into the world, to show that the checkers see them.
+enum class Planted : std::uint8_t {
+  none,
+  sync_without_effect,   ///< P1: a replica's log is called durable before it is
+  mark_without_effect,   ///< P2: a copy begins before the replica's mark is on record
+  forgotten_promise,     ///< P3: a voter keeps no promise
+  shared_term,           ///< P3: a replica answers before its promise of the term is on record
+  flush_without_effect,  ///< P4: the primary answers a flush without syncing its images
+  overtaking_writes,     ///< P5: changes of one place are applied in any order
+  stale_read,            ///< P5: a read is served from what is on stable storage
+  no_second_connection,  ///< P6: a primary never connects again
+  unmarked_writes,       ///< P7: writes do not make their regions hot
+  cold_too_early,        ///< P7: regions go cold, whatever the members have
+  cut_frame,             ///< P8: a frame loses its end, the connection goes on
+  unasked_answer         ///< P8: an event that cannot be
+};
 
 struct Options {
   std::uint64_t seed = 1;
@@ -54,6 +72,7 @@ struct Options {
   unsigned operator_percent = 30;  ///< of the disturbances are actions of an operator instead
   bool garbage = true;             ///< power loss may leave garbage in sectors that were not synced
   std::set<unsigned> skipped_faults;  ///< by number; for shrinking
+  Planted planted = Planted::none;
 
   /// Everything but `seed` from it.
   [[nodiscard]] static Options draw(std::uint64_t seed);

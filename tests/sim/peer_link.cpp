@@ -15,6 +15,7 @@ constexpr Duration delay_min = std::chrono::milliseconds(20);
 constexpr Duration delay_max = std::chrono::milliseconds(1000);
 constexpr std::uint64_t window_bytes_max = 16 * kib;
 constexpr std::uint64_t piece_blocks_max = 24;
+constexpr std::size_t compares_max = 3;
 
 }  // namespace
 
@@ -40,6 +41,7 @@ void PeerLink::connect() {
 
 void PeerLink::retry(const Error& error) {
   plugin_.step(primary_event::PeerLost{peer_, error});
+  if (plugin_.cluster().options.planted == Planted::no_second_connection) return;
   plugin_.machine().after(delay_,
                           plugin_.life().guard([self = shared_from_this()] { self->connect(); }));
   delay_ = std::min<Duration>(delay_ * 2, delay_max);
@@ -108,6 +110,8 @@ Status PeerLink::on_frame(const FrameView& frame) {
       plugin_.step(primary_event::CopyDone{peer_, done->point});
       return {};
     }
+    case FrameType::block_diffs:
+      return on_diffs(frame);
     default:
       return fail(Errc::protocol, "unexpected frame type from a replica");
   }
@@ -158,6 +162,7 @@ void PeerLink::kick() {
           if (self->connection_serial_ != serial || self->copy_serial_ != copy) return;
           self->piece_in_flight_ = false;
           self->piece_.clear();
+          self->piece_under_way_ = false;
           self->next_piece();
         }));
   }
@@ -171,7 +176,11 @@ void PeerLink::kick() {
   window_in_flight_ = true;
   connection_->send_later(
       initiator,
-      [self, window] { return self->plugin_.ring_bytes(window); },
+      [self, window] {
+        auto taken = self->plugin_.ring_bytes(window);
+        if (self->plugin_.cluster().options.planted == Planted::cut_frame) taken.pop_back();
+        return taken;
+      },
       plugin_.life().guard([self, serial, bytes] {
         if (self->connection_serial_ != serial) return;
         self->window_in_flight_ = false;
@@ -207,7 +216,9 @@ void PeerLink::run_copy(const ResyncPlan& plan) {
   copying_ = true;
   copy_sent_ = false;
   copy_left_ = plan.send;
-  copy_left_.merge(plan.compare);
+  compare_ = plan.compare;
+  if (!compare_.empty()) plugin_.world().reached("blocks compared for a copy");
+  piece_under_way_ = false;
   plugin_.world().note("{} copies to {}", plugin_.machine().name, host_name(host_));
   next_piece();
 }
@@ -217,22 +228,70 @@ void PeerLink::drop_copy() {
   copying_ = false;
   ++copy_serial_;
   copy_end_.reset();
+  unanswered_.clear();
   // A piece that waits for the kernel dies with its connection.
   piece_.clear();
 }
 
 void PeerLink::next_piece() {
-  if (!copying_ || !is_connected()) return;
+  if (!copying_ || !is_connected() || copy_sent_) return;
+  compare_next();
+  if (piece_under_way_) return;
   const std::uint64_t most =
       replicad::block_bytes * (1 + plugin_.world().random.below(piece_blocks_max));
   const auto range = copy_left_.next(0, 0, most);
   if (!range) {
+    if (!has_compared()) return;
     copy_sent_ = true;
     end_copy();
     return;
   }
+  piece_under_way_ = true;
   copy_range_ = *range;
   plugin_.step(primary_event::CopyLock{peer_, copy_range_});
+}
+
+/// Read without a lock: what is written meanwhile follows in the stream.
+void PeerLink::compare_next() {
+  while (unanswered_.size() < compares_max) {
+    const auto range = compare_.next(
+        0, 0, replicad::block_bytes * (1 + plugin_.world().random.below(piece_blocks_max)));
+    if (!range) return;
+    compare_.clear(*range);
+    unanswered_.push_back(*range);
+    plugin_.machine().io(
+        [] {},
+        plugin_.life().guard(
+            [self = shared_from_this(), copy = copy_serial_, range = *range](int error) {
+              if (self->copy_serial_ != copy || !self->is_connected()) return;
+              if (error != 0) {
+                self->close(errno_to_error(error, "read to compare"));
+                return;
+              }
+              self->send_sums(range);
+            }),
+        false,
+        Program::plugin);
+  }
+}
+
+void PeerLink::send_sums(const Range& range) {
+  const Blocks& blocks = plugin_.machine().images[range.disk].blocks();
+  connection_->send(initiator, encode_block_sums(range, sums_of(blocks, range)));
+}
+
+Status PeerLink::on_diffs(const FrameView& frame) {
+  const Range& range = frame.header.range;
+  const auto asked = std::ranges::find(unanswered_, range);
+  if (asked == unanswered_.end()) return fail(Errc::protocol, "block_diffs for nothing asked");
+  unanswered_.erase(asked);
+  const auto different = decode_block_diffs(range, frame.payload);
+  if (different.empty()) plugin_.world().reached("compared blocks are equal");
+  for (const Range& each : different)
+    copy_left_.mark(each);
+  plugin_.step_later(primary_event::CopyProgress{peer_});
+  next_piece();
+  return {};
 }
 
 /// The core waits until every write that a piece may hold was taken: the copy's end is a point of the

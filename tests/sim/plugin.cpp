@@ -14,6 +14,7 @@ namespace {
 constexpr Duration tick_interval = std::chrono::milliseconds(50);
 constexpr Duration record_retry = std::chrono::milliseconds(500);
 constexpr Duration program_delay = std::chrono::microseconds(100);
+constexpr Duration cooling_interval = std::chrono::milliseconds(150);
 
 }  // namespace
 
@@ -75,15 +76,34 @@ void Plugin::on_claimed(const Result<ClaimGrant>& grant) {
               grant->epoch.number,
               grant->history.sequence);
   const Options& options = cluster_.options;
+  ActivityModel::Setup setup;
+  setup.disk_bytes.assign(options.disks, options.blocks * block_bytes);
+  for (HostIndex host = 0; host < options.hosts; ++host) {
+    if (host != host_) setup.members.push_back(host_name(host));
+  }
+  setup.epoch = grant->epoch;
+  setup.history = grant->history;
+  setup.unclean = !grant->was_clean;
+  activity_ = std::make_shared<ActivityModel>(world_, machine_, options, life_, std::move(setup));
+  activity_->open([this, grant = *grant](int error, const ActivityModel::Known& known) {
+    if (error != 0) return die();
+    serve(grant, known);
+  });
+}
+
+void Plugin::serve(const ClaimGrant& grant, ActivityModel::Known known) {
+  const Options& options = cluster_.options;
   PrimaryConfig config;
-  config.epoch = grant->epoch;
-  config.history = grant->history;
-  config.reserved = reserved_ = grant->reserved;
+  config.epoch = grant.epoch;
+  config.history = grant.history;
+  config.reserved = reserved_ = grant.reserved;
+  config.terms = std::move(known.terms);
+  config.lacks = std::move(known.lacks);
   config.disk_bytes.assign(options.disks, options.blocks * block_bytes);
   for (HostIndex host = 0; host < options.hosts; ++host) {
     if (host != host_) config.peers.push_back(host_name(host));
   }
-  config.in_sync = grant->in_sync;
+  config.in_sync = grant.in_sync;
   config.on_local_error = OnLocalError::fail;
   config.host = machine_.name;
   config.mode = mode_;
@@ -99,6 +119,7 @@ void Plugin::on_claimed(const Result<ClaimGrant>& grant) {
   }
   every_tick();
   every_second();
+  cool_regularly();
   cluster_.plugin_serves(host_);
 }
 
@@ -225,6 +246,7 @@ void Plugin::every_tick() {
 }
 
 void Plugin::every_second() {
+  if (cluster_.options.planted == Planted::unasked_answer) step(primary_event::Recorded{});
   for (const auto& link : links_)
     link->on_second();
   if (!daemon()) {
@@ -242,7 +264,9 @@ void Plugin::submit(const GuestOp& op) {
     machine_.io(
         [] {},
         life_.guard([this, op](int error) {
-          const Blocks& blocks = machine_.images[op.range.disk].blocks();
+          const Image& image = machine_.images[op.range.disk];
+          const bool is_stale = cluster_.options.planted == Planted::stale_read;
+          const Blocks& blocks = is_stale ? image.stable() : image.blocks();
           const auto first = static_cast<std::ptrdiff_t>(op.range.offset_bytes / block_bytes);
           const auto count = static_cast<std::ptrdiff_t>(op.range.length_bytes / block_bytes);
           cluster_.guest.on_read(
@@ -285,6 +309,19 @@ void Plugin::admitted(RequestId id) {
     }));
     return;
   }
+  // Another change of the same range is not admitted meanwhile.
+  activity_->mark(op.range, life_.guard([this, id](int error) { write_image(id, error); }));
+}
+
+/// `error`: of the activity map, before anything was written.
+void Plugin::write_image(RequestId id, int error) {
+  const GuestOp& op = requests_.at(id).op;
+  if (error != 0) {
+    world_.reached("the activity map could not be written");
+    step(primary_event::Abandoned{id});
+    if (requests_.contains(id)) answer(id, true);
+    return;
+  }
   machine_.io(
       [&image = machine_.images[op.range.disk], op] {
         const std::size_t first = op.range.offset_bytes / block_bytes;
@@ -294,9 +331,32 @@ void Plugin::admitted(RequestId id) {
           image.write(first, op.stamps);
         }
       },
-      life_.guard([this, id](int error) { written(id, error); }),
+      life_.guard([this, id](int failed) { written(id, failed); }),
       true,
       Program::plugin);
+}
+
+void Plugin::cool_regularly() {
+  activity_->cool(
+      {.core = [this]() -> const Primary& { return *primary_; },
+       .sync_images =
+           [this](std::function<void(bool)> done) {
+             sync_local([this, done = std::move(done)](bool ok) {
+               if (!ok) {
+                 step(primary_event::Fail{Error{Errc::io_error, EIO, "fdatasync of an image", {}}});
+               }
+               done(ok);
+             });
+           }});
+  machine_.after(cooling_interval / 2 + world_.random.delay(cooling_interval),
+                 life_.guard([this] { cool_regularly(); }));
+}
+
+void Plugin::finish_activity(const HistoryPoint& point, std::function<void()> done) {
+  std::vector<KnownLack> lacks;
+  for (const std::string& host : primary_->member_hosts())
+    lacks.push_back(primary_->known_lack(primary_->find_peer(host).value()));
+  activity_->finish(point, std::move(lacks), life_.guard(std::move(done)));
 }
 
 void Plugin::written(RequestId id, int error) {
@@ -333,6 +393,9 @@ void Plugin::fill(RequestId id) {
             pending.change.kind == FrameType::flush ? Blocks{} : pending.op.stamps);
   if (pending.failed) {
     answer(id, true);
+  } else if (cluster_.options.planted == Planted::flush_without_effect &&
+             pending.op.kind == GuestOp::Kind::flush) {
+    step_later(primary_event::LocalSynced{id});
   } else if (pending.op.kind == GuestOp::Kind::flush) {
     sync_local([this, id](bool ok) {
       if (ok) {
@@ -494,10 +557,14 @@ void Plugin::stop() {
          const auto to = daemon();
          // The deadline must not let anything in behind the point that is on its way to the disk.
          if (!point || !to || !seal()) return die();
-         to->stopped(*point, asked([this](const Status& written) {
-           if (written) world_.reached("clean stop");
-           die();
-         }));
+         finish_activity(*point, [this, point = *point] {
+           const auto agent = daemon();
+           if (!agent) return die();
+           agent->stopped(point, asked([this](const Status& written) {
+                            if (written) world_.reached("clean stop");
+                            die();
+                          }));
+         });
        }));
 }
 

@@ -2,6 +2,7 @@
 // The primary's update agent (nbd-plugin/) around the real Primary: guest requests, image, ring, links to the replicas,
 // copies, and the requests to the local replicad.
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "core/repl/primary.h"
+#include "tests/sim/activity_model.h"
 #include "tests/sim/network.h"
 #include "tests/sim/oracle.h"
 #include "tests/sim/program.h"
@@ -26,6 +28,7 @@ struct ClaimGrant {
   HistoryPoint history;
   Sequence reserved = 0;
   std::vector<std::string> in_sync;
+  bool was_clean = true;
 };
 
 /// One replica's connection, for as long as the plugin lives (nbd-plugin/peer_link, copy_job).
@@ -52,6 +55,10 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   Status on_frame(const FrameView& frame);
   void on_closed(const Error& error);
   void next_piece();
+  void compare_next();
+  void send_sums(const Range& range);
+  Status on_diffs(const FrameView& frame);
+  [[nodiscard]] bool has_compared() const { return compare_.empty() && unanswered_.empty(); }
   void finish_piece(std::uint64_t serial);
   void end_copy();
   void drop_copy();
@@ -71,7 +78,10 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
 
   bool copying_ = false;
   std::uint64_t copy_serial_ = 0;
-  BlockMap copy_left_;  ///< what is to be compared is sent
+  BlockMap copy_left_;            ///< to be sent
+  BlockMap compare_;              ///< to be compared
+  std::deque<Range> unanswered_;  ///< being compared
+  bool piece_under_way_ = false;
   Range copy_range_;
   std::vector<std::byte> piece_;  ///< finished, not taken by the kernel yet
   bool piece_in_flight_ = false;
@@ -137,6 +147,10 @@ class Plugin : public std::enable_shared_from_this<Plugin> {
   };
 
   void on_claimed(const Result<ClaimGrant>& grant);
+  void serve(const ClaimGrant& grant, ActivityModel::Known known);
+  void write_image(RequestId id, int error);
+  void cool_regularly();
+  void finish_activity(const HistoryPoint& point, std::function<void()> done);
   void step_locked(const PrimaryEvent& event);
   void seal_ready();
   void perform_now(const PrimaryEffect& effect, std::vector<PrimaryEffect>& later);
@@ -162,6 +176,7 @@ class Plugin : public std::enable_shared_from_this<Plugin> {
   HostIndex host_;
   Life life_;
   std::weak_ptr<Daemon> daemon_;
+  std::shared_ptr<ActivityModel> activity_;
   std::optional<Primary> primary_;
   std::vector<std::byte> ring_;
   std::map<RequestId, Pending> requests_;

@@ -158,7 +158,7 @@ void ReplicaProgram::perform(const replica_effect::Refuse& effect) {
   world_.note("{} refuses: {}", machine_.name, error.message);
   if (error.code == Errc::protocol) {
     world_.violate(
-        fmt::format("protocol: {} refuses a correct primary: {}", machine_.name, error.message));
+        fmt::format("P8 protocol: {} refuses a correct primary: {}", machine_.name, error.message));
   }
   found->second.connection->send(acceptor, encode_refuse({error.code, error.message, error.hint}));
   found->second.connection->close_after_send(acceptor, error);
@@ -225,8 +225,22 @@ void ReplicaProgram::perform(const replica_effect::EndStage& effect) {
   if (retrying_) take_pending_attach();
 }
 
-void ReplicaProgram::perform(const replica_effect::CompareBlocks& /*effect*/) {
-  world_.violate("a comparison, where the primaries of this world send everything");
+void ReplicaProgram::perform(const replica_effect::CompareBlocks& effect) {
+  const Range range = frame_->header.range;
+  machine_.io([] {},
+              life_.guard([weak = weak_from_this(),
+                           session = effect.session,
+                           range,
+                           sums = decode_block_sums(frame_->payload)](int error) {
+                const auto self = weak.lock();
+                if (!self) return;
+                if (error != 0) return self->fail(errno_to_error(error, "read to compare"));
+                const auto own = sums_of(self->machine_.images[range.disk].blocks(), range);
+                std::vector<bool> differs;
+                for (std::size_t i = 0; i < own.size(); ++i)
+                  differs.push_back(own[i] != sums[i]);
+                self->send(session, encode_block_diffs(range, differs));
+              }));
 }
 
 void ReplicaProgram::perform(const replica_effect::SyncLog& /*effect*/) {
@@ -303,8 +317,16 @@ void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
                      record.point.sequence);
     }
   }
+  const bool is_mark = record.kind == ReplicaRecord::Kind::inconsistent ||
+                       record.kind == ReplicaRecord::Kind::resyncing ||
+                       record.kind == ReplicaRecord::Kind::rewinding;
+  const bool is_lost =
+      (options_.planted == Planted::mark_without_effect && is_mark) ||
+      (options_.planted == Planted::shared_term && record.kind == ReplicaRecord::Kind::promise);
   hooks_.update_state(
-      [record](VolumeState& state) { apply_record(record, 0, state); },
+      [record, is_lost](VolumeState& state) {
+        if (!is_lost) apply_record(record, 0, state);
+      },
       life_.guard(
           [weak = weak_from_this(), core = core_serial_, kind = record.kind](const Status& status) {
             const auto self = weak.lock();

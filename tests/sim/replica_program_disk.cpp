@@ -206,6 +206,7 @@ void ReplicaProgram::start_applier(const HistoryPoint& point,
                                    std::size_t segment,
                                    std::uint64_t offset) {
   applier_ = std::make_shared<WriterModel>(machine_, life_);
+  if (options_.planted == Planted::overtaking_writes) applier_->let_overtake();
   applier_->set_hooks(
       {.on_progress =
            guarded([](ReplicaProgram& self, WriterModel::Tag tag) { self.on_applied(tag); }),

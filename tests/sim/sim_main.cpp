@@ -2,8 +2,11 @@
 // Exit code 1: a promise was broken.
 
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
+#include <sstream>
 
 #include <boost/program_options.hpp>
 #include <unistd.h>
@@ -46,31 +49,71 @@ void print_shrunk(std::uint64_t seed) {
   fmt::print("seed {}, shrunk: {}\n", seed, text);
 }
 
-int run_campaign(std::uint64_t first, std::uint64_t count, bool keep_going, bool shrinks) {
+struct Campaign {
+  std::uint64_t first = 1;
+  std::uint64_t count = 1;
+  bool keep_going = false;
+  bool shrinks = true;
+  std::string report_path;
+};
+
+/// A campaign that is ended half-way has said what it found.
+void write_report(const std::string& path, const Totals& totals) {
+  if (path.empty()) return;
+  const std::string next = path + ".new";
+  std::ofstream(next) << encode_totals(totals);
+  if (std::rename(next.c_str(), path.c_str()) != 0) {
+    std::cerr << "cannot write " << path << '\n';
+  }
+}
+
+int run_campaign(const Campaign& campaign) {
   Totals totals;
-  std::uint64_t failed = 0;
-  for (std::uint64_t seed = first; seed < first + count; ++seed) {
+  for (std::uint64_t seed = campaign.first; seed < campaign.first + campaign.count; ++seed) {
     current_seed = seed;
+    if (totals.seeds % 1000 == 999) write_report(campaign.report_path, totals);
     const RunResult result = run_options(Options::draw(seed), false, &totals);
     if (!result.violation) continue;
-    ++failed;
     fmt::print("seed {}: {}\n", seed, *result.violation);
-    if (keep_going) continue;
-    if (shrinks) print_shrunk(seed);
+    std::fflush(stdout);
+    if (campaign.keep_going) continue;
+    write_report(campaign.report_path, totals);
+    if (campaign.shrinks) print_shrunk(seed);
     return 1;
   }
-  fmt::print("{}{} failed\n", report(totals), failed);
-  return failed == 0 ? 0 : 1;
+  write_report(campaign.report_path, totals);
+  fmt::print("{}", report(totals));
+  return totals.failed == 0 ? 0 : 1;
+}
+
+/// The sum of what several processes have reported.
+int merge(const std::vector<std::string>& paths) {
+  Totals totals;
+  for (const std::string& path : paths) {
+    std::ostringstream text;
+    text << std::ifstream(path).rdbuf();
+    if (add_totals(text.str(), totals)) continue;
+    std::cerr << path << " is no report of a campaign\n";
+    return 2;
+  }
+  fmt::print("{}", report(totals));
+  return totals.failed == 0 ? 0 : 1;
 }
 
 int run(int argc, char** argv) {
-  std::uint64_t seed = 1;
-  std::uint64_t seeds = 1;
+  Campaign campaign;
+  std::vector<std::string> reports;
   po::options_description description("usage: sim [options]");
-  description.add_options()("help", "this text")("seed", po::value(&seed), "first seed (1)")(
-      "seeds", po::value(&seeds), "how many (1)")("trace", "print the run of one seed")(
-      "shrink", "shrink one seed and print the run of that")(
-      "keep-going", "do not end at the first failing seed")("no-shrink", "nor shrink it");
+  auto add = description.add_options();
+  add("help", "this text");
+  add("seed", po::value(&campaign.first), "first seed (1)");
+  add("seeds", po::value(&campaign.count), "how many (1)");
+  add("trace", "print the run of one seed");
+  add("shrink", "shrink one seed and print the run of that");
+  add("keep-going", "do not end at the first failing seed");
+  add("no-shrink", "nor shrink it");
+  add("report", po::value(&campaign.report_path), "write the figures to this file too");
+  add("merge", po::value(&reports)->multitoken(), "print the sum of such files");
   po::variables_map chosen;
   po::store(po::parse_command_line(argc, argv, description), chosen);
   po::notify(chosen);
@@ -78,13 +121,17 @@ int run(int argc, char** argv) {
     std::cout << description;
     return 0;
   }
+  if (chosen.contains("merge")) return merge(reports);
+  campaign.keep_going = chosen.contains("keep-going");
+  campaign.shrinks = !chosen.contains("no-shrink");
   std::signal(SIGABRT, on_abort);
   if (chosen.contains("shrink")) {
-    print_shrunk(seed);
+    print_shrunk(campaign.first);
     return 0;
   }
-  if (chosen.contains("trace") || seeds == 1) return replay(seed, chosen.contains("trace"));
-  return run_campaign(seed, seeds, chosen.contains("keep-going"), !chosen.contains("no-shrink"));
+  const bool is_one = campaign.count == 1 && campaign.report_path.empty();
+  if (chosen.contains("trace") || is_one) return replay(campaign.first, chosen.contains("trace"));
+  return run_campaign(campaign);
 }
 
 }  // namespace

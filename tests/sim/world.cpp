@@ -28,6 +28,14 @@ bool World::step() {
   return true;
 }
 
+void World::reached(std::string_view branch) {
+  const auto [found, is_new] = branches.try_emplace(branch, 0);
+  ++found->second;
+  if (is_new) {
+    require(std::ranges::binary_search(branches_known, branch), "unknown branch: {}", branch);
+  }
+}
+
 void World::violate(std::string text) const {
   throw Violation{std::move(text)};
 }

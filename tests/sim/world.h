@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -24,6 +25,9 @@ struct Violation {
 
 /// How often something happened, by name.
 using Counters = std::map<std::string_view, std::uint64_t>;
+
+/// Every name that World::reached() may get: a campaign's report says which of them were never reached. Sorted.
+extern const std::span<const std::string_view> branches_known;
 
 class World {
  public:
@@ -51,7 +55,8 @@ class World {
     (mix(args), ...);
     if (traced_) print(fmt::format(format, args...));
   }
-  void reached(std::string_view branch) { ++branches[branch]; }
+  /// A rare place of the world's programs; named in `branches_known`.
+  void reached(std::string_view branch);
   [[noreturn]] void violate(std::string text) const;
   template <typename... Args>
   void require(bool condition, fmt::format_string<const Args&...> format, const Args&... args) {

@@ -1,0 +1,70 @@
+// Each checker is shown to see: a bug is planted into the world, and seeds are run until one breaks a promise.
+
+#include <string>
+#include <string_view>
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include "tests/sim/campaign.h"
+
+namespace replicad::sim {
+namespace {
+
+constexpr std::uint64_t seeds_max = 400;
+
+struct Bug {
+  Planted planted;
+  std::string_view promise;  ///< that it breaks
+};
+
+/// Says of the first seed that breaks the promise how; of others that break one, which that was.
+std::string find(const Bug& bug) {
+  std::string others;
+  for (std::uint64_t seed = 1; seed <= seeds_max; ++seed) {
+    Options options = Options::draw(seed);
+    options.planted = bug.planted;
+    const bool aborts = bug.planted == Planted::unasked_answer;
+    const std::string text = aborts ? run_in_child(options, false)
+                                    : run_options(options, false, nullptr).violation.value_or("");
+    if (text.starts_with(bug.promise)) return text;
+    if (!text.empty()) others += fmt::format("seed {}: {}\n", seed, text);
+  }
+  return "not found. " + others;
+}
+
+TEST_CASE("planted: a checker sees each bug") {
+  for (const Bug& bug : {Bug{Planted::sync_without_effect, "P1"},
+                         Bug{Planted::mark_without_effect, "P2"},
+                         Bug{Planted::forgotten_promise, "P3"},
+                         Bug{Planted::shared_term, "P3"},
+                         Bug{Planted::flush_without_effect, "P4"},
+                         Bug{Planted::overtaking_writes, "P5"},
+                         Bug{Planted::stale_read, "P5"},
+                         Bug{Planted::no_second_connection, "P6"},
+                         Bug{Planted::unmarked_writes, "P7"},
+                         Bug{Planted::cold_too_early, "P7"},
+                         Bug{Planted::cut_frame, "P8"},
+                         Bug{Planted::unasked_answer, "P8"}}) {
+    const std::string text = find(bug);
+    CAPTURE(bug.promise);
+    CAPTURE(text);
+    CHECK(text.starts_with(bug.promise));
+  }
+}
+
+TEST_CASE("campaign: reports of several processes add up") {
+  Totals one;
+  for (std::uint64_t seed = 1; seed <= 5; ++seed)
+    (void)run_options(Options::draw(seed), false, &one);
+  Totals sum;
+  REQUIRE(add_totals(encode_totals(one), sum));
+  CHECK(report(sum) == report(one));
+  REQUIRE(add_totals(encode_totals(one), sum));
+  CHECK(sum.seeds == 10);
+  CHECK(sum.counts["guest writes"] == 2 * one.counts["guest writes"]);
+  CHECK_FALSE(add_totals("seeds 5", sum));
+}
+
+}  // namespace
+}  // namespace replicad::sim
