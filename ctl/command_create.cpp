@@ -56,9 +56,10 @@ Result<std::vector<std::uint64_t>> sizes_for(const OptionValues& values,
   } else {
     for (const std::string& path : adopt) {
       const auto bytes = local_bytes(path);
-      if (!bytes)
+      if (!bytes) {
         return with_hint(tl::unexpected(bytes.error()),
                          "give --size if the image is on another machine");
+      }
       RD_TRY(check_disk_bytes(*bytes));
       sizes.push_back(*bytes);
     }

@@ -386,6 +386,7 @@ Status ActivityLog::finish(const HistoryPoint& point, const std::vector<KnownLac
   const std::lock_guard lock(mutex_);
   Pages pages;
   std::vector<std::string> hosts;
+  hosts.reserve(lacks.size());
   for (const KnownLack& lack : lacks)
     hosts.push_back(lack.host);
   assign_slots(hosts, pages);

@@ -183,9 +183,10 @@ void CopyJob::read_blocks(const Range& range,
 void CopyJob::send_sums(const Range& range, const std::vector<std::byte>& bytes) {
   std::vector<Digest> sums;
   const std::span<const std::byte> all(bytes);
-  for (std::size_t at = 0; at < bytes.size(); at += block_bytes)
-    sums.push_back(
-        block_sum(all.subspan(at, std::min<std::size_t>(block_bytes, bytes.size() - at))));
+  for (std::size_t at = 0; at < bytes.size(); at += block_bytes) {
+    const std::size_t length = std::min<std::size_t>(block_bytes, bytes.size() - at);
+    sums.push_back(block_sum(all.subspan(at, length)));
+  }
   unanswered_.push_back(range);
   hooks_.on_compare(encode_block_sums(range, sums));
 }

@@ -181,7 +181,9 @@ void* open_export(int /*readonly*/) {
     const std::string name = nbdkit_export_name();
     const auto& images = plugin().volume->images();
     for (std::size_t disk = 0; disk < images.size(); ++disk) {
-      if (name.empty() || images[disk].name() == name) return reinterpret_cast<void*>(disk + 1);
+      if (!name.empty() && images[disk].name() != name) continue;
+      // NOLINTNEXTLINE(performance-no-int-to-ptr): nbdkit's handle is a number of ours
+      return reinterpret_cast<void*>(disk + 1);
     }
     nbdkit_error("replica: volume %s has no disk '%s'; its exports are listed by nbdinfo --list",
                  plugin().volume_name.c_str(),

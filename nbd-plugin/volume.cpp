@@ -104,20 +104,21 @@ Status Volume::start() {
 }
 
 void Volume::start_on_reactor() {
-  agent_->start(*reactor_,
-                {.on_request = [this](const std::string& op,
-                                      const json& fields,
-                                      AgentClient::Reply reply) { on_request(op, fields, reply); },
-                 .rejoin_fields =
-                     [this] {
-                       const auto epoch =
-                           bridge_->look([](const Primary& primary) { return primary.epoch(); });
-                       return json{{"volume", name_},
-                                   {"pid", ::getpid()},
-                                   {"epoch", epoch_json(epoch)},
-                                   {"reserved", grant_.reserved}};
-                     },
-                 .on_fenced = [this](const Error& error) { on_fenced(error); }});
+  agent_->start(
+      *reactor_,
+      {.on_request = [this](const std::string& op,
+                            const json& fields,
+                            const AgentClient::Reply& reply) { on_request(op, fields, reply); },
+       .rejoin_fields =
+           [this] {
+             const auto epoch =
+                 bridge_->look([](const Primary& primary) { return primary.epoch(); });
+             return json{{"volume", name_},
+                         {"pid", ::getpid()},
+                         {"epoch", epoch_json(epoch)},
+                         {"reserved", grant_.reserved}};
+           },
+       .on_fenced = [this](const Error& error) { on_fenced(error); }});
   agent_->request(
       "serving",
       {{"pid", ::getpid()}, {"export", grant_.disks.front().name}},

@@ -30,6 +30,8 @@ class Volume {
                                                              const std::string& name,
                                                              Hooks hooks);
   ~Volume();
+  Volume(const Volume&) = delete;
+  Volume& operator=(const Volume&) = delete;
 
   /// Starts the reactor thread, connects to the replicas and reports `serving`: for after_fork.
   [[nodiscard]] Status start();

@@ -12,7 +12,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::uint64_t deadline_ms_max = 24 * 3600 * 1000;
+constexpr std::uint64_t deadline_ms_max = std::uint64_t{24} * 3600 * 1000;
 
 tl::unexpected<Error> bad_request(const std::string& op, const char* what) {
   return fail(Errc::invalid_argument, "agent request {}: {}", op, what);

@@ -110,7 +110,7 @@ class ControlApi {
 /// Asks `condition` on the reactor thread until it holds. False after `timeout`, or when the daemon
 /// stops.
 [[nodiscard]] bool wait_for(ControlContext& context,
-                            std::function<bool()> condition,
+                            const std::function<bool()>& condition,
                             Duration timeout);
 /// Errors: Errc::refused when this host is not the primary of the volume.
 [[nodiscard]] Status require_primary(ControlContext& context,

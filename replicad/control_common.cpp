@@ -86,7 +86,7 @@ Result<json> ask_plugin(ControlContext& context,
       timeout + reactor_call_timeout);
 }
 
-bool wait_for(ControlContext& context, std::function<bool()> condition, Duration timeout) {
+bool wait_for(ControlContext& context, const std::function<bool()>& condition, Duration timeout) {
   const auto end = std::chrono::steady_clock::now() + timeout;
   while (true) {
     if (run_on_reactor(context.reactor, condition)) return true;

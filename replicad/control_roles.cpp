@@ -42,9 +42,10 @@ Result<Record> take_primary(ControlContext& context,
                             const PromotionRequest& request) {
   RD_TRY(run_on_reactor(context.reactor,
                         [volume, request] { return volume->check_promotion(request); }));
-  const auto point = call_reactor<HistoryPoint>(context.reactor, [volume, request](auto done) {
-    volume->seal_replica(request.epoch, request.history, promotion_timeout, std::move(done));
-  });
+  const auto point =
+      call_reactor<HistoryPoint>(context.reactor, [volume, request](const auto& done) {
+        volume->seal_replica(request.epoch, request.history, promotion_timeout, done);
+      });
   if (!point) return tl::unexpected(point.error());
   // Should this daemon end before the new role is on record here, the one after it goes on.
   RD_TRY(update_volume(context, volume, [request](VolumeState& state) -> Status {

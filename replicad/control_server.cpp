@@ -161,6 +161,8 @@ class HttpControlServer final : public ControlServer {
         });
   }
   ~HttpControlServer() override { stop(); }
+  HttpControlServer(const HttpControlServer&) = delete;
+  HttpControlServer& operator=(const HttpControlServer&) = delete;
 
   Status bind_unix(const std::string& path);
   Status bind_tcp(const std::string& address);

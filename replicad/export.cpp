@@ -107,6 +107,7 @@ Result<std::shared_ptr<ExportProcess>> ExportProcess::spawn(const ExportCommand&
   isolate(setup, command.log_file());
   std::vector<std::string> arguments = arguments_of(command);
   std::vector<char*> pointers;
+  pointers.reserve(arguments.size() + 1);
   for (std::string& argument : arguments)
     pointers.push_back(argument.data());
   pointers.push_back(nullptr);

@@ -77,8 +77,8 @@ class FailoverRun {
     }));
     const auto point = call_reactor<HistoryPoint>(
         context_.reactor,
-        [this](auto done) {
-          volume_->seal_replica(state_.epoch, std::nullopt, apply_patience, std::move(done));
+        [this](const auto& done) {
+          volume_->seal_replica(state_.epoch, std::nullopt, apply_patience, done);
         },
         apply_patience + reactor_call_timeout);
     if (!point) return tl::unexpected(point.error());
@@ -117,12 +117,13 @@ class FailoverRun {
     }
     if (!is_data_member(record, host))
       return fail(Errc::refused, "{} has no images of volume {}", host, state_.name);
-    if (!state_.consistent)
+    if (!state_.consistent) {
       return fail(Errc::inconsistent,
                   "the images of volume {} on {} are incomplete: they are no state that its disk "
                   "ever had",
                   state_.name,
                   host);
+    }
     return {};
   }
 

@@ -372,7 +372,7 @@ void ReplicaRuntime::attach(std::shared_ptr<FrameConnection> connection,
     return;
   }
   if (!failure_ && !recovering_ && !retrying_) {
-    open_session(std::move(connection), message);
+    open_session(connection, message);
     return;
   }
   refuse_pending_attach({Errc::busy, 0, "replaced by a new connection of the primary", {}});
@@ -381,7 +381,7 @@ void ReplicaRuntime::attach(std::shared_ptr<FrameConnection> connection,
   if (failure_ && quiet_) retry();
 }
 
-void ReplicaRuntime::open_session(std::shared_ptr<FrameConnection> connection,
+void ReplicaRuntime::open_session(const std::shared_ptr<FrameConnection>& connection,
                                   const AttachMessage& message) {
   const SessionId id = ++last_session_;
   const std::weak_ptr<ReplicaRuntime> weak = weak_from_this();

@@ -122,7 +122,8 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void mark_kept_if_whole();
   void arm_timer();
   void learn_promise();
-  void open_session(std::shared_ptr<FrameConnection> connection, const AttachMessage& message);
+  void open_session(const std::shared_ptr<FrameConnection>& connection,
+                    const AttachMessage& message);
   Status on_frame(SessionId session, const FrameView& frame);
   void on_closed(SessionId session, const Error& error);
   std::shared_ptr<BufferHold> hold_of_current();
@@ -156,7 +157,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void on_recovered(Result<RecoveredLog> recovered);
   void take_pending_attach();
   void refuse_pending_attach(const Error& error);
-  void record_last_checkpoint(std::function<void()> done);
+  void record_last_checkpoint(const std::function<void()>& done);
   void finish_shutdown(bool discard_log, std::function<void()> done);
   void when_quiet(std::function<void()> function);
 

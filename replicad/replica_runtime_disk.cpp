@@ -25,6 +25,7 @@ std::uint64_t sync_bytes(const VolumeSettings& settings) {
 
 std::vector<std::uint64_t> sizes_of(const std::vector<DiskState>& disks) {
   std::vector<std::uint64_t> sizes;
+  sizes.reserve(disks.size());
   for (const DiskState& disk : disks)
     sizes.push_back(disk.bytes);
   return sizes;
@@ -368,7 +369,7 @@ void ReplicaRuntime::take_pending_attach() {
   if (!pending_attach_) return;
   PendingAttach attach = std::move(*pending_attach_);
   pending_attach_.reset();
-  if (attach.connection->is_open()) open_session(std::move(attach.connection), attach.message);
+  if (attach.connection->is_open()) open_session(attach.connection, attach.message);
 }
 
 void ReplicaRuntime::refuse_pending_attach(const Error& error) {
@@ -418,7 +419,7 @@ void ReplicaRuntime::when_quiet(std::function<void()> function) {
 }
 
 /// Brings images and log to the disk and records how far the images are, if that means anything.
-void ReplicaRuntime::record_last_checkpoint(std::function<void()> done) {
+void ReplicaRuntime::record_last_checkpoint(const std::function<void()>& done) {
   const bool means_something =
       core_->is_consistent() && !core_->is_copying() && !core_->is_unstaging();
   const HistoryPoint point = core_->applied();
@@ -440,11 +441,12 @@ void ReplicaRuntime::record_last_checkpoint(std::function<void()> done) {
                 state.whole = is_whole;
               },
               [stop](const Status& status) {
-                if (!status)
+                if (!status) {
                   log(LogLevel::warn,
                       "checkpoint_failed",
                       "message={}",
                       log_value(status.error().message));
+                }
                 stop();
               });
         }));

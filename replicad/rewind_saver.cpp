@@ -201,11 +201,12 @@ void RewindSaver::begin() {
         return work->file->sync();
       },
       [self = shared_from_this(), batch](const Status& status) {
-        self->on_kept(status, std::move(*batch));
+        const std::vector<Change> kept = std::move(*batch);
+        self->on_kept(status, kept);
       });
 }
 
-void RewindSaver::on_kept(const Status& status, std::vector<Change> changes) {
+void RewindSaver::on_kept(const Status& status, const std::vector<Change>& changes) {
   working_ = false;
   if (stopped_) {
     if (stop_done_) std::exchange(stop_done_, nullptr)();

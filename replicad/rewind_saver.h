@@ -56,7 +56,7 @@ class RewindSaver : public std::enable_shared_from_this<RewindSaver> {
 
   void begin_later();
   void begin();
-  void on_kept(const Status& status, std::vector<Change> changes);
+  void on_kept(const Status& status, const std::vector<Change>& changes);
 
   Reactor& reactor_;
   Worker& worker_;

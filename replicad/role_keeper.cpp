@@ -164,9 +164,10 @@ void RoleKeeper::promote(const std::shared_ptr<Volume>& volume) {
   if (!operation) return;
   const VolumeState state = state_of(context_, volume);
   const Epoch promised = state.epoch;
-  const auto point = call_reactor<HistoryPoint>(context_.reactor, [volume, promised](auto done) {
-    volume->seal_replica(promised, std::nullopt, seal_patience, std::move(done));
-  });
+  const auto point =
+      call_reactor<HistoryPoint>(context_.reactor, [volume, promised](const auto& done) {
+        volume->seal_replica(promised, std::nullopt, seal_patience, done);
+      });
   if (!point) {
     // Nobody attaches to a chosen host, which is what else tries a failed disk again.
     run_on_reactor(context_.reactor, [volume] { volume->reopen_failed_replica(); });

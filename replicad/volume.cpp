@@ -343,7 +343,7 @@ Status Volume::check_promotion(const PromotionRequest& request) const {
 void Volume::seal_replica(const Epoch& epoch,
                           const std::optional<HistoryPoint>& point,
                           Duration timeout,
-                          std::function<void(Result<HistoryPoint>)> done) {
+                          const std::function<void(Result<HistoryPoint>)>& done) {
   if (!replica_ || replica_busy_) {
     return done(open_error_ ? Result<HistoryPoint>(tl::unexpected(*open_error_))
                             : fail(Errc::busy, "volume {} changes its role", name_));

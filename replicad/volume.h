@@ -144,7 +144,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void seal_replica(const Epoch& epoch,
                     const std::optional<HistoryPoint>& point,
                     Duration timeout,
-                    std::function<void(Result<HistoryPoint>)> done);
+                    const std::function<void(Result<HistoryPoint>)>& done);
   /// The record names this host: durably becomes the primary at `point`, with the images locked.
   void record_promotion(const Record& record, const HistoryPoint& point, bool activate, Done done);
   /// After a promotion that did not happen: the session ended, so the replica starts anew from its

@@ -602,7 +602,7 @@ Status Volume::prepare_export() {
   starting_ = true;
   abandoned_ = false;
   has_served_ = false;
-  if (const Status allowed = check_claim(); !allowed) {
+  if (Status allowed = check_claim(); !allowed) {
     starting_ = false;
     return allowed;
   }

@@ -148,6 +148,7 @@ Status VolumeRegistry::on_first_frame(const std::shared_ptr<Newcomer>& newcomer,
                 log_value(message->volume.substr(0, volume_name_bytes_max)));
   }
   // The volume takes the connection over with handlers of its own.
+  // NOLINTNEXTLINE(performance-unnecessary-copy-initialization): handlers held `newcomer`
   const std::shared_ptr<Newcomer> keep = newcomer;
   RD_TRY(volume->attach(keep->connection, *message));
   environment_.reactor.cancel_timer(keep->timer);

@@ -13,8 +13,8 @@ namespace replicad {
 [[nodiscard]] nlohmann::json voter_json(const VoterState& state);
 
 /// Errors: Errc::protocol with the field that is wrong. What is returned obeys check_record().
-[[nodiscard]] Result<Record> record_from_json(const nlohmann::json& json);
-[[nodiscard]] Result<Ballot> ballot_from_json(const nlohmann::json& json);
-[[nodiscard]] Result<VoterState> voter_from_json(const nlohmann::json& json);
+[[nodiscard]] Result<Record> record_from_json(const nlohmann::json& value);
+[[nodiscard]] Result<Ballot> ballot_from_json(const nlohmann::json& value);
+[[nodiscard]] Result<VoterState> voter_from_json(const nlohmann::json& value);
 
 }  // namespace replicad
