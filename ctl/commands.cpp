@@ -47,14 +47,14 @@ const char* const set_details =
     "(hold, fail), autostart (yes, no), ring_bytes, log_bytes, segment_bytes (sizes),\n"
     "ack_timeout_ms, quorum_timeout_ms (times; 0: requests wait for a quorum without end). The\n"
     "primary is told first, then the others; a member that cannot be reached is named, and the\n"
-    "exit code is 4.\n\n"
+    "exit code is 4. A mode that asks more of the replicas reaches them before the primary: then\n"
+    "nothing changes there while one that is in sync cannot be reached.\n\n"
     "  replicactl set vm1 mode=semi-sync ack_timeout=3s";
 
 const char* const resolve_details =
     "Two histories exist when a replica was made the primary by force while others went on. Where\n"
-    "they meet, both stop (state split). The hosts that have another history than HOST give "
-    "theirs\n"
-    "up and become replicas of the kept one; what they knew of it is kept beside their state.\n"
+    "they meet, both stop (state split). The hosts that have another history than HOST give it up\n"
+    "and become replicas of the kept one; what they knew of theirs is kept beside their state.\n"
     "Then `activate` serves the kept history.\n\n"
     "  replicactl resolve vm1 --keep b";
 

@@ -195,8 +195,7 @@ Status LostFileWriter::with_space_hint(Status status) const {
                               error.message);
   error.hint = fmt::format(
       "make room in {} (of which the last {} bytes stay free for the state of volumes): the rewind "
-      "goes "
-      "on by itself, and nothing is overwritten that is not kept",
+      "goes on by itself, and nothing is overwritten that is not kept",
       directory_,
       left_free_bytes);
   return tl::unexpected(std::move(error));

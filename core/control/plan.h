@@ -106,7 +106,8 @@ struct FailoverOptions {
                                         const std::string& keep,
                                         const std::vector<MemberReport>& reports);
 
-/// Primary first, then the other members; members that do not answer are skipped.
+/// Primary first, then the other members; members that do not answer are skipped. A mode that asks
+/// more of the replicas reaches them first, and is refused if one that is in sync does not answer.
 [[nodiscard]] Result<Plan> plan_set(const std::string& volume,
                                     const nlohmann::json& settings,
                                     const std::vector<MemberReport>& reports);
