@@ -91,7 +91,7 @@ Status run_activate(Context& context, const OptionValues& /*values*/) {
   const auto plan = plan_activate(context.volume(), context.cluster().ask_volume(context.volume()));
   if (!plan) return tl::unexpected(plan.error());
   std::string uri;
-  const Status status = run_plan(
+  Status status = run_plan(
       context, *plan, [&](const Step& step, const Json& answer, PlanResult& result) -> Status {
         uri = string_field(answer, "uri");
         if (uri.empty())

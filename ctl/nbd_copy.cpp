@@ -21,8 +21,6 @@
 #include "io/fd.h"
 #include "io/file.h"
 
-extern char** environ;
-
 namespace replicad::ctl {
 
 namespace {
@@ -87,6 +85,7 @@ Result<pid_t> spawn(const std::vector<std::string>& arguments, int progress_fd, 
   posix_spawnattr_setflags(&setup.attributes, POSIX_SPAWN_SETSIGDEF);
 
   std::vector<char*> argv;
+  argv.reserve(arguments.size() + 1);
   for (const std::string& argument : arguments)
     argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);

@@ -193,9 +193,10 @@ Result<std::uint64_t> parse_duration_ms(std::string_view text) {
   if (number->unit.empty() || number->unit == "s") factor = 1000;
   if (number->unit == "m") factor = 60'000;
   if (number->unit == "h") factor = 3'600'000;
-  if (factor == 0)
+  if (factor == 0) {
     return fail(
         Errc::invalid_argument, "'{}' is no time: the unit is one of ms, s, m, h", printable(text));
+  }
   const double time_ms = number->value * factor;
   if (time_ms > 1e12) return fail(Errc::invalid_argument, "'{}' is too long", printable(text));
   return static_cast<std::uint64_t>(std::llround(time_ms));
