@@ -25,7 +25,13 @@ Connection::Connection(Network& network, Machine& from, Machine& to) : network_(
   ends_[0].machine = &from;
   ends_[1].machine = &to;
   for (End& one : ends_)
-    one.reader = std::make_unique<FrameReader>(reader_bytes);
+    one.reader = network_.take_reader();
+}
+
+Connection::~Connection() {
+  for (End& one : ends_) {
+    if (one.reader) network_.give_back(std::move(one.reader));  // else the network is gone
+  }
 }
 
 void Connection::start(Side side, Hooks hooks) {
@@ -251,6 +257,7 @@ void Connection::drop() {
     one.hooks = {};
     one.queue.clear();
     one.transit.clear();
+    network_.give_back(std::move(one.reader));
   }
 }
 
@@ -282,6 +289,18 @@ void Network::block(HostIndex from, HostIndex to, Duration length) {
 
 void Network::slow(HostIndex from, HostIndex to, Duration length) {
   until(slow_until_, from, to) = world_.now() + length;
+}
+
+std::unique_ptr<FrameReader> Network::take_reader() {
+  if (readers_.empty()) return std::make_unique<FrameReader>(reader_bytes);
+  auto reader = std::move(readers_.back());
+  readers_.pop_back();
+  reader->clear();
+  return reader;
+}
+
+void Network::give_back(std::unique_ptr<FrameReader> reader) {
+  readers_.push_back(std::move(reader));
 }
 
 Duration Network::draw_latency(HostIndex from, HostIndex to) {

@@ -25,6 +25,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   };
 
   Connection(Network& network, Machine& from, Machine& to);
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+  ~Connection();
 
   void start(Side side, Hooks hooks);
   void send(Side side, std::vector<std::byte> bytes);
@@ -131,6 +134,9 @@ class Network {
   void program_died(HostIndex host, Connection::Side side);
   void heal();
   [[nodiscard]] Duration draw_latency(HostIndex from, HostIndex to);
+  /// Readers have large buffers: they are used again.
+  [[nodiscard]] std::unique_ptr<FrameReader> take_reader();
+  void give_back(std::unique_ptr<FrameReader> reader);
 
  private:
   [[nodiscard]] Instant& until(std::vector<Instant>& table, HostIndex from, HostIndex to) {
@@ -145,6 +151,7 @@ class Network {
   std::vector<Instant> blocked_until_;
   std::vector<Instant> slow_until_;
   std::vector<std::shared_ptr<Connection>> connections_;
+  std::vector<std::unique_ptr<FrameReader>> readers_;
   std::vector<std::weak_ptr<Connection>> all_;  ///< also those that both kernels have forgotten
 };
 

@@ -233,7 +233,9 @@ bool ReplicaProgram::find_segment() {
 
 void ReplicaProgram::apply_more() {
   if (!applier_ || !log_) return;
-  while (applying_.size() < read_ahead_max && find_segment()) {
+  // What the log may lose with power is not looked at yet: a scan costs time.
+  while (read_point_.sequence < log_->durable() && applying_.size() < read_ahead_max &&
+         find_segment()) {
     const auto rest =
         read_segment_->file->bytes().subspan(read_offset_, read_segment_->end_bytes - read_offset_);
     const ScanResult found = scan_frames(rest, read_point_);
