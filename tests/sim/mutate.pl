@@ -106,7 +106,8 @@ sub functions {
     push @found, [$at, $name];
   }
   while ($text =~ /^  (?!(?:if|for|while|switch|return|else) ?)[\w:<>,*& ]*?\b(\w+)\([^\n;]*\{$/mg) {  # within a class
-    push @found, [$-[0], $1];
+    my ($at, $name) = ($-[0], $1);
+    push @found, [$at, $name] if $name !~ /_$/;  # no initialiser of a member
   }
   return sort { $a->[0] <=> $b->[0] } @found;
 }

@@ -34,6 +34,30 @@ TEST_CASE("blocks: what a range touches is marked, what lies wholly within one i
   CHECK_FALSE(map.next(0, 0, mib).has_value());
 }
 
+TEST_CASE("blocks: an empty range touches nothing, wherever it lies") {
+  BlockMap map({64 * mib});
+  map.mark({0, 100, 0});
+  map.mark({7, 0, 0});  // a flush is of no disk
+  CHECK(map.empty());
+  map.mark({0, 0, 4096});
+  map.clear({7, 0, 0});
+  CHECK_FALSE(map.overlaps_any({0, 100, 0}));
+  CHECK_FALSE(map.overlaps_any({7, 0, 0}));
+  CHECK(map.blocks() == 1);
+}
+
+TEST_CASE("blocks: a region has one bitmap at most, and keeps it beyond the bound") {
+  BlockMap map({64 * mib}, 1);
+  map.mark({0, 0, 4096});
+  map.mark({0, 8192, 4096});
+  CHECK(map.bitmaps() == 1);
+  CHECK(map.blocks() == 2);
+  map.clear({0, 0, 64 * mib});
+  map.mark({0, 0, region_bytes});
+  map.clear({0, 0, region_bytes});
+  CHECK(map.bitmaps() == 0);
+}
+
 TEST_CASE("blocks: a whole region costs no bitmap, a part of one comes back as blocks") {
   BlockMap map({64 * mib});
   map.mark_all();

@@ -156,7 +156,15 @@ class PrimaryScenario {
     if (!target.empty()) index = peer(target);
     return step(primary_event::Hold{index, now_ + limit});
   }
-  std::string images_synced(bool ok = true) { return step(primary_event::ImagesSynced{ok}); }
+  std::string images_synced(bool ok = true) {
+    --image_syncs_;
+    return step(primary_event::ImagesSynced{ok});
+  }
+  /// Every sync of the images that was asked for ends well.
+  void images_synced_if_asked() {
+    while (image_syncs_ > 0)
+      images_synced();
+  }
 
   [[nodiscard]] PeerIndex peer(const std::string& host) const {
     return primary_.find_peer(host).value();
@@ -304,7 +312,10 @@ class PrimaryScenario {
   std::string describe(const primary_effect::Reserve& e) {
     return fmt::format("reserve {}", e.until - base_sequence);
   }
-  std::string describe(const primary_effect::SyncImages& /*e*/) { return "sync images"; }
+  std::string describe(const primary_effect::SyncImages& /*e*/) {
+    ++image_syncs_;
+    return "sync images";
+  }
   std::string describe(const primary_effect::HoldReached& e) {
     return fmt::format("hold reached {}", e.point.sequence - base_sequence);
   }
@@ -320,6 +331,7 @@ class PrimaryScenario {
   std::vector<FrameHeader> unready_;
   std::map<std::string, Watermarks> marks_;
   std::vector<PeerIndex> sendable_;
+  int image_syncs_ = 0;  ///< asked for and not ended
   std::string record_reason_;
   Error last_error_;
   StartMessage last_start_;

@@ -284,6 +284,7 @@ class ReplicaWorld {
   bool stage_open = false;
   bool stage_syncing = false;
   bool stage_synced = false;
+  bool stage_dropped = false;
   bool unstaging = false;  ///< begun and not reported
   bool unstaged = false;
   bool syncing_images = false;
@@ -368,6 +369,7 @@ class ReplicaWorld {
   }
   void perform(const replica_effect::DropStage& /*effect*/) {
     CHECK_FALSE(recorded_stage_bytes.has_value());
+    stage_dropped = true;
     stage_open = stage_syncing = false;
   }
   void perform(const replica_effect::EndStage& effect) {

@@ -1,0 +1,344 @@
+// Guards of the primary against what its members and its runtime do only in rare moments: each of these tests fails
+// when one condition of core/repl is left out (`make -f Makefile.ci sim-mutants`).
+
+#include <string>
+
+#include <doctest/doctest.h>
+
+#include "tests/unit/repl/primary_scenario.h"
+
+namespace replicad {
+namespace {
+
+using Setup = PrimaryScenario::Setup;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+Setup pair_in_sync(Mode mode = Mode::sync) {
+  return {.mode = mode, .peers = {"b"}, .in_sync = {"a", "b"}};
+}
+Setup pair_apart(Mode mode = Mode::async) {
+  return {.mode = mode, .peers = {"b"}, .in_sync = {"a"}, .attached = false};
+}
+Watermarks marks_of(Sequence received, Sequence logged, Sequence durable, Sequence applied) {
+  Watermarks marks;
+  marks.received = received;
+  marks.logged = logged;
+  marks.durable = durable;
+  marks.applied = applied;
+  return marks;
+}
+/// Beyond what was sent: the session ends.
+Watermarks nonsense() {
+  return marks_of(90, 90, 0, 0);
+}
+std::string lose_with(PrimaryScenario& s, const std::string& host, Errc code) {
+  return s.step(primary_event::PeerLost{s.peer(host), {code, 0, "why", {}}});
+}
+/// As many changes of 1 MiB as the ring takes.
+std::string fill_ring(PrimaryScenario& s, RequestId first) {
+  std::string text;
+  for (RequestId id = first; id < first + 5; ++id) {
+    text += s.arrive(id, write_at(id * mib, mib));
+    if (!text.ends_with(fmt::format("admitted {}", id))) break;
+    text += " " + s.written(id) + " ";
+  }
+  return text;
+}
+
+TEST_CASE("guard: a member that lags by frames that have left the ring is late since the first") {
+  PrimaryScenario s({.mode = Mode::async, .peers = {"b"}, .in_sync = {"a"}});
+  s.recorded();
+  s.lose("b");
+  s.recorded();
+  s.write(1, write_at(0, mib));
+  for (RequestId id = 2; id <= 7; ++id) {
+    s.pass(seconds(1));
+    s.write(id, write_at(id * mib, mib));
+  }
+  CHECK(s.view("b").lag == seconds(6));
+}
+
+TEST_CASE("guard: nobody is told of a frame but those who take frames") {
+  PrimaryScenario s(pair_apart());
+  s.write(1, write_at(0));
+  CHECK(s.sendable().empty());
+  s.attach("b");
+  s.write(2, write_at(0));
+  CHECK(!s.sendable().empty());
+}
+
+TEST_CASE("guard: a member without a stream is given nothing to send") {
+  PrimaryScenario s(pair_in_sync());
+  s.write(1, write_at(0));
+  s.lose("b");
+  CHECK(s.send("b") == 0);
+}
+
+TEST_CASE("guard: a piece that wants no answer gets none from a volume that has failed") {
+  PrimaryScenario s(pair_in_sync());
+  s.arrive(1, write_at(0));
+  s.step(primary_event::Fail{{Errc::io_error, 5, "disk", {}}});
+  CHECK(s.written(1, false) == "placed 1 as 1");
+}
+
+TEST_CASE("guard: other settings answer nothing of a failed volume that goes on to hold") {
+  PrimaryScenario s({.on_local_error = OnLocalError::hold});
+  s.arrive(1, write_at(0));
+  s.step(primary_event::Fail{{Errc::io_error, 5, "disk", {}}});
+  s.arrive(2, write_at(4096));
+  CHECK(s.step(primary_event::SettingsChanged{
+            Mode::async, Congestion::throttle, seconds(5), OnLocalError::hold}) == "");
+  CHECK(s.step(primary_event::SettingsChanged{
+            Mode::async, Congestion::throttle, seconds(5), OnLocalError::fail}) == "fail 2");
+}
+
+// --- hold and resume ---
+
+TEST_CASE("guard: a hold that ran out names those alone who are waited for") {
+  PrimaryScenario s({.peers = {"b", "c"}, .in_sync = {"a", "b"}, .attached = false});
+  s.attach("b");
+  s.hold({}, seconds(1));
+  s.images_synced();
+  CHECK(s.pass(seconds(1)).ends_with("hold failed timeout"));
+  CHECK(s.last_error().message.find("; b: ") != std::string::npos);
+  CHECK(s.last_error().message.find("; c: ") == std::string::npos);
+}
+
+TEST_CASE("guard: a target is asked once how far it has applied, whatever others report") {
+  PrimaryScenario s({});
+  s.hold("b");
+  s.images_synced();
+  s.durable("c", 1);
+  CHECK(s.durable("b", 1) == "ping b");
+  CHECK(s.step(primary_event::Tick{}) == "");
+  CHECK(s.report_again("c") == "");
+  CHECK(s.report_again("b") == "ping b");
+}
+
+TEST_CASE("guard: a hold says that its target is not in sync") {
+  PrimaryScenario s(pair_apart());
+  CHECK(s.hold("b") == "hold failed refused");
+  CHECK(s.last_error().message == "b is not in the in-sync set");
+}
+
+TEST_CASE("guard: holds that are given up again and again do not overfill the ring") {
+  PrimaryScenario s(pair_in_sync());
+  fill_ring(s, 1);
+  for (int i = 0; i < 60; ++i) {
+    s.hold({}, milliseconds(50));
+    s.images_synced_if_asked();
+    s.pass(milliseconds(100));
+    s.report_again("b");
+  }
+  CHECK(s.primary().ring().used_bytes() <= s.primary().ring().capacity_bytes());
+}
+
+TEST_CASE(
+    "guard: a recorded member that is away when a new term begins is not waited for for ever") {
+  PrimaryScenario s({.peers = {"b"}, .in_sync = {"a", "b"}, .attached = false});
+  CHECK(s.step(primary_event::Resume{Epoch{4, 9}}) == "close b stale_epoch");
+  CHECK(s.pass(seconds(6)) == "record a");
+}
+
+TEST_CASE("guard: a new term does not close members that were removed, nor any twice") {
+  PrimaryScenario s({});
+  s.step(primary_event::PeerRemoved{s.peer("c")});
+  CHECK(s.marks("b", nonsense()) == "close b protocol");
+  CHECK(s.step(primary_event::Resume{Epoch{4, 9}}) == "");
+  CHECK(s.view("b").error->code == Errc::protocol);
+}
+
+// --- watermarks ---
+
+TEST_CASE("guard: what was received does not go back either") {
+  PrimaryScenario s(pair_in_sync());
+  s.write(1, write_at(0));
+  s.write(2, write_at(0));
+  s.received("b", 2);
+  CHECK(s.marks("b", marks_of(1, 0, 0, 0)) == "close b protocol, record a");
+}
+
+TEST_CASE("guard: a member may have applied less than the ring holds") {
+  PrimaryScenario s(pair_in_sync());
+  for (RequestId id = 1; id <= 6; ++id) {
+    s.write(id, write_at(id * mib, mib));
+    s.durable("b", id);
+  }
+  REQUIRE(s.primary().ring().first() > PrimaryScenario::base_sequence + 2);
+  Watermarks marks = marks_of(6, 6, 6, 1);
+  marks.applied_digest = s.point(1).digest;
+  CHECK(s.marks("b", marks) == "");
+}
+
+TEST_CASE("guard: a member whose session is to end answers nothing any more") {
+  PrimaryScenario s({});
+  s.write(1, write_at(0));
+  s.all("c", 1);
+  CHECK(s.marks("b", nonsense()) == "close b protocol, record a+c");
+  s.send("b");
+  CHECK(s.marks("b", marks_of(1, 1, 1, 1)) == "");
+  CHECK(s.recorded() == "answer 1");
+}
+
+TEST_CASE("guard: nonsense is no divergence: the member streams again") {
+  PrimaryScenario s(pair_in_sync());
+  s.marks("b", nonsense());
+  s.lose("b");
+  s.recorded();
+  CHECK(s.attach("b") == "start b after 0, record a+b");
+}
+
+TEST_CASE("guard: what is received and what is logged are progress, each by itself") {
+  PrimaryScenario s(pair_in_sync());
+  for (RequestId id = 1; id <= 4; ++id)
+    s.write(id, write_at(id * 4096));
+  for (Sequence at = 1; at <= 4; ++at) {
+    CHECK(s.pass(seconds(3)) == "");
+    CHECK(s.received("b", at) == "");
+  }
+  for (Sequence at = 1; at <= 4; ++at) {
+    CHECK(s.pass(seconds(3)) == "");
+    CHECK(s.logged("b", at) == fmt::format("answer {}", at));
+  }
+}
+
+TEST_CASE("guard: bytes that leave are progress of a copy, not of a stream") {
+  PrimaryScenario s(pair_in_sync());
+  for (RequestId id = 1; id <= 4; ++id)
+    s.write(id, write_at(id * 4096));
+  std::string text;
+  for (int i = 0; i < 3; ++i) {
+    s.send("b", 1);
+    text += s.pass(seconds(2));
+  }
+  CHECK(text == "close b timeout, record a");
+
+  PrimaryScenario copying(pair_apart());
+  copying.attach("b", copying.point(0), 0, 0, false);
+  REQUIRE(copying.view("b").phase == PeerPhase::copying);
+  for (RequestId id = 1; id <= 4; ++id) {
+    copying.write(id, write_at(id * 4096));
+    CHECK(copying.pass(seconds(4)) == "");
+    copying.send("b");
+  }
+}
+
+// --- members ---
+
+TEST_CASE("guard: a removed member is in sync no more, before that is on record") {
+  PrimaryScenario s({});
+  s.step(primary_event::PeerRemoved{s.peer("c")});
+  CHECK(s.in_sync() == "a+b");
+}
+
+TEST_CASE("guard: there is a stream while a member takes frames") {
+  PrimaryScenario s(pair_apart());
+  CHECK_FALSE(s.primary().has_stream());
+  s.attach("b");
+  CHECK(s.primary().has_stream());
+  s.lose("b");
+  s.recorded();
+  s.recorded();
+  CHECK_FALSE(s.primary().has_stream());
+  s.attach("b", s.point(0), 0, 0, false);
+  REQUIRE(s.view("b").phase == PeerPhase::copying);
+  CHECK(s.primary().has_stream());
+}
+
+TEST_CASE(
+    "guard: a member that left before it was in sync does not leave again behind its joining") {
+  PrimaryScenario s(pair_apart());
+  HistoryPoint point = s.point(0);
+  AttachedMessage message;
+  message.logged = point;
+  message.durable = point.sequence - 1;
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) == "start b after 0, sync b");
+  CHECK(s.lose("b") == "");
+  CHECK(s.attach("b") == "start b after 0, record a+b");
+  CHECK(s.recorded() == "");
+  CHECK(s.in_sync() == "a+b");
+}
+
+TEST_CASE("guard: the reason of a record is that of the member it is about") {
+  PrimaryScenario s({.peers = {"b", "c"}, .in_sync = {"a", "b"}, .attached = false});
+  s.attach("b");
+  CHECK(s.lose("b") == "record a");
+  CHECK(s.record_reason() == "b: link down");
+}
+
+TEST_CASE("guard: a member whose session is to end, or that is away, is asked for nothing") {
+  PrimaryScenario s(pair_in_sync(Mode::async));
+  s.write(1, write_at(0, mib));
+  s.logged("b", 1);
+  s.marks("b", nonsense());
+  CHECK(fill_ring(s, 2).find("sync b") == std::string::npos);
+
+  PrimaryScenario resumed(pair_in_sync(Mode::async));
+  resumed.write(1, write_at(0, mib));
+  resumed.logged("b", 1);
+  resumed.step(primary_event::Resume{Epoch{4, 9}});
+  resumed.lose("b");
+  CHECK(fill_ring(resumed, 2).find("sync b") == std::string::npos);
+}
+
+TEST_CASE("guard: a member whose session is to end does not join because it slows the guest") {
+  PrimaryScenario s({.mode = Mode::async, .peers = {"b"}, .in_sync = {"a"}, .attached = false});
+  for (RequestId id = 1; id <= 3; ++id)
+    s.write(id, write_at(id * mib, mib));
+  s.attach("b", 0);
+  REQUIRE_FALSE(s.view("b").caught_up);
+  (void)s.primary().take(s.peer("b"), ~std::uint64_t{0});  // being sent: pins the ring
+  s.marks("b", nonsense());
+  fill_ring(s, 4);
+  CHECK_FALSE(s.view("b").caught_up);
+}
+
+TEST_CASE("guard: a copy's error without a hint leaves the hint of what the member needs") {
+  PrimaryScenario s(pair_apart());
+  HistoryPoint other = s.point(0);
+  other.digest.low ^= 1;
+  s.attach("b", other, 0, 0);
+  const std::string hint = s.view("b").error->hint;
+  REQUIRE_FALSE(hint.empty());
+  s.lose("b");
+  s.attach("b", other, 0, 0);
+  CHECK(s.view("b").error->message.find("the last copy to it ended: link down") !=
+        std::string::npos);
+  CHECK(s.view("b").error->hint == hint);
+}
+
+TEST_CASE("guard: only a copy that found no space for its stage goes in place the next time") {
+  PrimaryScenario s(
+      {.mode = Mode::async, .peers = {"b", "c"}, .in_sync = {"a", "c"}, .attached = false});
+  s.attach("c");
+  for (RequestId id = 1; id <= 6; ++id) {
+    s.write(id, write_at(id * mib, mib));
+    s.all("c", id);
+  }
+  s.attach("b", 6);
+  s.recorded();
+  lose_with(s, "b", Errc::no_space);  // of its log
+  s.recorded();
+  CHECK(s.attach("b", 1) == "resync b after 6, run copy b");
+  lose_with(s, "b", Errc::no_space);
+  lose_with(s, "b", Errc::unreachable);
+  s.pass(seconds(3));
+  CHECK(s.attach("b", 1) == "resync b after 6 in place, run copy b");
+}
+
+TEST_CASE("guard: a member that streams and is not in sync is nothing to fall back on") {
+  PrimaryScenario s(
+      {.mode = Mode::async, .peers = {"b", "c"}, .in_sync = {"a"}, .attached = false});
+  for (RequestId id = 1; id <= 6; ++id)
+    s.write(id, write_at(id * mib, mib));
+  CHECK(s.attach("c", 4).starts_with("start c after 4"));
+  REQUIRE(s.in_sync() == "a");
+  s.attach("b", 1);
+  lose_with(s, "b", Errc::no_space);
+  s.pass(seconds(3));
+  CHECK(s.attach("b", 1) == "resync b after 6, run copy b");
+}
+
+}  // namespace
+}  // namespace replicad
