@@ -17,7 +17,7 @@ first_seeds=40
 attempt() {
   local way=$1 text
   shift
-  text=$(ulimit -v 4000000 && timeout -k 1 60 "$@" 2>&1) && return 1
+  text=$(ulimit -v 4000000 -t 20 && timeout -k 1 300 "$@" 2>&1) && return 1
   by="$way"$'\t'$(grep -m1 -aoE '^(seed [0-9]+: [^:]*|P8[^:]*|TEST CASE: .*|level=error.*)|FATAL.*' <<<"$text" | head -c 120 || true)
 }
 run_one() {
