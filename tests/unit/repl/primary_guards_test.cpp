@@ -124,7 +124,14 @@ TEST_CASE("guard: a hold says that its target is not in sync") {
 
 TEST_CASE("guard: holds that are given up again and again do not overfill the ring") {
   PrimaryScenario s(pair_in_sync());
-  fill_ring(s, 1);
+  RequestId id = 1;
+  for (const std::uint64_t bytes : {std::uint64_t{mib}, 64 * kib, 4 * kib, std::uint64_t{512}}) {
+    while (s.arrive(id, write_at(0, bytes)) == fmt::format("admitted {}", id)) {
+      s.written(id);
+      ++id;
+    }
+    s.step(primary_event::Cancelled{id++});
+  }
   for (int i = 0; i < 60; ++i) {
     s.hold({}, milliseconds(50));
     s.images_synced_if_asked();
@@ -143,7 +150,9 @@ TEST_CASE(
 
 TEST_CASE("guard: a new term does not close members that were removed, nor any twice") {
   PrimaryScenario s({});
-  s.step(primary_event::PeerRemoved{s.peer("c")});
+  const PeerIndex removed = s.peer("c");
+  s.step(primary_event::PeerRemoved{removed});
+  s.step(primary_event::PeerLost{removed, {Errc::unreachable, 0, "closed", {}}});
   CHECK(s.marks("b", nonsense()) == "close b protocol");
   CHECK(s.step(primary_event::Resume{Epoch{4, 9}}) == "");
   CHECK(s.view("b").error->code == Errc::protocol);
@@ -175,8 +184,8 @@ TEST_CASE("guard: a member whose session is to end answers nothing any more") {
   PrimaryScenario s({});
   s.write(1, write_at(0));
   s.all("c", 1);
-  CHECK(s.marks("b", nonsense()) == "close b protocol, record a+c");
   s.send("b");
+  CHECK(s.marks("b", nonsense()) == "close b protocol, record a+c");
   CHECK(s.marks("b", marks_of(1, 1, 1, 1)) == "");
   CHECK(s.recorded() == "answer 1");
 }
@@ -338,6 +347,59 @@ TEST_CASE("guard: a member that streams and is not in sync is nothing to fall ba
   lose_with(s, "b", Errc::no_space);
   s.pass(seconds(3));
   CHECK(s.attach("b", 1) == "resync b after 6, run copy b");
+}
+
+TEST_CASE("guard: why a member is away is not forgotten when it is waited for no more") {
+  PrimaryScenario s({.peers = {"b"}, .in_sync = {"a", "b"}, .attached = false});
+  s.lose("b");
+  CHECK(s.pass(seconds(6)) == "record a");
+  CHECK(s.view("b").error->message == "link down");
+}
+
+TEST_CASE("guard: a member that has a flush durable is not blamed for one that has not") {
+  PrimaryScenario s({});
+  s.flush(1);
+  s.all("b", 1);
+  s.logged("c", 1);
+  CHECK(s.pass(seconds(6)) == "close c timeout, record a+b");
+}
+
+TEST_CASE("guard: of a member that was never here no lag is known in time") {
+  PrimaryScenario s(pair_apart());
+  for (RequestId id = 1; id <= 6; ++id)
+    s.write(id, write_at(id * mib, mib));
+  CHECK(s.view("b").lag == Duration{});
+}
+
+TEST_CASE("guard: nothing is copied to a member that was removed") {
+  PrimaryScenario s(pair_apart());
+  for (RequestId id = 1; id <= 6; ++id)
+    s.write(id, write_at(id * mib, mib));
+  s.attach("b", 1);
+  s.lose("b");
+  s.attach("b", 1);
+  REQUIRE(s.view("b").phase == PeerPhase::detached);  // the next copy waits
+  const PeerIndex peer = s.peer("b");
+  SUBCASE("asked for before that, everything is compared, nothing is kept aside") {
+    CHECK(s.step(primary_event::CopyRequested{peer}) == "copy b after 6, run copy b");
+  }
+  SUBCASE("removed") {
+    s.step(primary_event::PeerRemoved{peer});
+    CHECK(s.step(primary_event::CopyRequested{peer}) == "");
+    CHECK(s.pass(seconds(3)) == "");
+  }
+}
+
+TEST_CASE(
+    "guard: the end of a copy that was found wrong is not taken from a session that is to end") {
+  PrimaryScenario s(pair_apart());
+  for (RequestId id = 1; id <= 6; ++id)
+    s.write(id, write_at(id * mib, mib));
+  s.attach("b", 1);
+  s.step(primary_event::CopyEnding{0});
+  CHECK(s.step(primary_event::CopyDone{0, s.point(5)}) == "close b protocol");
+  CHECK(s.step(primary_event::CopyDone{0, s.point(6)}) == "");
+  CHECK(s.view("b").phase == PeerPhase::copying);
 }
 
 }  // namespace

@@ -135,6 +135,28 @@ TEST_CASE("lack: what an earlier term knew counts, dirty and suspect, until all 
   CHECK(primary.known_lack(0).suspect.empty());
 }
 
+TEST_CASE("lack: what is only to be compared is lacking, too, in a plan and out of one") {
+  PrimaryConfig config = later_term();
+  config.lacks[0].dirty.clear_all();
+  Primary primary(config, Instant{});
+  std::vector<PrimaryEffect> effects;
+  const auto attach = [&](const HistoryPoint& logged) {
+    primary.step(primary_event::PeerAttached{0, standing(logged)}, Instant{}, effects);
+  };
+  attach({{9, 9}, 5000, {1, 1}});
+  REQUIRE(primary.is_streaming(0));
+  CHECK_FALSE(primary.has_everything(0));
+  primary.step(primary_event::PeerLost{0, {}}, Instant{}, effects);
+  attach({{8, 8}, 1000, {7, 7}});
+  REQUIRE_FALSE(primary.is_streaming(0));
+  primary.step(primary_event::PeerLost{0, {}}, Instant{}, effects);
+  attach({{9, 9}, 5000, {1, 1}});
+  REQUIRE(primary.is_streaming(0));
+  CHECK_FALSE(primary.has_everything(0));
+  CHECK_FALSE(primary.has_durably(0, {0, 2 * mib, mib}, 5000));
+  CHECK(primary.has_durably(0, second_mib, 5000));
+}
+
 TEST_CASE("lack: a member whose session is to end does not stream") {
   PrimaryScenario s(pair_apart());
   s.attach("b");
@@ -162,6 +184,10 @@ TEST_CASE("lack: is known of who stands on this history, at what is known of it 
   // Numbers that its term has not given out.
   CHECK_FALSE(knows(s, standing({s.primary().epoch(), base - 10, {1, 2}})));
   CHECK_FALSE(knows(s, standing({s.point(0).epoch, base + 1, {1, 2}})));
+  CHECK(s.step(primary_event::PeerAttached{0, standing({s.primary().epoch(), base - 10, {1, 2}})})
+            .starts_with("rewind b"));
+  s.lose("b");
+  s.pass(seconds(3));
   // Before all, where every history begins: not below what is known, but of this history.
   CHECK_FALSE(knows(s, standing({})));
   CHECK(s.step(primary_event::PeerAttached{0, standing({})}) == "copy b after 6, run copy b");

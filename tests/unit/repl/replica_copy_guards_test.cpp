@@ -91,6 +91,18 @@ TEST_CASE("copy guard: a resync of the same term needs no second mark, a rewind 
   }
 }
 
+TEST_CASE("copy guard: a rewind whose session ended before its mark changes nothing") {
+  Streaming streaming(1);
+  ReplicaWorld& world = streaming.world;
+  start(world, {.copy = true, .after = 10, .save = true});
+  if (world.syncing) world.finish_sync();
+  world.apply(streaming.source.point());
+  REQUIRE(world.syncing_images);
+  world.step(replica_event::SessionClosed{1});
+  world.finish_image_sync();
+  CHECK(world.records.empty());
+}
+
 TEST_CASE("copy guard: an image of which nothing is known is marked already") {
   InPlace copying;
   ReplicaWorld& world = copying.world;
@@ -177,6 +189,26 @@ TEST_CASE("copy guard: a replica that failed goes on with no copy") {
     CHECK_FALSE(world.stage_dropped);
     world.finish_stage_sync();
     CHECK(world.records.empty());
+  }
+  SUBCASE("its images synced before it") {
+    Streaming streaming(1);
+    ReplicaWorld& world = streaming.world;
+    start(world, {.copy = true, .after = 10, .keep = true});
+    if (world.syncing) world.finish_sync();
+    world.apply(streaming.source.point());
+    REQUIRE(world.syncing_images);
+    world.step(replica_event::Failed{disk_error});
+    world.finish_image_sync();
+    CHECK(world.records.empty());
+  }
+  SUBCASE("its stage on record") {
+    Staged staged;
+    ReplicaWorld& world = staged.world;
+    staged.end();
+    world.finish_stage_sync();
+    world.step(replica_event::Failed{disk_error});
+    world.finish_record();
+    CHECK_FALSE(world.unstaging);
   }
   SUBCASE("its stage brought in") {
     Staged staged;

@@ -376,5 +376,21 @@ TEST_CASE("guard: what was under way when a replica failed changes nothing any m
   CHECK_FALSE(marking.world.dropping);
 }
 
+TEST_CASE("guard: a replica that failed syncs nothing when its time comes") {
+  Streaming streaming(1);
+  streaming.world.step(replica_event::Failed{Error{Errc::io_error, 5, "disk", {}}});
+  streaming.world.now += 10s;
+  streaming.world.step(replica_event::TimePassed{});
+  CHECK_FALSE(streaming.world.syncing.has_value());
+}
+
+TEST_CASE("guard: a replica with another digest at the history's sequence is not promoted") {
+  ReplicaWorld world;
+  world.step(replica_event::PromotionRequested{{5, 5}, HistoryPoint{{1, 7}, 0, {1, 1}}});
+  world.finish_records();
+  REQUIRE(world.promotion.has_value());
+  CHECK(world.promotion->error().code == Errc::diverged);
+}
+
 }  // namespace
 }  // namespace replicad
