@@ -1,155 +1,137 @@
 #!/bin/bash
-# bench.sh BUILD_DIR: first figures of every mode with 1 and 2 replicas beside `nbdkit file` (no replication), all in
-# one run: the configurations take turns in each round, so that a drift of the machine hits all alike. Prints the
-# median and the spread over the rounds; the table and all single results go to BUILD_DIR/bench.
-# Environment: BENCH_ROUNDS (5), BENCH_SECONDS per measurement (2), BENCH_BYTES per disk (256M), BENCH_DIR (scratch).
+# bench.sh BUILD_DIR: every mode beside `nbdkit file` (no replication) and QEMU's own means, all in one run: the
+# configurations take turns in each round, so that a drift of the machine hits all alike. Prints medians and spread;
+# the table, the medians as JSON and every single result go to BUILD_DIR/bench.
+# Environment, beside lib.sh's: BENCH_ROUNDS (5), BENCH_CONFIGS and BENCH_WORKLOADS (names or patterns, default all).
+#   BENCH_ROUNDS=2 BENCH_CONFIGS='file sync-1' BENCH_WORKLOADS='randwrite-*' tests/bench/bench.sh build/release
 set -euo pipefail
 export LC_ALL=C
-
 build=$(cd "$1" && pwd)
-rounds=${BENCH_ROUNDS:-5} seconds=${BENCH_SECONDS:-2} bytes=${BENCH_BYTES:-256M}
-work=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/replicad-bench.XXXXXX")
-results=$build/bench
-hosts=(a b c)
-configs=(file async-1 async-2 semi-sync-1 semi-sync-2 sync-1 sync-2)
+. "$(dirname "$0")/lib.sh"
+rounds=${BENCH_ROUNDS:-5}
+big_disk=256G  # of the configurations *-big: sparse, nothing in it, its activity map cold
+
+# file-tN: with N threads. MODE-N: ours with N replicas. Ratios are to the best of those that begin with `file`.
+all_configs=(file file-t1 file-t4 async-1 async-2 async-3 semi-sync-1 semi-sync-2 semi-sync-3 sync-1 sync-2 sync-3
+  qemu-quorum-1 qemu-quorum-2 qemu-mirror file-big async-1-big sync-1-big)
 # name, fio options, unit of the table
-workloads=(
+all_workloads=(
   "randwrite-4k-qd1|--rw=randwrite --bs=4k --iodepth=1|iops"
+  "randwrite-4k-qd16|--rw=randwrite --bs=4k --iodepth=16|iops"
   "randwrite-4k-qd32|--rw=randwrite --bs=4k --iodepth=32|iops"
-  "seqwrite-128k-qd8|--rw=write --bs=128k --iodepth=8|MiB/s"
+  "randwrite-4k-qd32-c4|--rw=randwrite --bs=4k --iodepth=8 --numjobs=4|iops"
+  "randwrite-4k-qd32-fsync32|--rw=randwrite --bs=4k --iodepth=32 --fsync=32|iops"
   "randread-4k-qd32|--rw=randread --bs=4k --iodepth=32|iops"
+  "randread-4k-qd32-c4|--rw=randread --bs=4k --iodepth=8 --numjobs=4|iops"
+  "randrw-4k-qd16|--rw=randrw --rwmixread=70 --bs=4k --iodepth=16|iops"
+  "seqwrite-128k-qd8|--rw=write --bs=128k --iodepth=8|MiB/s"
+  "seqwrite-128k-qd8-c4|--rw=write --bs=128k --iodepth=2 --numjobs=4 --offset_increment=25%|MiB/s"
+  "seqwrite-1m-qd4|--rw=write --bs=1M --iodepth=4|MiB/s"
 )
-declare -A uri
 
-die() { printf 'bench: %s\n' "$*" >&2; exit 1; }
-
-our_processes() {
-  grep -lsF "$work/" /proc/[0-9]*/cmdline | tr -dc '0-9\n' || true
-}
-
-finish() {
-  local status=$? pid
-  trap - EXIT
-  [[ $status -eq 0 ]] || tail -n 20 "$work"/*/replicad.log "$work"/*/run/*.log 2>/dev/null || true
-  for pid in $(our_processes); do kill -KILL "$pid" 2>/dev/null || true; done
-  wait 2>/dev/null || true
-  rm -rf "$work"
-  exit "$status"
-}
-trap finish EXIT
-trap 'exit 130' INT TERM
-
-wait_for() {
-  local end=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@"; do
-    [[ $SECONDS -lt $end ]] || die "not within time: $what"
-    sleep 0.05
+chosen() {  # chosen PATTERNS NAME
+  local pattern
+  set -f
+  for pattern in $1; do
+    # shellcheck disable=SC2053  # patterns are wanted
+    if [[ $2 == $pattern ]]; then set +f; return 0; fi
   done
+  set +f
+  return 1
 }
 
-api() { curl -sf --max-time 5 --unix-socket "$work/$1/run/control.sock" "http://localhost$2"; }
-ctl() { "$build/ctl/replicactl" --hosts="$hosts_option" --quiet "$@"; }
+size_of() { [[ $1 == *-big ]] && echo "$big_disk" || echo "$bytes"; }
 
-start_hosts() {
-  local host
-  hosts_option=
-  for host in "${hosts[@]}"; do
-    mkdir -p "$work/$host"/{state,images,run}
-    "$build/replicad/replicad" --host="$host" --listen=127.0.0.1:0 --control=127.0.0.1:0 --transport=plaintext \
-      --state-dir="$work/$host/state" --image-dir="$work/$host/images" --run-dir="$work/$host/run" \
-      --plugin="$build/nbd-plugin/nbdkit-replica-plugin.so" > "$work/$host/replicad.log" 2>&1 < /dev/null &
-    wait_for 20 "replicad of $host answers" api "$host" /v1/host > /dev/null
-    hosts_option+=${hosts_option:+,}$host=$(api "$host" /v1/host | jq -r .control)
-  done
+start_config() {
+  local config=$1 plain=${1%-big}
+  case $plain in
+    file) start_file "$config" 16 "$(size_of "$config")" ;;
+    file-t*) start_file "$config" "${plain#file-t}" "$(size_of "$config")" ;;
+    qemu-quorum-*) start_qemu_quorum "$config" "${plain##*-}" "$(size_of "$config")" ;;
+    qemu-mirror) start_qemu_mirror "$config" "$(size_of "$config")" ;;
+    *)
+      volume_replicas[$config]=${plain##*-}
+      start_volume "$config" "${plain%-*}" "${plain##*-}" "$(size_of "$config")" ;;
+  esac
 }
 
-start_file() {
-  truncate -s "$bytes" "$work/file.raw"
-  nbdkit -f -U "$work/file.sock" file "$work/file.raw" > "$work/file.log" 2>&1 < /dev/null &
-  uri[file]="nbd+unix:///?socket=$work/file.sock"
-  wait_for 10 "nbdkit file serves" test -S "$work/file.sock"
-}
-
-start_volume() {  # start_volume MODE-REPLICAS
-  local mode=${1%-*} replicas=${1##*-} on
-  on=$(IFS=,; echo "${hosts[*]:0:$((replicas + 1))}")
-  ctl create "$1" --size "$bytes" --on "$on" --primary a --mode "$mode"
-  ctl activate "$1"
-  ctl wait "$1" --for in-sync --timeout 60s
-  uri[$1]=$(ctl attach-info "$1" -o json | jq -r '.disks[0].uri')
-}
-
-drained() {  # nothing of this volume is on its way
-  [[ $1 == file ]] && return 0
-  [[ $(api a "/v1/volumes/$1" | jq '[.replicas[].lag_bytes] | add') == 0 ]]
-}
-
-run_fio() {  # run_fio CONFIG FIO_OPTIONS...: fio's JSON
-  local config=$1
-  shift
-  fio --name=bench --ioengine=nbd --uri="${uri[$config]}" --size="$bytes" --output-format=json \
-    --randrepeat=0 --norandommap --group_reporting "$@" < /dev/null
-}
-
-measure() {  # measure ROUND CONFIG NAME OPTIONS: one line of JSON
-  local options
-  read -ra options <<< "$4"
-  wait_for 60 "$2 is idle" drained "$2"
-  run_fio "$2" --time_based --runtime="$seconds" "${options[@]}" | sed -n '/^{/,$p' |
-    jq -c --arg config "$2" --arg workload "$3" --argjson round "$1" '
-      .jobs[0] | (if .read.total_ios > 0 then .read else .write end) as $side |
-      {round: $round, config: $config, workload: $workload, iops: $side.iops,
-       "MiB/s": ($side.bw_bytes / 1048576), p50_us: ($side.clat_ns.percentile["50.000000"] / 1000),
-       p99_us: ($side.clat_ns.percentile["99.000000"] / 1000)}' >> "$work/results.jsonl"
-}
-
-summarise() {  # per workload and configuration: median, least, greatest, and the latencies' medians
+summarise() {  # per workload and configuration: medians, and the spread of what the table shows
   jq -s '
-    def median: sort | if length % 2 == 1 then .[length / 2 | floor] else (.[length / 2] + .[length / 2 - 1]) / 2 end;
+    def median: map(select(. != null)) | sort | if length == 0 then null elif length % 2 == 1 then .[length / 2 | floor]
+      else (.[length / 2] + .[length / 2 - 1]) / 2 end;
+    def spread: {median: median, min: min, max: max};
+    def medians(path): [.[] | path] | median;
     group_by([.workload, .config]) | map({workload: .[0].workload, config: .[0].config, rounds: length,
-      iops: {median: (map(.iops) | median), min: (map(.iops) | min), max: (map(.iops) | max)},
-      "MiB/s": {median: (map(."MiB/s") | median), min: (map(."MiB/s") | min), max: (map(."MiB/s") | max)},
-      p50_us: (map(.p50_us) | median), p99_us: (map(.p99_us) | median)})' "$work/results.jsonl"
+      iops: (map(.iops) | spread), "MiB/s": (map(."MiB/s") | spread), p50_us: medians(.p50_us), p99_us: medians(.p99_us),
+      p999_us: medians(.p999_us),
+      cpu_us: {client: medians(.cpu_us.client), server: medians(.cpu_us.server), peers: medians(.cpu_us.peers),
+        kernel: medians(.cpu_us.kernel)},
+      switches: {client: medians(.switches.client), server: medians(.switches.server), peers: medians(.switches.peers)},
+      calls: {server: medians(.calls.server), peers: medians(.calls.peers)},
+      rss_mib: {server: medians(.rss_mib.server), peers: medians(.rss_mib.peers)}})' "$results/results.jsonl"
 }
 
 print_table() {
   local workload name unit
   for workload in "${workloads[@]}"; do
     name=${workload%%|*} unit=${workload##*|}
-    printf '\n%s\n\n| configuration | %s: median | least | most | of file | p50 us | p99 us |\n' "$name" "$unit"
-    printf '|---|---|---|---|---|---|---|\n'
-    for config in "${configs[@]}"; do
-      jq -r --arg w "$name" --arg c "$config" --arg u "$unit" '
-        (.[] | select(.workload == $w and .config == "file") | .[$u].median) as $base |
-        .[] | select(.workload == $w and .config == $c) |
-        "| \($c) | \(.[$u].median | round) | \(.[$u].min | round) | \(.[$u].max | round) | \(
-          .[$u].median / $base * 100 | round) % | \(.p50_us | round) | \(.p99_us | round) |"' "$results/summary.json"
-    done
+    jq -r --arg w "$name" --arg u "$unit" --argjson order "$(jq -nc '$ARGS.positional' --args "${configs[@]}")" '
+      def show: if . == null then "" elif . >= 100 then round else (. * 10 | round / 10) end | tostring;
+      def cells: map(show) | join(" / ");
+      map(select(.workload == $w)) | select(length > 0) |
+      ([.[] | select(.config | startswith("file")) | .[$u].median] | max) as $base |
+      "\n### \($w)\n\n| configuration | \($u) (least - most) | of file | p50 / p99 / p99.9 us | CPU us: client / server / peers / kernel | switches: client / server / peers | calls: server / peers | RSS MiB: server / peers |",
+      "|---|---|---|---|---|---|---|---|",
+      (sort_by(.config as $c | $order | index($c))[] |
+        "| \(.config) | \(.[$u].median | round) (\(.[$u].min | round) - \(.[$u].max | round)) | \(
+          if $base then "\(.[$u].median / $base * 100 | round) %" else "" end) | \([.p50_us, .p99_us, .p999_us] | cells
+        ) | \([.cpu_us.client, .cpu_us.server, .cpu_us.peers, .cpu_us.kernel] | cells) | \(
+          [.switches.client, .switches.server, .switches.peers] | cells) | \([.calls.server, .calls.peers] | cells) | \(
+          [.rss_mib.server, .rss_mib.peers] | cells) |")' "$results/summary.json"
   done
 }
 
-mkdir -p "$results"
-start_hosts
-start_file
-for config in "${configs[@]:1}"; do start_volume "$config"; done
+configs=() workloads=()
+replicas=-1  # of ours: none chosen, no hosts
+for config in "${all_configs[@]}"; do
+  chosen "${BENCH_CONFIGS:-*}" "$config" || continue
+  configs+=("$config")
+  plain=${config%-big}
+  if [[ $plain == *sync-* && ${plain##*-} -gt $replicas ]]; then replicas=${plain##*-}; fi
+done
+for workload in "${all_workloads[@]}"; do
+  if chosen "${BENCH_WORKLOADS:-*}" "${workload%%|*}"; then workloads+=("$workload"); fi
+done
+[[ ${#configs[@]} -gt 0 && ${#workloads[@]} -gt 0 ]] ||
+  die "BENCH_CONFIGS or BENCH_WORKLOADS chooses nothing of: ${all_configs[*]}; ${all_workloads[*]%%|*}"
+
+machine=$(describe_machine)
+names=(a b c d)
+start_hosts "${names[@]:0:$((replicas + 1))}"
+for config in "${configs[@]}"; do start_config "$config"; done
 echo "filling the disks" >&2
 # Not by larger writes: they give `nbdkit file` large folios, in which every small write is several times dearer.
-for config in "${configs[@]}"; do run_fio "$config" --rw=write --bs=128k --iodepth=4 > /dev/null; done
+for config in "${configs[@]}"; do
+  [[ $config == *-big ]] || run_fio "$config" --size="$bytes" --rw=write --bs=128k --iodepth=4 > /dev/null
+done
+: > "$results/results.jsonl"
 for ((round = 1; round <= rounds; round++)); do
   for workload in "${workloads[@]}"; do
-    IFS='|' read -r name options _ <<< "$workload"
+    IFS="|" read -r name options _ <<< "$workload"
+    read -ra flags <<< "$options"
     for config in "${configs[@]}"; do
-      printf '\rround %d of %d: %-20s %-14s' "$round" "$rounds" "$name" "$config" >&2
-      measure "$round" "$config" "$name" "$options"
+      # On the big disks every round writes where nobody has written before; that is their one row.
+      if [[ $config == *-big && $name != randwrite-4k-qd32 ]]; then continue; fi
+      printf '\rround %d of %d: %-28s %-14s' "$round" "$rounds" "$name" "$config" >&2
+      measure "$config" --size="$(size_of "$config")" "${flags[@]}" |
+        jq -c --arg config "$config" --arg workload "$name" --argjson round "$round" \
+          '{round: $round, config: $config, workload: $workload} + .' >> "$results/results.jsonl"
     done
   done
 done
 printf '\n' >&2
-cp "$work/results.jsonl" "$results/results.jsonl"
 summarise > "$results/summary.json"
 {
-  printf '%s, %d CPUs, kernel %s, %d rounds of %d s, disks of %s\n' "$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 |
-    xargs)" "$(nproc)" "$(uname -r)" "$rounds" "$seconds" "$bytes"
+  printf '%s; %d rounds of %d s, disks of %s\n' "$machine" "$rounds" "$seconds" "$bytes"
   print_table
 } | tee "$results/table.md"

@@ -100,5 +100,28 @@ TEST_CASE("bench: from kill -9 of the primary's processes to a write answered by
   show("guest's write answered", answered);
 }
 
+TEST_CASE("bench: how long a switchover under load holds the guest") {
+  const char* wanted = std::getenv("RD_ROUNDS");
+  const long rounds = wanted == nullptr ? 10 : std::strtol(wanted, nullptr, 10);
+  Cluster cluster(3);
+  cluster.create({});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {.writers_per_disk = 2, .zeroes = false});
+  load.start();
+  const std::vector<std::string> hosts = cluster.host_names();
+  std::vector<double> held;
+  for (long round = 1; round <= rounds; ++round) {
+    load.wait_answered(500);
+    const std::string& to = hosts[static_cast<std::size_t>(round) % hosts.size()];
+    cluster.wait_streaming("vm1", {to});
+    const auto proof = cluster.ctl_json({"switchover", "vm1", "--to=" + to}).at("proof");
+    held.push_back(proof.at("held_ms").get<double>());
+  }
+  load.stop();
+  show("guest held by a switchover", held);
+  MESSAGE("longest wait of a request: ", load.longest_wait().count(), " ms");
+}
+
 }  // namespace
 }  // namespace replicad::e2e
