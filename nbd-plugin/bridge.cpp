@@ -47,10 +47,58 @@ int Bridge::reason_to_give_up() const {
 }
 
 void Bridge::step(const PrimaryEvent& event) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   seal_ready();
   step_locked(event);
-  has_stream_.store(primary_.has_stream(), std::memory_order_relaxed);
+  note_due(boot_time_now());
+  unlock_and_wake(lock);
+}
+
+/// Under the mutex, after whatever may have changed it.
+void Bridge::note_due(Instant now) {
+  crowd_ = std::max(crowd_, primary_.requests_under_way());
+  pacers_.resize(primary_.peer_count());
+  bool due = false;
+  for (PeerIndex peer = 0; peer < pacers_.size(); ++peer) {
+    const auto backlog = primary_.backlog(peer);
+    if (!backlog) {
+      pacers_[peer] = {};
+      continue;
+    }
+    pacers_[peer].look(*backlog, now);
+    due = due || pacers_[peer].is_due(*backlog, primary_.mode(), crowd_, now);
+  }
+  due_.store(due, std::memory_order_relaxed);
+}
+
+bool Bridge::is_due(PeerIndex peer, Instant now) const {
+  const auto backlog = primary_.backlog(peer);
+  return backlog && pacers_[peer].is_due(*backlog, primary_.mode(), crowd_, now);
+}
+
+std::optional<Instant> Bridge::due_at() {
+  const std::lock_guard lock(mutex_);
+  std::optional<Instant> at;
+  // A crowd of two never waits for each other.
+  if (primary_.mode() != Mode::async && crowd_ <= 2) return at;
+  for (const SendPacer& pacer : pacers_) {
+    const Instant until = pacer.until();
+    if (until != Instant{} && until != Instant::max() && (!at || until < *at)) at = until;
+  }
+  return at;
+}
+
+/// Those that were woken would only wait for the mutex if it were still held.
+void Bridge::unlock_and_wake(std::unique_lock<std::mutex>& lock) {
+  std::vector<GuestRequest*> sleepers;
+  if (!sleepers_.empty()) sleepers.swap(sleepers_);
+  lock.unlock();
+  for (GuestRequest* sleeper : sleepers)
+    sleeper->wake();
+}
+
+void Bridge::settle(GuestRequest& request, GuestRequest::State state) {
+  if (request.set(state)) sleepers_.push_back(&request);
 }
 
 void Bridge::seal_ready() {
@@ -62,9 +110,12 @@ void Bridge::seal_ready() {
   }
 }
 
-/// Without a peer that waits for it, a finished frame is sealed by whoever comes next (the tick at the latest).
+/// If no peer is to have it at once, a finished frame is sealed by whoever comes next: the acknowledgement that makes
+/// it due, or the tick.
 void Bridge::finish_frame() {
-  if (has_stream_.load(std::memory_order_relaxed)) wake_();
+  // Either this thread sees what drain() has found due, or drain() sees the frame of this thread.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (due_.load(std::memory_order_relaxed)) wake_();
 }
 
 void Bridge::step_locked(const PrimaryEvent& event) {
@@ -73,7 +124,7 @@ void Bridge::step_locked(const PrimaryEvent& event) {
   bool for_reactor = false;
   for (PrimaryEffect& effect : scratch_) {
     if (const auto* admitted = std::get_if<primary_effect::Admitted>(&effect)) {
-      GuestRequest::from_id(admitted->id).set(GuestRequest::State::admitted);
+      settle(GuestRequest::from_id(admitted->id), GuestRequest::State::admitted);
     } else if (const auto* placed = std::get_if<primary_effect::Placed>(&effect)) {
       if (placed->id) {
         GuestRequest& request = GuestRequest::from_id(*placed->id);
@@ -84,12 +135,11 @@ void Bridge::step_locked(const PrimaryEvent& event) {
         for_reactor = true;
       }
     } else if (const auto* answer = std::get_if<primary_effect::Answer>(&effect)) {
-      GuestRequest::from_id(answer->id)
-          .set(answer->failed ? GuestRequest::State::failed : GuestRequest::State::answered);
+      settle(GuestRequest::from_id(answer->id),
+             answer->failed ? GuestRequest::State::failed : GuestRequest::State::answered);
     } else if (const auto* sendable = std::get_if<primary_effect::Sendable>(&effect)) {
       if (sendable_.size() <= sendable->peer) sendable_.resize(sendable->peer + 1, false);
       sendable_[sendable->peer] = true;
-      for_reactor = true;
     } else {
       for_reactor_.push_back(std::move(effect));
       for_reactor = true;
@@ -100,20 +150,34 @@ void Bridge::step_locked(const PrimaryEvent& event) {
 
 bool Bridge::drain(std::vector<PrimaryEffect>& effects) {
   effects.clear();
-  const std::lock_guard lock(mutex_);
+  const Instant now = boot_time_now();
+  std::unique_lock lock(mutex_);
+  note_due(now);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // see finish_frame()
   seal_ready();
   effects.swap(for_reactor_);
   for (PeerIndex peer = 0; peer < sendable_.size(); ++peer) {
-    if (!sendable_[peer]) continue;
+    if (!sendable_[peer] || !is_due(peer, now)) continue;
     sendable_[peer] = false;
     effects.push_back(primary_effect::Sendable{peer});
   }
+  unlock_and_wake(lock);
   return !effects.empty();
 }
 
 Primary::SendWindow Bridge::take(PeerIndex peer, std::uint64_t bytes_max) {
+  const Instant now = boot_time_now();
   const std::lock_guard lock(mutex_);
-  return primary_.take(peer, bytes_max);
+  if (!is_due(peer, now)) {
+    if (sendable_.size() > peer) sendable_[peer] = true;
+    return {};
+  }
+  // It had to be sent as time was up: they are fewer now that come back.
+  if (pacers_[peer].until() <= now) crowd_ = primary_.requests_under_way();
+  const auto window = primary_.take(peer, bytes_max);
+  if (window.end_bytes > window.begin_bytes) pacers_[peer].sent(primary_.mode(), now);
+  note_due(now);
+  return window;
 }
 
 std::span<const std::byte> Bridge::ring_bytes(const Primary::SendWindow& window) const {
@@ -123,10 +187,11 @@ std::span<const std::byte> Bridge::ring_bytes(const Primary::SendWindow& window)
 int Bridge::admit(GuestRequest& request, const Change& change) {
   step(primary_event::WriteArrived{request.id(), change});
   if (!request.wait_while(GuestRequest::State::arrived, give_up_)) {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     // It may have been admitted in the meantime; then it goes on as usual.
     if (request.state() == GuestRequest::State::arrived) {
       step_locked(primary_event::Cancelled{request.id()});
+      unlock_and_wake(lock);
       return stopping_() ? ESHUTDOWN : EIO;
     }
   }
@@ -143,7 +208,7 @@ int Bridge::admit_write(GuestRequest& request, const Change& change) {
     step(primary_event::Abandoned{request.id()});
     // Nothing was written yet: when it only made way for a hold, it arrives anew behind that.
     if (stopping_() || local_trouble_.policy() == OnLocalError::fail) return error;
-    request.set(GuestRequest::State::arrived);
+    static_cast<void>(request.set(GuestRequest::State::arrived));  // its own thread does not sleep
   }
 }
 
@@ -169,9 +234,10 @@ Error Bridge::describe_activity(const Range& range, int error) const {
 
 int Bridge::wait_for_answer(GuestRequest& request) {
   if (!request.wait_while(GuestRequest::State::admitted, give_up_)) {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     if (request.state() == GuestRequest::State::admitted) {
       step_locked(primary_event::Cancelled{request.id()});
+      unlock_and_wake(lock);
       return stopping_() ? ESHUTDOWN : EIO;
     }
   }
@@ -315,9 +381,10 @@ int Bridge::fail_volume(GuestRequest& request, const Range& range, const char* w
   Error failure = describe(what, range, error);
   failure.hint = "the image is not trusted any more: " + failure.hint;
   {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     step_locked(primary_event::Fail{std::move(failure)});
     step_locked(primary_event::Abandoned{request.id()});
+    unlock_and_wake(lock);
   }
   local_trouble_.wait_out(stopping_);
   return error;

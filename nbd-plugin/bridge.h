@@ -58,6 +58,8 @@ class Bridge {
   /// Seals what is ready and moves out the effects that are the reactor's; returns false when there was nothing.
   bool drain(std::vector<PrimaryEffect>& effects);
   [[nodiscard]] Primary::SendWindow take(PeerIndex peer, std::uint64_t bytes_max);
+  /// When to call drain() again at the latest, for what is not due yet; nullopt: when woken.
+  [[nodiscard]] std::optional<Instant> due_at();
   [[nodiscard]] std::span<const std::byte> ring_bytes(const Primary::SendWindow& window) const;
   /// Looks at the core under the lock.
   template <typename Look>
@@ -109,6 +111,10 @@ class Bridge {
   void finish_frame();
   void seal_ready();
   void step_locked(const PrimaryEvent& event);
+  void settle(GuestRequest& request, GuestRequest::State state);
+  void unlock_and_wake(std::unique_lock<std::mutex>& lock);
+  void note_due(Instant now);
+  [[nodiscard]] bool is_due(PeerIndex peer, Instant now) const;
 
   const std::vector<DiskImage>& images_;
   std::unique_ptr<MirroredBuffer> ring_;
@@ -119,14 +125,17 @@ class Bridge {
   std::function<bool()> give_up_;
   std::atomic<bool> quorum_lost_{false};
   LocalTrouble local_trouble_;
-  std::atomic<bool> has_stream_{false};  ///< some peer waits for frames
+  std::atomic<bool> due_{false};  ///< a finished frame is to be sent at once to some peer
   Counters counters_;
 
   std::mutex mutex_;  ///< guards all below
   Primary primary_;
   std::vector<PrimaryEffect> scratch_;
   std::vector<PrimaryEffect> for_reactor_;
-  std::vector<bool> sendable_;  ///< by peer: one Sendable stands for many
+  std::vector<SendPacer> pacers_;        ///< by peer
+  std::size_t crowd_ = 0;                ///< most requests under way at a time, lately
+  std::vector<bool> sendable_;           ///< by peer: one Sendable stands for many; until it is due
+  std::vector<GuestRequest*> sleepers_;  ///< to be woken once the mutex is free
 };
 
 }  // namespace replicad

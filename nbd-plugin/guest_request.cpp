@@ -29,9 +29,12 @@ GuestRequest& GuestRequest::of_this_thread() {
   return request;
 }
 
-void GuestRequest::set(State state) {
-  const std::uint32_t before = word_.exchange(static_cast<std::uint32_t>(state));
-  if ((before & sleeping_bit) != 0) futex(word_, FUTEX_WAKE, 1, nullptr);
+bool GuestRequest::set(State state) {
+  return (word_.exchange(static_cast<std::uint32_t>(state)) & sleeping_bit) != 0;
+}
+
+void GuestRequest::wake() {
+  futex(word_, FUTEX_WAKE, 1, nullptr);
 }
 
 GuestRequest::State GuestRequest::state() const {

@@ -21,8 +21,10 @@ class GuestRequest {
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
   static GuestRequest& from_id(RequestId id) { return *reinterpret_cast<GuestRequest*>(id); }
 
-  /// Any thread: the next state; wakes the owner if it sleeps.
-  void set(State state);
+  /// Any thread: the next state. True if the owner sleeps and is to be woken.
+  [[nodiscard]] bool set(State state);
+  /// Any thread, also when the owner is gone.
+  void wake();
   [[nodiscard]] State state() const;
   /// Owner: sleeps while the state is `from`. False if `give_up` said so (asked every 100 ms).
   [[nodiscard]] bool wait_while(State from, const std::function<bool()>& give_up);

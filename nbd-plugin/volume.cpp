@@ -158,6 +158,10 @@ void Volume::turn() {
       handle(effect);
     effects_.swap(current);
   }
+  const auto at = bridge_->due_at();
+  if (!at || pace_timer_ || *at < reactor_->now()) return;
+  pace_timer_ = true;
+  reactor_->add_timer(*at - reactor_->now(), [this] { pace_timer_ = false; });
 }
 
 void Volume::handle(const PrimaryEffect& effect) {

@@ -99,6 +99,7 @@ class Volume {
   // Reactor thread only.
   std::map<PeerIndex, std::shared_ptr<PeerLink>> links_;
   std::vector<PrimaryEffect> effects_;
+  bool pace_timer_ = false;  ///< a turn will be taken when the next frames are due
   std::function<void(Result<HistoryPoint>)> hold_done_;
   Instant hold_began_;
   bool cooling_ = false;                 ///< a pass is under way

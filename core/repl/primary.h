@@ -29,6 +29,7 @@
 #include "core/base/range.h"
 #include "core/repl/block_map.h"
 #include "core/repl/ring_index.h"
+#include "core/repl/send_pacer.h"
 
 namespace replicad {
 
@@ -369,8 +370,13 @@ class Primary {
   [[nodiscard]] std::size_t peer_count() const { return peers_.size(); }
   [[nodiscard]] bool is_removed(PeerIndex peer) const { return peers_[peer].removed; }
   [[nodiscard]] PeerView view(PeerIndex index, Instant now) const;
-  /// Some peer takes frames, so a sealed frame has somewhere to go.
-  [[nodiscard]] bool has_stream() const;
+  /// What waits to be taken for a peer; nullopt if it takes no frames.
+  [[nodiscard]] std::optional<SendPacer::Backlog> backlog(PeerIndex index) const;
+  /// Changes of the guest that are being made or wait for members.
+  [[nodiscard]] std::size_t requests_under_way() const {
+    return admitted_.size() + wait_received_.size() + wait_logged_.size() + wait_durable_.size();
+  }
+  [[nodiscard]] Mode mode() const { return mode_; }
   [[nodiscard]] std::optional<PeerIndex> find_peer(std::string_view host) const;
   [[nodiscard]] std::vector<std::string> member_hosts() const;  ///< of the other members
 

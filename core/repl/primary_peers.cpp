@@ -37,10 +37,14 @@ std::vector<std::string> Primary::in_sync() const {
   return hosts;
 }
 
-bool Primary::has_stream() const {
-  return std::ranges::any_of(peers_, [](const Peer& peer) {
-    return peer.phase == PeerPhase::streaming || peer.phase == PeerPhase::copying;
-  });
+std::optional<SendPacer::Backlog> Primary::backlog(PeerIndex index) const {
+  const Peer& peer = peers_[index];
+  if (peer.phase != PeerPhase::streaming && peer.phase != PeerPhase::copying) return std::nullopt;
+  const Sequence last = ring_.next() - 1;
+  return SendPacer::Backlog{
+      .frames = last - peer.taken.sequence,
+      .bytes = ring_.end_of(last) - peer.taken_bytes,
+      .in_flight = peer.phase == PeerPhase::streaming && peer.marks.logged < peer.taken.sequence};
 }
 
 std::optional<PeerIndex> Primary::find_peer(std::string_view host) const {

@@ -55,10 +55,12 @@ class HalfDisk {
   rlimit before_{};
 };
 
-/// A served disk whose volume has no replicas.
+/// A served disk, by default of a volume without replicas. The test stands in for the reactor.
 class ServedDisk {
  public:
-  explicit ServedDisk(OnLocalError policy) {
+  explicit ServedDisk(OnLocalError policy,
+                      Mode mode = Mode::sync,
+                      const std::vector<std::string>& replicas = {}) {
     std::string pattern = (std::filesystem::temp_directory_path() / "rd-bridge-XXXXXX").string();
     Fd file(::mkstemp(pattern.data()));
     REQUIRE(file.valid());
@@ -73,6 +75,9 @@ class ServedDisk {
     config.reserved = 100'000;
     config.disk_bytes = {image_size};
     config.in_sync = {"a"};
+    config.peers = replicas;
+    config.in_sync.insert(config.in_sync.end(), replicas.begin(), replicas.end());
+    config.mode = mode;
     config.host = "a";
     config.on_local_error = policy;
     config.ring_bytes = ring_bytes_min;
@@ -80,7 +85,7 @@ class ServedDisk {
     auto ring = MirroredBuffer::create(config.ring_bytes);
     REQUIRE(ring.has_value());
     bridge_ = std::make_unique<Bridge>(config, std::move(*ring), images_);
-    bridge_->set_hooks([] {}, [this] { return stopping.load(); });
+    bridge_->set_hooks([this] { ++wakes; }, [this] { return stopping.load(); });
     open_activity();
   }
   ServedDisk(const ServedDisk&) = delete;
@@ -115,6 +120,7 @@ class ServedDisk {
     bridge_->local_trouble().set_policy(policy);
   }
   std::atomic<bool> stopping{false};
+  std::atomic<int> wakes{0};  ///< of the reactor
 
  private:
   void open_activity() {
