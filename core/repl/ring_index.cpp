@@ -8,10 +8,10 @@ namespace replicad {
 
 namespace {
 
-// Bounds the memory of the index for rings full of tiny frames: at least 1 KiB of ring per entry, 4
-// KiB in large rings, so that each can be filled with 4 KiB writes.
+// Bounds the memory of the index for rings full of tiny frames: at least 1 KiB of ring per entry in
+// rings of up to 32 MiB, 4 KiB in large ones, so that each can be filled with 4 KiB writes.
 std::size_t entry_count(std::uint64_t capacity_bytes) {
-  const std::uint64_t small = std::clamp<std::uint64_t>(capacity_bytes / kib, 1024, 65536);
+  const std::uint64_t small = std::clamp<std::uint64_t>(capacity_bytes / kib, 1024, 32768);
   return static_cast<std::size_t>(std::max(small, capacity_bytes / (4 * kib)));
 }
 
