@@ -10,8 +10,8 @@ namespace replicad {
 
 namespace {
 
-// Two largest frames, so that little of what was read is read again.
-constexpr std::size_t chunk_bytes = 2 * (frame_header_bytes + data_payload_bytes_max);
+// One largest frame: a small chunk is still in the processor's cache when it is checked and written.
+constexpr std::size_t chunk_bytes = frame_header_bytes + data_payload_bytes_max;
 constexpr std::size_t chunks_max = 2;
 
 }  // namespace
