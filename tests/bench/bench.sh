@@ -9,7 +9,7 @@ export LC_ALL=C
 build=$(cd "$1" && pwd)
 . "$(dirname "$0")/lib.sh"
 rounds=${BENCH_ROUNDS:-5}
-big_disk=256G  # of the configurations *-big: sparse, nothing in it, its activity map cold
+big_disk=${BENCH_BIG_DISK:-256G}  # of the configurations *-big: sparse, nothing in it, its activity map cold
 
 # file-tN: with N threads. MODE-N: ours with N replicas. Ratios are to the best of those that begin with `file`.
 all_configs=(file file-t1 file-t4 async-1 async-2 async-3 semi-sync-1 semi-sync-2 semi-sync-3 sync-1 sync-2 sync-3
@@ -95,6 +95,10 @@ configs=() workloads=()
 replicas=-1  # of ours: none chosen, no hosts
 for config in "${all_configs[@]}"; do
   chosen "${BENCH_CONFIGS:-*}" "$config" || continue
+  if [[ $config == *-big ]] && ! fits "$big_disk"; then
+    echo "bench: without $config: less than $big_disk free below $work (BENCH_DIR, BENCH_BIG_DISK)" >&2
+    continue
+  fi
   configs+=("$config")
   plain=${config%-big}
   if [[ $plain == *sync-* && ${plain##*-} -gt $replicas ]]; then replicas=${plain##*-}; fi

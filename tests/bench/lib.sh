@@ -72,6 +72,9 @@ start_volume() {  # start_volume NAME MODE REPLICAS SIZE: on the first hosts, pr
   for host in "${hosts[@]:1:$3}"; do peers[$name]+=" ${pid_of[$host]}"; done
 }
 
+# replicad makes no image that is larger than what is free, sparse or not.
+fits() { [[ $(numfmt --from=iec "$1") -lt $(df --output=avail -B1 "$work" | tail -n 1) ]]; }
+
 end_volume() {
   ctl deactivate "$1" > /dev/null
   ctl delete "$1" --force > /dev/null
