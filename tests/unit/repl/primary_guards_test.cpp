@@ -241,20 +241,6 @@ TEST_CASE("guard: a removed member is in sync no more, before that is on record"
   CHECK(s.in_sync() == "a+b");
 }
 
-TEST_CASE("guard: there is a stream while a member takes frames") {
-  PrimaryScenario s(pair_apart());
-  CHECK_FALSE(s.primary().has_stream());
-  s.attach("b");
-  CHECK(s.primary().has_stream());
-  s.lose("b");
-  s.recorded();
-  s.recorded();
-  CHECK_FALSE(s.primary().has_stream());
-  s.attach("b", s.point(0), 0, 0, false);
-  REQUIRE(s.view("b").phase == PeerPhase::copying);
-  CHECK(s.primary().has_stream());
-}
-
 TEST_CASE(
     "guard: a member that left before it was in sync does not leave again behind its joining") {
   PrimaryScenario s(pair_apart());
@@ -400,6 +386,24 @@ TEST_CASE(
   CHECK(s.step(primary_event::CopyDone{0, s.point(5)}) == "close b protocol");
   CHECK(s.step(primary_event::CopyDone{0, s.point(6)}) == "");
   CHECK(s.view("b").phase == PeerPhase::copying);
+}
+
+TEST_CASE("guard: a member that never came is said to have made no progress") {
+  PrimaryScenario s({.peers = {"b"}, .in_sync = {"a", "b"}, .attached = false});
+  CHECK(s.pass(seconds(6)) == "record a");
+  REQUIRE(s.view("b").error.has_value());
+  CHECK(s.view("b").error->code == Errc::timeout);
+}
+
+TEST_CASE("guard: a failure of the volume does not take back a hold that is sealed") {
+  PrimaryScenario s({});
+  s.hold();
+  s.images_synced();
+  s.all("b", 1);
+  CHECK(s.all("c", 1) == "hold reached 1");
+  s.step(primary_event::Seal{});
+  CHECK(s.step(primary_event::Fail{{Errc::io_error, 5, "disk", {}}}) == "");
+  CHECK(s.primary().is_sealed());
 }
 
 }  // namespace

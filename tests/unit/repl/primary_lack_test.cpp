@@ -138,23 +138,23 @@ TEST_CASE("lack: what an earlier term knew counts, dirty and suspect, until all 
 TEST_CASE("lack: what is only to be compared is lacking, too, in a plan and out of one") {
   PrimaryConfig config = later_term();
   config.lacks[0].dirty.clear_all();
-  Primary primary(config, Instant{});
   std::vector<PrimaryEffect> effects;
-  const auto attach = [&](const HistoryPoint& logged) {
+  const auto attach = [&](Primary& primary, const HistoryPoint& logged) {
     primary.step(primary_event::PeerAttached{0, standing(logged)}, Instant{}, effects);
   };
-  attach({{9, 9}, 5000, {1, 1}});
-  REQUIRE(primary.is_streaming(0));
-  CHECK_FALSE(primary.has_everything(0));
-  primary.step(primary_event::PeerLost{0, {}}, Instant{}, effects);
-  attach({{8, 8}, 1000, {7, 7}});
-  REQUIRE_FALSE(primary.is_streaming(0));
-  primary.step(primary_event::PeerLost{0, {}}, Instant{}, effects);
-  attach({{9, 9}, 5000, {1, 1}});
-  REQUIRE(primary.is_streaming(0));
-  CHECK_FALSE(primary.has_everything(0));
-  CHECK_FALSE(primary.has_durably(0, {0, 2 * mib, mib}, 5000));
-  CHECK(primary.has_durably(0, second_mib, 5000));
+  Primary known(config, Instant{});
+  attach(known, {{9, 9}, 5000, {1, 1}});
+  REQUIRE(known.is_streaming(0));
+  CHECK_FALSE(known.has_everything(0));
+  Primary planned(config, Instant{});
+  attach(planned, {{8, 8}, 1000, {7, 7}});
+  REQUIRE(planned.view(0, Instant{}).phase == PeerPhase::copying);
+  planned.step(primary_event::PeerLost{0, {}}, Instant{}, effects);
+  attach(planned, {{9, 9}, 5000, {1, 1}});
+  REQUIRE(planned.is_streaming(0));
+  CHECK_FALSE(planned.has_everything(0));
+  CHECK_FALSE(planned.has_durably(0, {0, 2 * mib, mib}, 5000));
+  CHECK(planned.has_durably(0, second_mib, 5000));
 }
 
 TEST_CASE("lack: a member whose session is to end does not stream") {

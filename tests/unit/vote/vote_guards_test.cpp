@@ -186,5 +186,65 @@ TEST_CASE("proposer: a refusal is tried again so often, and then said") {
   CHECK(std::get<proposer_effect::Failed>(failed[0]).error.code == Errc::busy);
 }
 
+TEST_CASE("proposer: what comes of a round that was given up is not looked at") {
+  Round round;
+  round.prepared("a");
+  round.prepared("b");
+  round.accepted("b", false);
+  REQUIRE(round.accepted("c", false).size() == 1);  // back off
+  CHECK(round.accepted("a").empty());
+}
+
+TEST_CASE("proposer: a record as it should be is told, not proposed again") {
+  Proposer proposer("a", 7, change_nothing());
+  const VoterState state = founding_state(Round::record());
+  std::vector<ProposerEffect> effects;
+  proposer.step(proposer_event::Start{state}, effects);
+  const Ballot ballot = std::get<proposer_effect::SendPrepare>(effects[0]).request.ballot;
+  effects.clear();
+  for (const char* host : {"a", "b"})
+    proposer.step(proposer_event::PrepareAnswered{host, ballot, {true, state, {}}}, effects);
+  REQUIRE(effects.size() == 4);
+  CHECK(std::holds_alternative<proposer_effect::SendChosen>(effects[0]));
+  CHECK(std::get<proposer_effect::Done>(effects[3]).record == *state.record);
+}
+
+/// Host b, to which the role and with it the tie-break of two members has moved, prepares a claim; it alone answers.
+std::vector<ProposerEffect> claim_alone(bool chosen) {
+  const Record two =
+      first_record("a", {"a", "b"}, {{"a", "a:1", "a:2", false}, {"b", "b:1", "b:2", false}});
+  VoterState state = founding_state(two);
+  state.record = change_promote({"b", {}, {1, 1}})(two, {}).value();
+  state.chosen = chosen;
+  Proposer proposer("b", 7, change_claim({"b", 9, 0, true}));
+  std::vector<ProposerEffect> effects;
+  proposer.step(proposer_event::Start{state}, effects);
+  const Ballot ballot = std::get<proposer_effect::SendPrepare>(effects[0]).request.ballot;
+  effects.clear();
+  proposer.step(proposer_event::PrepareAnswered{"b", ballot, {true, state, {}}}, effects);
+  return effects;
+}
+
+TEST_CASE("proposer: the voters before are asked until the record is known to be chosen") {
+  CHECK(claim_alone(false).empty());
+  const auto effects = claim_alone(true);
+  REQUIRE(effects.size() == 2);
+  CHECK(std::holds_alternative<proposer_effect::SendAccept>(effects[0]));
+}
+
+TEST_CASE("proposer: what a quorum holds at one ballot is chosen, and is built on at once") {
+  VoterState state = founding_state(Round::record());
+  state.chosen = false;
+  Proposer proposer("a", 7, change_claim({"a", 9, 0, true}));
+  std::vector<ProposerEffect> effects;
+  proposer.step(proposer_event::Start{state}, effects);
+  const Ballot ballot = std::get<proposer_effect::SendPrepare>(effects[0]).request.ballot;
+  effects.clear();
+  for (const char* host : {"a", "b"})
+    proposer.step(proposer_event::PrepareAnswered{host, ballot, {true, state, {}}}, effects);
+  REQUIRE(effects.size() == 3);
+  CHECK(std::get<proposer_effect::SendAccept>(effects[0]).request.record.version == 2);
+}
+
 }  // namespace
 }  // namespace replicad
