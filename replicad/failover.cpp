@@ -82,7 +82,7 @@ class FailoverRun {
         },
         apply_patience + reactor_call_timeout);
     if (!point) return tl::unexpected(point.error());
-    const auto record = propose();
+    const auto record = propose(view, *point);
     if (!record) {
       run_on_reactor(context_.reactor, [this] { volume_->reopen_replica(); });
       return tl::unexpected(record.error());
@@ -128,11 +128,12 @@ class FailoverRun {
   }
 
   /// The replica may have started anew since the members were looked at.
-  Status check_whole() const {
+  Status check_whole(const FailoverView& view, const HistoryPoint& point) const {
     const auto replica =
         run_on_reactor(context_.reactor, [this] { return volume_->snapshot().replica; });
     if (request_.force || !replica || !replica->is_short || state_.settings.mode == Mode::async)
       return {};
+    if (is_longest(view, point)) return {};
     return with_hint(fail(Errc::refused,
                           "{} may lack acknowledged writes of {}: it has just failed",
                           context_.options.host,
@@ -140,8 +141,19 @@ class FailoverRun {
                      "try again: `replicactl status` says who can take over");
   }
 
-  Result<Record> propose() {
-    RD_TRY(check_whole());
+  /// Every replica in sync is short, and what is durable here now is still as long as any copy was.
+  bool is_longest(const FailoverView& view, const HistoryPoint& point) const {
+    const std::string& host = context_.options.host;
+    const auto longest = longest_of_short(*view.record, view.copies);
+    const auto own = std::find_if(view.copies.begin(), view.copies.end(), [&](const auto& copy) {
+      return copy.host == host;
+    });
+    return contains_host(longest, host) && *view.record == *state_.vote.record &&
+           point.epoch == own->epoch && point.sequence >= own->sequence;
+  }
+
+  Result<Record> propose(const FailoverView& view, const HistoryPoint& point) {
+    RD_TRY(check_whole(view, point));
     const Record& base = *state_.vote.record;
     auto chosen = context_.environment.votes->propose(
         volume_,

@@ -100,8 +100,9 @@ json disks_json(const std::vector<DiskState>& disks) {
   return list;
 }
 
-json replica_json(const ReplicaStatus& status) {
-  return {{"connected", status.connected},
+json replica_json(const ReplicaStatus& status, bool open) {
+  return {{"open", open},
+          {"connected", status.connected},
           {"consistent", status.consistent},
           {"short", status.is_short},
           {"received", status.marks.received},
@@ -143,11 +144,12 @@ void add_replica(const VolumeSnapshot& snapshot, json& volume) {
   }
   volume["history"] = to_json(snapshot.replica ? snapshot.replica->logged : state.checkpoint);
   if (snapshot.replica) {
-    volume["replica"] = replica_json(*snapshot.replica);
+    volume["replica"] = replica_json(*snapshot.replica, true);
     return;
   }
   ReplicaStatus closed;
   closed.consistent = state.consistent;
+  closed.is_short = !state.whole;
   closed.marks.received = closed.marks.logged = state.checkpoint.sequence;
   closed.marks.durable = closed.marks.applied = state.checkpoint.sequence;
   closed.marks.logged_digest = closed.marks.applied_digest = state.checkpoint.digest;
@@ -155,7 +157,7 @@ void add_replica(const VolumeSnapshot& snapshot, json& volume) {
     closed.marks.applied = 0;
     closed.marks.applied_digest = {};
   }
-  volume["replica"] = replica_json(closed);
+  volume["replica"] = replica_json(closed, false);
 }
 
 }  // namespace

@@ -64,6 +64,10 @@ CopyInfo copy_of(const MemberState& member,
     copy.heard_seconds = view.replica->heard_seconds;
   }
   if (view.role == Role::primary) copy.consistent = view.clean || view.state == "serving";
+  // A primary that ended uncleanly has written on behind the last point that it recorded; of a replica whose log could
+  // not be read only the checkpoint is known.
+  copy.end_known = record.primary == member.host ? view.role == Role::primary && view.clean
+                                                 : view.replica && view.replica->open;
   return copy;
 }
 
@@ -90,6 +94,34 @@ bool is_further(const CopyInfo& a, const CopyInfo& b) {
   return a.sequence > b.sequence;
 }
 
+struct Reason {
+  std::string why;
+  std::string hint;
+};
+
+/// Why the longest of the short copies may not take over either, and what to do.
+Reason why_not_longest(const FailoverView& view) {
+  const std::string force = "--force takes a copy all the same, and what it lacks is lost";
+  std::vector<std::string> silent;
+  std::vector<std::string> unknown;
+  for (const CopyInfo& copy : view.copies) {
+    if (!copy.in_sync) continue;
+    if (!copy.reachable) silent.push_back(printable(copy.host));
+    if (copy.reachable && !copy.end_known) unknown.push_back(printable(copy.host));
+  }
+  if (!silent.empty()) {
+    return {fmt::format("the longest of them may take over only when every member in sync answers, "
+                        "and {} does not",
+                        format_list(silent)),
+            "bring it back; " + force};
+  }
+  if (unknown.empty()) return {"another one is longer", "choose that one; " + force};
+  const std::string why = fmt::format(
+      "how far the copy of {} goes is not known: it may be the longest", format_list(unknown));
+  if (unknown.front() != printable(view.record->primary)) return {why, "repair it; " + force};
+  return {why, fmt::format("`replicactl activate {}` serves it there; {}", view.volume, force)};
+}
+
 std::string with_copies(const FailoverView& view, std::string message) {
   for (const std::string& line : describe_copies(view))
     message += "\n  " + line;
@@ -101,6 +133,48 @@ tl::unexpected<Error> refuse_failover(const FailoverView& view,
                                       std::string reason,
                                       std::string hint) {
   return tl::unexpected(Error{code, 0, with_copies(view, std::move(reason)), std::move(hint)});
+}
+
+/// Whether the target, or anybody if none is asked for, lacks nothing or is the longest of all.
+Status check_whole(const FailoverView& view) {
+  const std::vector<std::string> able = failover_candidates(view);
+  if (view.target.empty() && able.empty()) {
+    const bool any_short =
+        std::any_of(view.copies.begin(), view.copies.end(), [](const auto& copy) {
+          return copy.reachable && copy.in_sync && copy.is_short;
+        });
+    Reason reason{{},
+                  "bring a member that is in sync back; --to HOST --force takes a copy all the "
+                  "same, and what it lacks is lost"};
+    if (any_short) reason = why_not_longest(view);
+    return refuse_failover(view,
+                           Errc::refused,
+                           fmt::format("no replica of {} that answers is in sync and whole: each "
+                                       "may lack acknowledged writes{}{}",
+                                       view.volume,
+                                       any_short ? "; " : "",
+                                       reason.why),
+                           reason.hint);
+  }
+  const auto target = std::find_if(view.copies.begin(), view.copies.end(), [&](const auto& copy) {
+    return copy.host == view.target;
+  });
+  const bool lacks = target != view.copies.end() && target->is_short && !is_async(view) &&
+                     !names_host(able, view.target);
+  if (!lacks) return {};
+  Reason reason{{},
+                "choose a member without that word, or bring the primary back; --force takes this "
+                "copy all the same, and what it lacks is lost"};
+  if (able.empty()) reason = why_not_longest(view);
+  return refuse_failover(view,
+                         Errc::refused,
+                         fmt::format("{} may lack acknowledged writes of {}: it crashed, and no "
+                                     "primary has found since that nothing is missing{}{}",
+                                     printable(view.target),
+                                     view.volume,
+                                     reason.why.empty() ? "" : "; ",
+                                     reason.why),
+                         reason.hint);
 }
 
 }  // namespace
@@ -176,39 +250,34 @@ Status check_failover(const FailoverView& view) {
         "choose a member that is in sync; --force takes this copy all the same, and what it lacks "
         "is lost");
   }
-  const auto target = std::find_if(view.copies.begin(), view.copies.end(), [&](const auto& copy) {
-    return copy.host == view.target;
-  });
-  if (target != view.copies.end() && target->is_short && !is_async(view)) {
-    return refuse_failover(
-        view,
-        Errc::refused,
-        fmt::format("{} may lack acknowledged writes of {}: it crashed, and no primary has found "
-                    "since that nothing is missing",
-                    printable(view.target),
-                    view.volume),
-        "choose a member without that word, or bring the primary back; --force takes this copy all "
-        "the same, and what it lacks is lost");
+  return check_whole(view);
+}
+
+std::vector<std::string> longest_of_short(const Record& record,
+                                          const std::vector<CopyInfo>& copies) {
+  const CopyInfo* longest = nullptr;
+  for (const CopyInfo& copy : copies) {
+    if (!copy.in_sync) continue;
+    const bool counts = copy.host == record.primary || copy.is_short;
+    if (!copy.reachable || !copy.consistent || !copy.end_known || !counts) return {};
+    if (longest == nullptr || is_further(copy, *longest)) longest = &copy;
   }
-  if (view.target.empty() && failover_candidates(view).empty()) {
-    return refuse_failover(
-        view,
-        Errc::refused,
-        fmt::format("no replica of {} that answers is in sync and whole: each may lack "
-                    "acknowledged writes",
-                    view.volume),
-        "bring a member that is in sync back; --to HOST --force takes a copy all the same, and "
-        "what it lacks is lost");
+  std::vector<std::string> hosts;
+  for (const CopyInfo& copy : copies) {
+    if (copy.in_sync && copy.host != record.primary && !is_further(*longest, copy))
+      hosts.push_back(copy.host);
   }
-  return {};
+  return hosts;
 }
 
 std::vector<std::string> failover_candidates(const FailoverView& view, bool with_short) {
+  const std::vector<std::string> longest = longest_of_short(*view.record, view.copies);
   std::vector<const CopyInfo*> able;
   for (const CopyInfo& copy : view.copies) {
-    const bool takes_over = copy.reachable && !copy.witness && copy.in_sync && copy.consistent &&
-                            copy.host != view.record->primary &&
-                            (with_short || !copy.is_short || is_async(view));
+    const bool takes_over =
+        copy.reachable && !copy.witness && copy.in_sync && copy.consistent &&
+        copy.host != view.record->primary &&
+        (with_short || !copy.is_short || is_async(view) || names_host(longest, copy.host));
     if (takes_over) able.push_back(&copy);
   }
   std::stable_sort(

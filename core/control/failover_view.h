@@ -21,6 +21,7 @@ struct CopyInfo {
   bool in_sync = false;
   bool consistent = true;
   bool is_short = false;                   ///< it may lack what it acknowledged before a crash
+  bool end_known = true;                   ///< false: it may go on behind `sequence`
   Epoch epoch;                             ///< of the last write it has logged
   Sequence sequence = 0;                   ///< likewise
   std::optional<Sequence> writes_behind;   ///< than the furthest copy that answers
@@ -51,6 +52,12 @@ struct FailoverView {
 /// of the record. `with_short`: with --force also those that may lack what they acknowledged.
 [[nodiscard]] std::vector<std::string> failover_candidates(const FailoverView& view,
                                                            bool with_short = false);
+
+/// The copies that may take over although every replica in sync is short: when all members in sync
+/// answer, the longest of them. The recorded primary is one of them, and counts with the point of its
+/// clean end; without one its copy may be the longest. Empty if the rule does not apply.
+[[nodiscard]] std::vector<std::string> longest_of_short(const Record& record,
+                                                        const std::vector<CopyInfo>& copies);
 
 /// One line per copy, printable: "b: in sync, at write 42".
 [[nodiscard]] std::vector<std::string> describe_copies(const FailoverView& view);

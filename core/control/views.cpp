@@ -211,6 +211,7 @@ ReplicaView read_replica(const Json& json, Fields& outer) {
 ReplicaSelf read_replica_self(const Json& json, Fields& outer) {
   Fields fields(json, "replica");
   ReplicaSelf self;
+  self.open = fields.boolean("open");
   self.connected = fields.boolean("connected");
   self.consistent = fields.boolean("consistent");
   self.is_short = fields.boolean("short");

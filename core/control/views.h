@@ -91,6 +91,8 @@ struct ReplicaView {
 
 /// A replica as it sees itself.
 struct ReplicaSelf {
+  bool open =
+      true;  ///< false: its log could not be read, the watermarks are those of its checkpoint
   bool connected = false;
   bool consistent = false;
   bool is_short = false;  ///< it may lack what it told a primary before a crash

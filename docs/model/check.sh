@@ -67,7 +67,7 @@ for rule in NOTIE NEWONLY OLDONLY ACCOLD ACCNEW BUILDEARLY COMPLETENEW LOWBASE; 
 done
 for rule in NEWONLY OLDONLY ACCOLD ACCNEW BUILDEARLY COMPLETENEW; do run all vote fail -DM_$rule -DNH=3 -DNB=4; done
 for rule in NOSHORT SHORTVOLATILE SHORTLATE CONFIRMEARLY KEEPISR GROWHOT; do run quick restart fail -DM_$rule; done
-for rule in NOSHORT SHORTLATE CONFIRMEARLY ANYSHORT UNSYNCED; do
+for rule in NOSHORT SHORTLATE CONFIRMEARLY ANYSHORT NOPRIMARY UNSYNCED; do
   run quick restart fail -DSEMI -DM_$rule
 done
 for rule in NOTAG HIGHER LONGER; do run quick fork fail -DM_$rule; done

@@ -22,7 +22,8 @@
  * Mutations that must fail: M_NOSHORT (no mark), M_SHORTVOLATILE (the mark is not durable), M_SHORTLATE (it is
  *  made after the member answers others), M_CONFIRMEARLY (cleared when the member attaches), M_KEEPISR (the
  *  restarted primary keeps its in-sync set), M_GROWHOT (let in without what this primary inherited),
- *  -DSEMI M_ANYSHORT (of short members any may win), -DSEMI M_UNSYNCED (a promoted member serves before its
+ *  -DSEMI M_ANYSHORT (of short members any may win), -DSEMI M_NOPRIMARY (it need not be longer than the former
+ *  primary, which need not be there), -DSEMI M_UNSYNCED (a promoted member serves before its
  *  log is durable).  -DREACH* show that the runs are not vacuous.
  */
 #ifndef NM
@@ -125,11 +126,17 @@ inline serve(m) {
 #else
 #define SYNC_LOG(m) img[m] = img[m] | mem[m]; mem[m] = 0; dur[m] = img[m]
 #endif
+#ifdef M_NOPRIMARY
+#define THERE(x) (!(isr & BIT(x)) || x == prim || (up[x] && !srv[x] && SHORT(x)))
+#define COUNTS(x) (((isr >> x) & 1) && x != prim)
+#else
 #define THERE(x) (!(isr & BIT(x)) || (up[x] && !srv[x] && (SHORT(x) || x == prim)))
+#define COUNTS(x) ((isr >> x) & 1)
+#endif
 #ifdef M_ANYSHORT
 #define LONGEST(m) true
 #else
-#define LONGEST(m) ((((img[0] * ((isr) & 1)) | (img[1] * ((isr >> 1) & 1)) | (img[2] * ((isr >> 2) & 1))) & ~img[m]) == 0)
+#define LONGEST(m) ((((img[0] * COUNTS(0)) | (img[1] * COUNTS(1)) | (img[2] * COUNTS(2))) & ~img[m]) == 0)
 #endif
 inline stop(m) {
   up[m] = false; srv[m] = false; sep[m] = 0; ackset[m] = 0; con[m] = 0; mem[m] = 0; shv[m] = false; lostmem[m] = true

@@ -90,6 +90,42 @@ TEST_CASE(
   moved.flush();
 }
 
+TEST_CASE(
+    "failover: all in sync are short: the longest takes over if all answer, else by force only") {
+  Cluster cluster(3);
+  cluster.create({.mode = "semi-sync"});
+  cluster.activate();
+  cluster.wait_streaming();
+  std::vector<std::byte> block(4096, std::byte{6});
+  {
+    NbdClient client(cluster.uri());
+    client.write(0, block);
+  }
+  cluster.deactivate();
+  for (const char* host : {"b", "c"}) {
+    cluster.host(host).kill9();
+    cluster.host(host).start();
+    wait_until("it is short", Millis(30'000), [&] {
+      const auto view = cluster.host(host).get("/v1/volumes/vm1");
+      return view && (*view)["replica"]["short"] == true;
+    });
+  }
+  cluster.host("a").stop();
+  const Finished refused = cluster.ctl({"failover", "vm1"});
+  CHECK(refused.exit_code == 3);
+  CHECK_MESSAGE(
+      refused.err.find("every member in sync answers, and a does not") != std::string::npos,
+      refused.text());
+  cluster.host("a").start();
+  const Finished done = cluster.ctl({"failover", "vm1", "--to=c"});
+  CHECK_MESSAGE(done.exit_code == 0, done.text());
+  CHECK(cluster.primary_host() == "c");
+  NbdClient moved(cluster.uri());
+  std::vector<std::byte> read(4096);
+  moved.read(0, read);
+  CHECK(read == block);
+}
+
 TEST_CASE("failover: with a witness the other of two members takes over") {
   Cluster cluster(3);
   cluster.create({.members = {"a", "b"}, .create_options = {"--witness=c"}});

@@ -59,6 +59,8 @@ class Cluster {
   void operate(Random& random);
   void fail_over(HostIndex host);
   void switch_over(HostIndex host);
+  void cut_power_behind_stop(Random& random);
+  void cut_power_when_stopped(HostIndex stopped, HostIndex chosen, unsigned looks);
   void crash_plugin(HostIndex host);
   void crash_daemon(HostIndex host, Duration down);
   void lose_power(HostIndex host, Duration down);
@@ -76,6 +78,7 @@ class Cluster {
   unsigned faults_drawn_ = 0;
   unsigned faults_injected_ = 0;
   bool healing_ = false;
+  Instant left_alone_until_;  ///< nobody activates a stopped volume before
   struct Ballots {
     Record record;
     std::vector<std::string> hosts;  ///< that have accepted it, durably

@@ -138,7 +138,8 @@ void Cluster::offered(HostIndex from, HostIndex to) {
 
 void Cluster::operate(Random& random) {
   const HostIndex host = random.below(options.hosts);
-  const auto draw = random.below(16);
+  const auto draw = random.below(17);
+  if (draw == 16) return cut_power_behind_stop(random);
   if (draw >= 14) {
     // A second controller, which knows nothing of the first; what it saw before it acts may be over.
     const HostIndex other = random.below(options.hosts);
@@ -181,6 +182,35 @@ void Cluster::switch_over(HostIndex host) {
   if (host != *primary && daemons[*primary]->is_alive()) daemons[*primary]->switchover(host);
 }
 
+/// The volume is at rest, every replica loses power, and one of them is to take over.
+void Cluster::cut_power_behind_stop(Random& random) {
+  const auto primary = primary_host();
+  if (!primary || daemons[*primary]->is_busy()) return;
+  world.note("operator: clean stop, then the replicas' power fails");
+  plugins[*primary]->stop();
+  cut_power_when_stopped(*primary, random.below(options.hosts), 100);
+}
+
+void Cluster::cut_power_when_stopped(HostIndex stopped, HostIndex chosen, unsigned looks) {
+  constexpr Duration look_interval = std::chrono::milliseconds(20);
+  if (looks == 0 || healing_) return;
+  if (plugins[stopped]) {
+    world.after(look_interval, [this, stopped, chosen, looks] {
+      cut_power_when_stopped(stopped, chosen, looks - 1);
+    });
+    return;
+  }
+  left_alone_until_ = world.now() + 10 * look_interval;
+  for (HostIndex host = 0; host < options.hosts; ++host) {
+    if (host != stopped) lose_power(host, look_interval);
+  }
+  for (int attempt = 2; attempt <= 8; attempt += 2) {
+    world.after(attempt * look_interval, [this, chosen] {
+      if (daemons[chosen]->is_alive()) daemons[chosen]->failover();
+    });
+  }
+}
+
 void Cluster::tend() {
   for (HostIndex host = 0; host < machines.size(); ++host) {
     check_lacks(host);
@@ -202,6 +232,7 @@ void Cluster::tend_host(HostIndex host) {
       plugin->request_copy(other);
     return;
   }
+  if (!healing_ && world.now() < left_alone_until_) return;
   if (!daemons[host]->can_activate() || (!healing_ && world.random.chance(50))) return;
   plugins[host] = std::make_shared<Plugin>(*this, host);
   plugins[host]->start();

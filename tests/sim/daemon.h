@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "core/vote/proposer.h"
+#include "core/control/failover_view.h"
 #include "tests/sim/plugin.h"
 #include "tests/sim/replica_program.h"
 
@@ -121,6 +122,8 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   void reopen_replica();
   void settle();
   void go_on(const Record& record);
+  [[nodiscard]] CopyInfo copy_info() const;
+  void take_over(const std::optional<HistoryPoint>& longest);
   void give_up_role(const std::string& primary, const std::optional<HistoryPoint>& point);
   void end_operation();
 

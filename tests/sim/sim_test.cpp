@@ -31,6 +31,7 @@ TEST_CASE("sim: a thousand counted seeds break no promise") {
                              "replica recovered after a failure",
                              "promoted",
                              "promoted by failover",
+                             "all short: the longest is chosen",
                              "transfer settled: promoted",
                              "transfer settled: not promoted",
                              "primary goes on in a higher epoch",

@@ -95,7 +95,8 @@ inline Json volume_json(const std::string& name, const VolumeOptions& options = 
     json["vote"] = voter_json(state);
   }
   if (!is_primary) {
-    json["replica"] = {{"connected", true},
+    json["replica"] = {{"open", true},
+                       {"connected", true},
                        {"consistent", true},
                        {"short", false},
                        {"received", 42},

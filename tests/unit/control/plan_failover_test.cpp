@@ -70,6 +70,60 @@ TEST_CASE("failover: a copy that may lack what it acknowledged is not taken, unl
   CHECK(plan_failover("vm1", {"", true}, both, {})->steps[0].host == "c");
 }
 
+TEST_CASE(
+    "failover: all in sync are short: the longest takes over if all answer and none may be "
+    "longer") {
+  const auto short_copy = [](const std::string& name, Sequence sequence) {
+    Json json = volume_json(name);
+    json["replica"]["connected"] = false;
+    json["replica"]["short"] = true;
+    json["history"]["sequence"] = sequence;
+    return json;
+  };
+  Json stopped = volume_json("a");
+  stopped["state"] = "stopped";
+  stopped["clean"] = true;
+  const Json b = short_copy("b", 41);
+  const Json c = short_copy("c", 42);
+  const auto plan =
+      plan_failover("vm1", {}, {member_said(stopped), member_said(b), member_said(c)}, {});
+  REQUIRE_MESSAGE(plan.has_value(), (plan ? "" : plan.error().message));
+  CHECK(plan->steps[0].host == "c");
+  CHECK(plan->steps[0].request.body["force"] == false);
+  const auto said = [&](const std::string& to, const std::vector<MemberReport>& reports) {
+    const auto refused = plan_failover("vm1", {to, false}, reports, {});
+    REQUIRE_FALSE(refused.has_value());
+    CHECK(refused.error().code == Errc::refused);
+    CHECK(plan_failover("vm1", {to, true}, reports, {}).has_value());
+    return refused.error();
+  };
+  const Error shorter = said("b", {member_said(stopped), member_said(b), member_said(c)});
+  CHECK(shorter.message.starts_with("b may lack acknowledged writes of vm1"));
+  // The primary's copy is the longest, or may be.
+  Json further = stopped;
+  further["history"]["sequence"] = 43;
+  const Error longer = said("", {member_said(further), member_said(b), member_said(c)});
+  CHECK(longer.message.find("another one is longer") != std::string::npos);
+  Json unclean = stopped;
+  unclean["clean"] = false;
+  const Error maybe = said("c", {member_said(unclean), member_said(b), member_said(c)});
+  CHECK(maybe.message.find("how far the copy of a goes is not known") != std::string::npos);
+  CHECK(maybe.hint.starts_with("`replicactl activate vm1`"));
+  // Somebody who may have more does not answer, or could not read its log.
+  const Error silence = said("", {silent("a"), member_said(b), member_said(c)});
+  CHECK(silence.message.find("every member in sync answers, and a does not") != std::string::npos);
+  Json unread = b;
+  unread["replica"]["open"] = false;
+  const Error closed = said("c", {member_said(stopped), member_said(unread), member_said(c)});
+  CHECK(closed.message.find("how far the copy of b goes is not known") != std::string::npos);
+  // One that lacks nothing goes before a longer one that may.
+  Json whole = b;
+  whole["replica"]["short"] = false;
+  const auto safe =
+      plan_failover("vm1", {}, {member_said(stopped), member_said(whole), member_said(c)}, {});
+  CHECK(safe->steps[0].host == "b");
+}
+
 TEST_CASE("failover: among equals the better host") {
   std::vector<HostReport> hosts{host("b"), host("c")};
   hosts[0].facts->load_1m = 9;
