@@ -105,6 +105,9 @@ void PeerLink::adopt(Fd socket) {
   attach.primary = context_.host;
   attach.replica = member_.host;
   attach.epoch = context_.bridge.look([](const Primary& primary) { return primary.epoch(); });
+  epoch_ = attach.epoch;
+  attached_at_ = context_.reactor.now();
+  heartbeats_.clear();
   for (const DiskImage& image : context_.images)
     attach.disk_bytes.push_back(image.bytes());
   connection_->send(encode_attach(attach));
@@ -121,7 +124,9 @@ Status PeerLink::on_frame(const FrameView& frame) {
     case FrameType::watermarks: {
       const auto marks = decode_watermarks(frame.payload);
       if (!marks) return tl::unexpected(marks.error());
-      if (attached_) context_.bridge.step(primary_event::PeerMarks{peer_, *marks});
+      if (!attached_) return {};
+      note_answered(frame.header.sequence);
+      context_.bridge.step(primary_event::PeerMarks{peer_, *marks});
       return {};
     }
     case FrameType::block_diffs: {
@@ -170,6 +175,7 @@ Status PeerLink::on_attached(const FrameView& frame) {
       message->logged.sequence,
       message->durable,
       message->consistent);
+  context_.bridge.step(primary_event::VoterHeard{member_.host, attached_at_, epoch_});
   context_.bridge.step(primary_event::PeerAttached{peer_, *message});
   return {};
 }
@@ -193,6 +199,7 @@ void PeerLink::on_refuse(const FrameView& frame) {
   const Error error =
       refusal ? Error{refusal->code, 0, refusal->message, refusal->hint} : refusal.error();
   refused_ = true;
+  if (error.code == Errc::stale_epoch) context_.bridge.step(primary_event::LaterEpoch{epoch_});
   delay_ = std::max<Duration>(delay_, std::chrono::milliseconds(100));
   connection_->close(error);
 }
@@ -327,7 +334,17 @@ void PeerLink::request_sync() {
 }
 
 void PeerLink::ping() {
-  if (connection_) connection_->send(encode_empty(FrameType::heartbeat));
+  if (!connection_) return;
+  heartbeats_[++heartbeat_] = context_.reactor.now();
+  connection_->send(encode_heartbeat(heartbeat_));
+}
+
+/// What a member says may have been long on its way: what counts is when it was asked.
+void PeerLink::note_answered(std::uint64_t heartbeat) {
+  const auto asked = heartbeats_.find(heartbeat);
+  if (asked == heartbeats_.end()) return;
+  context_.bridge.step(primary_event::VoterHeard{member_.host, asked->second, epoch_});
+  heartbeats_.erase(heartbeats_.begin(), std::next(asked));
 }
 
 void PeerLink::on_second(Duration silence_max) {

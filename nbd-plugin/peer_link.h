@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -73,6 +74,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   void on_closed(const Error& error);
   std::size_t fill(iovec* vectors, std::size_t vectors_max);
   void on_sent(std::uint64_t bytes);
+  void note_answered(std::uint64_t heartbeat);
   void drop_copy();
   void end_copy();
   /// `keep_alive`: the copy whose pieces the connection may still be reading.
@@ -90,6 +92,10 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   std::optional<HistoryPoint> copy_end_;  ///< sent, copy_done is awaited
   std::deque<Sent> in_flight_;
   std::optional<Error> last_error_;
+  Epoch epoch_;          ///< that the last attach was made in
+  Instant attached_at_;  ///< when that was sent
+  std::uint64_t heartbeat_ = 0;
+  std::map<std::uint64_t, Instant> heartbeats_;  ///< when they were sent; not answered yet
   bool refused_ = false;
   bool attached_ = false;
   bool stopped_ = false;

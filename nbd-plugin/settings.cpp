@@ -44,6 +44,13 @@ std::vector<MemberGrant> read_members(const json& value) {
   return members;
 }
 
+VoterSet read_voters(const json& value) {
+  VoterSet voters{value.at("hosts").get<std::vector<std::string>>(),
+                  value.at("tie_break").get<std::string>()};
+  if (voters.hosts.size() > members_max) throw FieldError{"voter count"};
+  return voters;
+}
+
 std::vector<DiskGrant> read_disks(const json& value) {
   std::vector<DiskGrant> disks;
   for (const json& disk : value) {
@@ -82,6 +89,7 @@ Result<Grant> decode_grant(const json& value) {
     grant.epoch = read_epoch(in.at("epoch"));
     grant.disks = read_disks(in.at("disks"));
     grant.members = read_members(in.at("members"));
+    grant.voters = read_voters(in.at("voters"));
     grant.settings = read_settings(in.at("settings"));
     grant.history = read_point(in.at("history"));
     grant.reserved = in.at("reserved").get<Sequence>();
@@ -100,6 +108,10 @@ Result<SettingsGrant> decode_settings(const json& value) {
 
 Result<std::vector<MemberGrant>> decode_members(const json& value) {
   return decode<std::vector<MemberGrant>>("member list", value, read_members);
+}
+
+Result<VoterSet> decode_voters(const json& value) {
+  return decode<VoterSet>("voters", value, read_voters);
 }
 
 Result<Epoch> decode_epoch(const json& value) {

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/base/modes.h"
+#include "core/vote/record.h"
 #include "core/wire/messages.h"
 
 namespace replicad {
@@ -39,6 +40,7 @@ struct Grant {
   Epoch epoch;
   std::vector<DiskGrant> disks;
   std::vector<MemberGrant> members;  ///< own host included
+  VoterSet voters;
   SettingsGrant settings;
   HistoryPoint history;
   Sequence reserved = 0;
@@ -51,6 +53,7 @@ struct Grant {
 [[nodiscard]] Result<Grant> decode_grant(const nlohmann::json& value);
 [[nodiscard]] Result<SettingsGrant> decode_settings(const nlohmann::json& value);
 [[nodiscard]] Result<std::vector<MemberGrant>> decode_members(const nlohmann::json& value);
+[[nodiscard]] Result<VoterSet> decode_voters(const nlohmann::json& value);
 [[nodiscard]] Result<Epoch> decode_epoch(const nlohmann::json& value);
 
 [[nodiscard]] nlohmann::json epoch_json(const Epoch& epoch);

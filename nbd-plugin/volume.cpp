@@ -32,6 +32,7 @@ PrimaryConfig config_from(const Grant& grant) {
     if (member.host != grant.host) config.peers.push_back(member.host);
   }
   config.in_sync = grant.in_sync;
+  config.voters = grant.voters;
   config.host = grant.host;
   config.mode = grant.settings.mode;
   config.congestion = grant.settings.congestion;
@@ -39,6 +40,21 @@ PrimaryConfig config_from(const Grant& grant) {
   config.ring_bytes = grant.settings.ring_bytes;
   config.ack_timeout = std::chrono::milliseconds(grant.settings.ack_timeout_ms);
   return config;
+}
+
+/// Why an `async` volume holds the guest's requests.
+Error cut_off_error(bool overtaken) {
+  if (overtaken) {
+    return {Errc::stale_epoch,
+            0,
+            "a member knows of a later epoch: another host may have become the primary",
+            "the guest waits until the voters have said who it is"};
+  }
+  return {Errc::unreachable,
+          0,
+          "no majority of the voters has been heard for ack-timeout: another host may have become "
+          "the primary",
+          "the guest waits until enough of them answer"};
 }
 
 double seconds(Duration duration) {
@@ -259,9 +275,13 @@ void Volume::sync_images() {
 
 /// Requests that wait for a quorum fail after quorum-timeout, and those that come meanwhile too.
 void Volume::check_quorum() {
-  const bool over = record_since_ && quorum_timeout_ > Duration{} &&
-                    boot_time_now() - *record_since_ >= quorum_timeout_;
-  bridge_->set_quorum_lost(over);
+  const Instant now = boot_time_now();
+  const auto is_over = [&](const std::optional<Instant>& since) {
+    return since && quorum_timeout_ > Duration{} && now - *since >= quorum_timeout_;
+  };
+  const auto cut_off =
+      bridge_->look([](const Primary& primary) { return primary.cut_off_since(); });
+  bridge_->set_quorum_lost(is_over(record_since_) || is_over(cut_off));
 }
 
 void Volume::finish_hold(Result<HistoryPoint> result) {
@@ -384,22 +404,25 @@ json Volume::status_json() {
     bool sealed;
     std::optional<Error> failure;
     std::vector<std::string> in_sync;
+    bool cut_off;
+    bool overtaken;
   };
   const Snapshot now = bridge_->look([](const Primary& primary) {
     return Snapshot{primary.history(),
                     primary.hold_phase() != Primary::HoldPhase::none,
                     primary.is_sealed(),
                     primary.failure(),
-                    primary.in_sync()};
+                    primary.in_sync(),
+                    primary.cut_off_since().has_value(),
+                    primary.is_overtaken()};
   });
   const bool no_quorum = record_since_ && record_error_;
   const std::optional<Error> trouble = bridge_->local_trouble().current();
-  const char* state = now.failure                        ? "failed"
-                      : now.sealed                       ? "sealed"
-                      : now.held || trouble || no_quorum ? "held"
-                                                         : "serving";
+  const bool held = now.held || trouble || no_quorum || now.cut_off;
+  const char* state = now.failure ? "failed" : now.sealed ? "sealed" : held ? "held" : "serving";
   std::optional<Error> error = now.failure ? now.failure : trouble;
   if (!error && no_quorum) error = record_error_;
+  if (!error && now.cut_off) error = cut_off_error(now.overtaken);
   const Bridge::Counters& counters = bridge_->counters();
   std::uint64_t copied_bytes = 0;
   for (const auto& [peer, link] : links_)
@@ -407,6 +430,7 @@ json Volume::status_json() {
   return {{"state", state},
           {"history", point_json(now.history)},
           {"in_sync", now.in_sync},
+          {"overtaken", now.overtaken},
           {"replicas", replicas_json()},
           {"counters",
            {{"writes", counters.writes.load()},

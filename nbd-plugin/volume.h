@@ -74,6 +74,7 @@ class Volume {
   void on_hold(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_resume(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_set(const nlohmann::json& fields, const AgentClient::Reply& reply);
+  void on_voter(const nlohmann::json& fields);
   void on_members(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_copy(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_fenced(const Error& error);

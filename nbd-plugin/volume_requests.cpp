@@ -40,6 +40,7 @@ void Volume::on_request(const std::string& op,
   if (op == "set") return on_set(fields, reply);
   if (op == "members") return on_members(fields, reply);
   if (op == "copy") return on_copy(fields, reply);
+  if (op == "voter") return on_voter(fields);
   if (op == "seal") {
     const bool reached = bridge_->look(
         [](const Primary& primary) { return primary.hold_phase() == Primary::HoldPhase::reached; });
@@ -142,6 +143,21 @@ void Volume::on_set(const json& fields, const AgentClient::Reply& reply) {
   reply(json::object());
 }
 
+/// What replicad has heard from a voter. No answer.
+void Volume::on_voter(const json& fields) {
+  const auto host = text_field(fields, "host");
+  const auto ago_ms = number_field(fields, "ago_ms");
+  const auto found = fields.find("fence");
+  const auto fence = found == fields.end() ? Result<Epoch>(bad_request("voter", "needs `fence`"))
+                                           : decode_epoch(*found);
+  if (!host || !ago_ms || *ago_ms > deadline_ms_max || !fence) {
+    log(LogLevel::warn, "bad_voter_notice", "volume={}", name_);
+    return;
+  }
+  const Instant asked = boot_time_now() - std::chrono::milliseconds(*ago_ms);
+  bridge_->step(primary_event::VoterHeard{*host, asked, *fence});
+}
+
 void Volume::on_members(const json& fields, const AgentClient::Reply& reply) {
   const auto found = fields.find("members");
   const auto members =
@@ -152,6 +168,15 @@ void Volume::on_members(const json& fields, const AgentClient::Reply& reply) {
     reply(tl::unexpected(members.error()));
     return;
   }
+  const auto found_voters = fields.find("voters");
+  const auto voters = found_voters == fields.end()
+                          ? Result<VoterSet>(bad_request("members", "needs `voters`"))
+                          : decode_voters(*found_voters);
+  if (!voters) {
+    reply(tl::unexpected(voters.error()));
+    return;
+  }
+  bridge_->step(primary_event::VotersChanged{*voters});
   const auto is_member = [&](const std::string& host) {
     for (const MemberGrant& member : *members) {
       if (member.host == host) return true;

@@ -149,9 +149,11 @@ void AgentSession::request(const std::string& op, json fields, Duration timeout,
   connection_->send(frame_of(FrameType::agent_request, fields));
 }
 
-void AgentSession::notify(const std::string& op) {
+void AgentSession::notify(const std::string& op, json fields) {
   if (!open_) return;
-  connection_->send(frame_of(FrameType::agent_request, {{"id", next_id_++}, {"op", op}}));
+  fields["id"] = next_id_++;
+  fields["op"] = op;
+  connection_->send(frame_of(FrameType::agent_request, fields));
 }
 
 void AgentSession::close(Error error) {

@@ -37,7 +37,7 @@ class AgentSession : public std::enable_shared_from_this<AgentSession> {
   /// or Errc::unreachable when the connection ends first.
   void request(const std::string& op, nlohmann::json fields, Duration timeout, Answer answer);
   /// Sends a request that has no answer.
-  void notify(const std::string& op);
+  void notify(const std::string& op, nlohmann::json fields = nlohmann::json::object());
   void close(Error error);
   [[nodiscard]] bool is_open() const { return open_; }
   [[nodiscard]] pid_t peer_pid() const { return peer_pid_; }

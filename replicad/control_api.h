@@ -73,6 +73,7 @@ class ControlApi {
   [[nodiscard]] Answer failover(const std::string& name, const std::string& body);
   [[nodiscard]] Answer rival(const std::string& name, const std::string& body);
   [[nodiscard]] Answer resolve(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer vote(const std::string& name);
   [[nodiscard]] Answer vote_prepare(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_accept(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_chosen(const std::string& name, const std::string& body);

@@ -104,6 +104,9 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   post("vote/prepare", &ControlApi::vote_prepare);
   post("vote/accept", &ControlApi::vote_accept);
   post("vote/chosen", &ControlApi::vote_chosen);
+  server.Get("/v1/volumes/([^/]+)/vote", [&context](Request request, Response response) {
+    answer(response, ControlApi(context).vote(name_of(request)));
+  });
   server.Put("/v1/volumes/([^/]+)/members", [&context](Request request, Response response) {
     answer(response, ControlApi(context).members(name_of(request), request.body));
   });

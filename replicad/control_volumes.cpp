@@ -325,8 +325,9 @@ ControlApi::Answer ControlApi::members(const std::string& name, const std::strin
     if (!record) return tl::unexpected(record.error());
   }
   if (run_on_reactor(context_.reactor, [volume] { return volume->is_serving(); })) {
-    const auto told = ask_plugin(
-        context_, volume, "members", {{"members", data_members_json(members)}}, plugin_timeout);
+    const json now = {{"members", data_members_json(members)},
+                      {"voters", voters_json(state_of(context_, volume).vote.record)}};
+    const auto told = ask_plugin(context_, volume, "members", now, plugin_timeout);
     if (!told) return tl::unexpected(told.error());
   }
   return describe_volume(context_, volume);

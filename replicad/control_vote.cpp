@@ -49,6 +49,16 @@ Result<RecordMessage> parse_record_message(const std::string& body) {
 
 }  // namespace
 
+ControlApi::Answer ControlApi::vote(const std::string& name) {
+  const auto volume = find_volume(context_, name);
+  if (!volume) return tl::unexpected(volume.error());
+  return run_on_reactor(context_.reactor, [found = *volume]() -> Answer {
+    if (found->is_broken()) return tl::unexpected(*found->snapshot().error);
+    const VolumeState& state = found->state();
+    return json{{"schema", 1}, {"uuid", state.uuid}, {"fence", to_json(state.epoch)}};
+  });
+}
+
 ControlApi::Answer ControlApi::vote_prepare(const std::string& name, const std::string& body) {
   const auto document = parse_json_object(body, Errc::invalid_argument);
   if (!document) return tl::unexpected(document.error());

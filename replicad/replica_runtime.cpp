@@ -128,7 +128,7 @@ void ReplicaRuntime::perform(const replica_effect::SendAttached& effect) {
 }
 
 void ReplicaRuntime::perform(const replica_effect::SendWatermarks& effect) {
-  send(effect.session, encode_watermarks(effect.marks));
+  send(effect.session, encode_watermarks(effect.marks, effect.heartbeat));
 }
 
 void ReplicaRuntime::perform(const replica_effect::SendCopyDone& effect) {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -225,6 +226,10 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void discard_leftover_log() const;
   [[nodiscard]] Status check_voting() const;
   [[nodiscard]] bool is_refused() const;
+  void watch_voters();
+  void ask_voters();
+  void on_voter_heard(const std::string& host, Instant asked, const Result<Epoch>& fence);
+  void tell_fence(const std::string& host, Instant asked, const Epoch& fence);
 
   // volume_agent.cpp
   using Reply = std::function<void(Result<nlohmann::json>)>;
@@ -288,7 +293,9 @@ class Volume : public std::enable_shared_from_this<Volume> {
   std::int64_t plugin_pid_ = 0;
   std::optional<PluginStatus> plugin_status_;
   Instant renew_after_{};
-  std::optional<Error> last_end_;  ///< why the last export ended, if uncleanly
+  bool watching_voters_ = false;        ///< a timer runs
+  std::set<std::string> voters_asked_;  ///< that have not answered yet
+  std::optional<Error> last_end_;       ///< why the last export ended, if uncleanly
 };
 
 }  // namespace replicad

@@ -215,6 +215,7 @@ json Volume::claim_result(bool unclean) const {
           {"epoch", to_json(now.vote.record ? now.vote.record->epoch : now.epoch)},
           {"disks", disks},
           {"members", data_members_json(now.members)},
+          {"voters", voters_json(now.vote.record)},
           {"settings", to_json(now.settings)},
           {"history", to_json(now.history)},
           {"reserved", now.sequence_reserved},
@@ -322,6 +323,7 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
   open_error_.reset();
   serving_since_ = environment_.reactor.now();
   log(LogLevel::info, "rejoined", "volume={} pid={} epoch={}", name_, pid, epoch.number);
+  watch_voters();
   const auto self = shared_from_this();
   update(
       [reserved](VolumeState& state) -> Status {
@@ -373,6 +375,7 @@ void Volume::serving(const json& request, const Reply& reply) {
   serving_since_ = environment_.reactor.now();
   start_error_.reset();
   log(LogLevel::info, "serving", "volume={} pid={} epoch={}", name_, pid, state().epoch.number);
+  watch_voters();
   reply(json::object());
 }
 

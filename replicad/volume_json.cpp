@@ -195,6 +195,11 @@ json to_json(const std::vector<MemberState>& members) {
   return list;
 }
 
+json voters_json(const std::optional<Record>& record) {
+  const VoterSet voters = record ? voters_of(*record) : VoterSet{};
+  return {{"hosts", voters.hosts}, {"tie_break", voters.tie_break}};
+}
+
 json data_members_json(const std::vector<MemberState>& members) {
   std::vector<MemberState> data;
   for (const MemberState& member : members) {
@@ -296,6 +301,7 @@ Result<PluginStatus> plugin_status_from(const json& event) {
   status.state = fields.text("state", 64);
   status.history = fields.point("history");
   status.replicas = read_peers(fields, "replicas");
+  status.overtaken = fields.boolean_or("overtaken", false);
   if (const json* counters = fields.optional_object("counters")) status.counters = *counters;
   status.error = read_error(fields, "error");
   RD_TRY(fields.finish_allow_unknown());

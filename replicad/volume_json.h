@@ -20,6 +20,10 @@ namespace replicad {
 [[nodiscard]] nlohmann::json to_json(const VolumeSettings& settings);
 [[nodiscard]] nlohmann::json to_json(const std::vector<MemberState>& members);
 /// Without witnesses: for the plugin.
+/// Whose majority a primary must hear, for the plugin.
+[[nodiscard]] nlohmann::json voters_json(const std::optional<Record>& record);
+/// {"hosts","tie_break"}: whose majority a primary must hear, for the plugin.
+[[nodiscard]] nlohmann::json voters_json(const std::optional<Record>& record);
 [[nodiscard]] nlohmann::json data_members_json(const std::vector<MemberState>& members);
 [[nodiscard]] nlohmann::json to_json(const Error& error);
 /// null or the error.
@@ -60,6 +64,7 @@ struct PluginStatus {
   std::string state;  ///< serving, held, sealed, failed
   HistoryPoint history;
   std::vector<PeerStatus> replicas;
+  bool overtaken = false;  ///< it has heard of a later epoch
   nlohmann::json counters = nlohmann::json::object();
   std::optional<Error> error;
 };

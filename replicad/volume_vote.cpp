@@ -6,10 +6,15 @@
 #include "core/vote/fork.h"
 #include "io/file.h"
 #include "replicad/volume.h"
+#include "replicad/vote_driver.h"
 
 namespace replicad {
 
 namespace {
+
+/// An `async` primary must hear a majority within ack-timeout: each voter is asked several times in that time.
+constexpr unsigned asks_per_ack_timeout = 4;
+constexpr Duration ask_interval_max = std::chrono::seconds(1);
 
 /// Until the plugin's status shows what a new term has changed.
 constexpr Duration renewal_interval = std::chrono::seconds(4);
@@ -62,8 +67,13 @@ void Volume::vote_accept(const AcceptRequest& request,
         if (reply->granted) follow_record(state, host);
         return {};
       },
-      [reply, done = std::move(done)](const Status& written) {
+      [self = shared_from_this(), reply, done = std::move(done)](const Status& written) {
         if (!written) return done(tl::unexpected(written.error()));
+        // Before anybody can count this vote for another primary.
+        if (reply->granted && self->state().vote.record->primary != self->environment_.options.host)
+          self->tell_fence(self->environment_.options.host,
+                           self->environment_.reactor.now(),
+                           self->state().epoch);
         done(*reply);
       });
 }
@@ -92,6 +102,7 @@ void Volume::vote_chosen(const ChosenNotice& notice, Done done) {
 bool Volume::is_refused() const {
   if (phase_ != Phase::serving || !plugin_status_ || environment_.reactor.now() < renew_after_)
     return false;
+  if (plugin_status_->overtaken) return true;
   const auto& replicas = plugin_status_->replicas;
   return std::any_of(replicas.begin(), replicas.end(), [](const PeerStatus& peer) {
     return peer.state == "refused" && peer.error && peer.error->code == Errc::stale_epoch;
@@ -110,6 +121,66 @@ RoleDue Volume::role_due() const {
   if (mine && is_primary() && is_refused()) return RoleDue::renew;
   if (mine == is_primary()) return RoleDue::none;
   return mine ? RoleDue::promote : RoleDue::demote;
+}
+
+// --- what an `async` primary hears
+
+void Volume::watch_voters() {
+  if (watching_voters_) return;
+  watching_voters_ = true;
+  const Duration interval =
+      std::chrono::milliseconds(state().settings.ack_timeout_ms) / asks_per_ack_timeout;
+  environment_.reactor.add_timer(std::min(interval, ask_interval_max), [self = weak_from_this()] {
+    const auto volume = self.lock();
+    if (!volume) return;
+    volume->watching_voters_ = false;
+    if (volume->phase_ != Phase::serving || volume->environment_.stopping) return;
+    volume->ask_voters();
+    volume->watch_voters();
+  });
+}
+
+/// Those that the plugin does not hear on the stream.
+void Volume::ask_voters() {
+  const auto& record = state().vote.record;
+  if (state().settings.mode != Mode::async || !record) return;
+  const auto streams = [this](const std::string& host) {
+    if (!plugin_status_) return false;
+    const auto& peers = plugin_status_->replicas;
+    return std::any_of(peers.begin(), peers.end(), [&](const PeerStatus& peer) {
+      return peer.host == host && peer.state == "streaming";
+    });
+  };
+  for (const MemberState& member : record->members) {
+    const bool needless = member.host == environment_.options.host || streams(member.host) ||
+                          voters_asked_.contains(member.host);
+    if (needless) continue;
+    voters_asked_.insert(member.host);
+    environment_.votes->hear(member,
+                             name_,
+                             state().uuid,
+                             [self = shared_from_this(),
+                              host = member.host,
+                              epoch = record->epoch,
+                              asked = environment_.reactor.now()](const Result<Epoch>& fence) {
+                               self->on_voter_heard(host, asked, fence);
+                             });
+  }
+}
+
+void Volume::on_voter_heard(const std::string& host, Instant asked, const Result<Epoch>& fence) {
+  voters_asked_.erase(host);
+  if (fence) tell_fence(host, asked, *fence);
+}
+
+void Volume::tell_fence(const std::string& host, Instant asked, const Epoch& fence) {
+  if (phase_ != Phase::serving) return;
+  const auto ago =
+      std::chrono::ceil<std::chrono::milliseconds>(environment_.reactor.now() - asked).count();
+  session_->notify("voter", {{"host", host}, {"fence", to_json(fence)}, {"ago_ms", ago}});
+  if (fence.number <= state().epoch.number) return;
+  recheck_ = true;
+  environment_.wake_keeper();
 }
 
 // --- two histories

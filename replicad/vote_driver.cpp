@@ -56,6 +56,21 @@ Result<json> ask_voter(const MemberState& to, const std::string& path, const jso
   return std::move(answer->body);
 }
 
+Result<Epoch> ask_fence(const MemberState& voter,
+                        const std::string& name,
+                        const std::string& uuid) {
+  const auto answer =
+      ask_peer({voter.control, "GET", "/v1/volumes/" + name + "/vote", nullptr, voter_timeout});
+  if (!answer) return tl::unexpected(answer.error());
+  if (!answer->ok()) return tl::unexpected(answer->error());
+  FieldReader fields(answer->body);
+  const std::string found = fields.text("uuid", 36);
+  const Epoch fence = fields.epoch("fence");
+  RD_TRY(fields.finish_allow_unknown());
+  if (found != uuid) return fail(Errc::refused, "{} has another volume {}", voter.host, name);
+  return fence;
+}
+
 }  // namespace
 
 /// What the threads of one proposal share with it.
@@ -244,6 +259,20 @@ Result<Record> VoteDriver::propose(const std::shared_ptr<Volume>& volume,
                        "it goes on as soon as enough of them answer");
     }
   }
+}
+
+void VoteDriver::hear(const MemberState& voter,
+                      const std::string& name,
+                      const std::string& uuid,
+                      std::function<void(Result<Epoch>)> done) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) return;
+  }
+  start_thread([this, voter, name, uuid, done = std::move(done)]() mutable {
+    environment_.reactor.post(
+        [done = std::move(done), fence = ask_fence(voter, name, uuid)] { done(fence); });
+  });
 }
 
 void VoteDriver::propose_later(const std::shared_ptr<Volume>& volume,

@@ -31,6 +31,12 @@ class VoteDriver {
   void propose_later(const std::shared_ptr<Volume>& volume,
                      RecordChange change,
                      std::function<void(Result<Record>)> done);
+  /// Asks a voter of volume `name` for the highest epoch that it has promised; nothing is promised or written by that.
+  /// `done` runs on the reactor thread. Errors: as ask_peer; Errc::refused for another volume.
+  void hear(const MemberState& voter,
+            const std::string& name,
+            const std::string& uuid,
+            std::function<void(Result<Epoch>)> done);
   /// No more proposals begin (they fail at once); those under way end soon.
   void stop();
   /// After stop(): until the last thread has ended. The reactor must still run.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "core/base/check.h"
 
@@ -34,7 +35,8 @@ Primary::Primary(const PrimaryConfig& config, Instant now)
       ack_timeout_(config.ack_timeout),
       ring_(config.ring_bytes, config.history),
       reserved_(config.reserved),
-      terms_(config.terms) {
+      terms_(config.terms),
+      voters_(config.voters) {
   RD_CHECK(reserved_ >= config.history.sequence);
   if (config.history.epoch != epoch_) {
     terms_.push_back({config.history.epoch, config.history.sequence, false});
@@ -54,10 +56,13 @@ Primary::Primary(const PrimaryConfig& config, Instant now)
     }
     peers_.push_back(std::move(peer));
   }
+  note_all_heard(now);  // a majority has just granted this term
 }
 
 void Primary::step(const PrimaryEvent& event, Instant now, Effects& effects) {
+  look_at_quorum(now, effects);
   std::visit([&](const auto& concrete) { on_event(concrete, now, effects); }, event);
+  look_at_quorum(now, effects);
   // Whatever the event was, what it made possible is done now: no event can forget somebody who
   // waits.
   answer_ready(effects);
@@ -95,7 +100,7 @@ bool Primary::is_blocked(const Request& request, std::size_t queue_index) const 
 }
 
 void Primary::admit_waiting(Effects& effects) {
-  if (hold_phase_ != HoldPhase::none || failure_) return;
+  if (hold_phase_ != HoldPhase::none || failure_ || cut_off_since_) return;
   for (std::size_t i = 0; i < queue_.size();) {
     const std::uint64_t frame_bytes = frame_bytes_of(queue_[i].change);
     if (ring_.next() + admitted_.size() + sequences_spare > reserved_) return;
@@ -163,6 +168,7 @@ void Primary::on_event(const primary_event::Cancelled& event,
   }
   std::erase(flushing_, event.id);
   std::erase(flush_acknowledged_, event.id);
+  std::erase(held_answers_, event.id);
 }
 
 void Primary::grant_copy_locks(Effects& effects) {
@@ -236,7 +242,15 @@ void Primary::acknowledge(const Waiting& waiting, Effects& effects) {
     flush_acknowledged_.push_back(waiting.id);
     return;
   }
-  effects.push_back(primary_effect::Answer{waiting.id, false});
+  answer(waiting.id, effects);
+}
+
+void Primary::answer(RequestId id, Effects& effects) {
+  if (cut_off_since_) {
+    held_answers_.push_back(id);
+  } else {
+    effects.push_back(primary_effect::Answer{id, false});
+  }
 }
 
 void Primary::on_event(const primary_event::LocalSynced& event, Instant /*now*/, Effects& effects) {
@@ -247,7 +261,7 @@ void Primary::on_event(const primary_event::LocalSynced& event, Instant /*now*/,
   const auto acknowledged = std::ranges::find(flush_acknowledged_, event.id);
   if (acknowledged == flush_acknowledged_.end()) return;
   flush_acknowledged_.erase(acknowledged);
-  effects.push_back(primary_effect::Answer{event.id, false});
+  answer(event.id, effects);
 }
 
 Sequence Primary::reached(Level level) const {
@@ -369,9 +383,9 @@ bool Primary::drop_oldest_frame(Effects& effects) {
   return true;
 }
 
-void Primary::on_event(const primary_event::SettingsChanged& event,
-                       Instant /*now*/,
-                       Effects& effects) {
+void Primary::on_event(const primary_event::SettingsChanged& event, Instant now, Effects& effects) {
+  // Nobody had to be heard before.
+  if (event.mode == Mode::async && mode_ != Mode::async) note_all_heard(now);
   mode_ = event.mode;
   congestion_ = event.congestion;
   on_local_error_ = event.on_local_error;
@@ -403,6 +417,8 @@ void Primary::answer_all_failed(Effects& effects) {
     effects.push_back(primary_effect::Answer{id, true});
   }
   flush_acknowledged_.clear();
+  for (const RequestId id : std::exchange(held_answers_, {}))
+    effects.push_back(primary_effect::Answer{id, true});
 }
 
 void Primary::on_event(const primary_event::Tick& /*event*/, Instant now, Effects& effects) {
@@ -456,6 +472,7 @@ void Primary::check_invariants() const {
   RD_CHECK(active_.count() == admitted_.size());
   RD_CHECK(ring_.used_bytes() <= ring_.capacity_bytes());
   RD_CHECK(ring_.next() - 1 <= reserved_);
+  RD_CHECK(cut_off_since_ || held_answers_.empty());
   for (const Peer& peer : peers_) {
     RD_CHECK(peer.sent_bytes <= peer.taken_bytes);
     if (peer.joining) RD_CHECK(peer.phase == PeerPhase::streaming);

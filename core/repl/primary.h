@@ -19,6 +19,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -30,6 +31,7 @@
 #include "core/repl/block_map.h"
 #include "core/repl/ring_index.h"
 #include "core/repl/send_pacer.h"
+#include "core/vote/record.h"
 
 namespace replicad {
 
@@ -74,6 +76,7 @@ struct PrimaryConfig {
   OnLocalError on_local_error = OnLocalError::hold;
   std::uint64_t ring_bytes = ring_bytes_default;
   Duration ack_timeout{};
+  VoterSet voters;          ///< in `async` a majority of them must be heard; no hosts: of nobody
   std::vector<Term> terms;  ///< earlier terms of this history, beside that of `history`
   std::vector<KnownLack>
       lacks;  ///< of members; one that is not named lacks nothing since `history`
@@ -200,6 +203,20 @@ struct Resume {
 struct Fail {
   Error error;
 };
+/// Voter `host`, asked at `at`, has answered that `fence` is the highest epoch it knows of. A member on the stream is one
+/// that knows of no later epoch than its session's. This host's own voter is taken as heard, but for its fence.
+struct VoterHeard {
+  std::string host;
+  Instant at;
+  Epoch fence;
+};
+struct VotersChanged {
+  VoterSet voters;
+};
+/// Somebody knows of a later epoch than `epoch`, in which this primary asked. Ignored if it has a new one by now.
+struct LaterEpoch {
+  Epoch epoch;
+};
 /// Time has passed; call at least every 100 ms.
 struct Tick {};
 }  // namespace primary_event
@@ -230,6 +247,9 @@ using PrimaryEvent = std::variant<primary_event::WriteArrived,
                                   primary_event::Seal,
                                   primary_event::Resume,
                                   primary_event::Fail,
+                                  primary_event::VoterHeard,
+                                  primary_event::VotersChanged,
+                                  primary_event::LaterEpoch,
                                   primary_event::Tick>;
 
 namespace primary_effect {
@@ -367,6 +387,10 @@ class Primary {
   [[nodiscard]] HoldPhase hold_phase() const { return hold_phase_; }
   [[nodiscard]] bool is_sealed() const { return hold_sealed_; }
   [[nodiscard]] const std::optional<Error>& failure() const { return failure_; }
+  /// Since when, in `async`, nothing is admitted or answered: a later epoch was heard of (is_overtaken()), or no
+  /// majority of the voters has been heard for ack_timeout. nullopt: it goes on.
+  [[nodiscard]] const std::optional<Instant>& cut_off_since() const { return cut_off_since_; }
+  [[nodiscard]] bool is_overtaken() const { return overtaken_; }
   [[nodiscard]] std::size_t peer_count() const { return peers_.size(); }
   [[nodiscard]] bool is_removed(PeerIndex peer) const { return peers_[peer].removed; }
   [[nodiscard]] PeerView view(PeerIndex index, Instant now) const;
@@ -478,6 +502,7 @@ class Primary {
   void on_event(const primary_event::SettingsChanged& event, Instant now, Effects& effects);
   void on_event(const primary_event::Fail& event, Instant now, Effects& effects);
   void on_event(const primary_event::Tick& event, Instant now, Effects& effects);
+  void answer(RequestId id, Effects& effects);
   [[nodiscard]] bool is_blocked(const Request& request, std::size_t queue_index) const;
   void admit_waiting(Effects& effects);
   void grant_copy_locks(Effects& effects);
@@ -541,6 +566,14 @@ class Primary {
   void request_sync(PeerIndex index, Effects& effects);
   [[nodiscard]] bool acknowledges(const Peer& peer) const;
 
+  // primary_quorum.cpp: whether this term may still be the last one
+  void on_event(const primary_event::VoterHeard& event, Instant now, Effects& effects);
+  void on_event(const primary_event::VotersChanged& event, Instant now, Effects& effects);
+  void on_event(const primary_event::LaterEpoch& event, Instant now, Effects& effects);
+  void note_heard(std::string_view host, Instant at);
+  void note_all_heard(Instant now);
+  void look_at_quorum(Instant now, Effects& effects);
+
   // primary_hold.cpp: hold, seal, resume
   void on_event(const primary_event::Hold& event, Instant now, Effects& effects);
   void on_event(const primary_event::ImagesSynced& event, Instant now, Effects& effects);
@@ -578,6 +611,14 @@ class Primary {
   std::deque<Waiting> wait_received_;
   std::deque<Waiting> wait_logged_;
   std::deque<Waiting> wait_durable_;
+
+  VoterSet voters_;
+  std::map<std::string, Instant, std::less<>> heard_;  ///< voters but this host
+  Instant
+      majority_heard_;  ///< a majority was heard then or later; that of this host alone always is
+  bool overtaken_ = false;
+  std::optional<Instant> cut_off_since_;
+  std::vector<RequestId> held_answers_;  ///< what could be answered but for that
 
   HoldPhase hold_phase_ = HoldPhase::none;
   bool hold_sealed_ = false;

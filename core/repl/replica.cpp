@@ -339,6 +339,7 @@ void Replica::on_event(const replica_event::FrameArrived& event, Instant now, Ef
   RD_CHECK(takes_input());
   const FrameType type = event.header.type;
   if (type == FrameType::heartbeat) {
+    session_->heartbeat = event.header.sequence;
     if (applied_.sequence < received_.sequence) report_applied_at_ = received_.sequence;
     report(effects);
   } else if (type == FrameType::sync_request) {
@@ -479,7 +480,7 @@ void Replica::on_event(const replica_event::Applied& event, Instant now, Effects
 void Replica::report(Effects& effects) {
   RD_CHECK(session_);
   report_at_.reset();
-  effects.push_back(replica_effect::SendWatermarks{session_->id, marks()});
+  effects.push_back(replica_effect::SendWatermarks{session_->id, marks(), session_->heartbeat});
 }
 
 void Replica::report_later(Instant now) {

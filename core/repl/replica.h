@@ -203,6 +203,7 @@ struct SendAttached {
 struct SendWatermarks {
   SessionId session = 0;
   Watermarks marks;
+  std::uint64_t heartbeat = 0;  ///< number of the last one
 };
 struct SendCopyDone {
   SessionId session = 0;
@@ -350,6 +351,7 @@ class Replica {
     Epoch epoch;
     std::string primary;
     Phase phase = Phase::promising;
+    std::uint64_t heartbeat = 0;  ///< number of the last one
   };
   /// Received and not yet logged.
   struct Pending {

@@ -217,7 +217,14 @@ Result<CopyDoneMessage> decode_copy_done(std::span<const std::byte> payload) {
   });
 }
 
-std::vector<std::byte> encode_watermarks(const Watermarks& marks) {
+std::vector<std::byte> encode_heartbeat(std::uint64_t number) {
+  FrameHeader header;
+  header.type = FrameType::heartbeat;
+  header.sequence = number;
+  return frame_with(header, {});
+}
+
+std::vector<std::byte> encode_watermarks(const Watermarks& marks, std::uint64_t heartbeat) {
   std::array<std::byte, 64> payload{};
   store_le(payload.data(), marks.received);
   store_le(payload.data() + 8, marks.logged);
@@ -229,6 +236,7 @@ std::vector<std::byte> encode_watermarks(const Watermarks& marks) {
   store_le(payload.data() + 56, marks.applied_digest.high);
   FrameHeader header;
   header.type = FrameType::watermarks;
+  header.sequence = heartbeat;
   return frame_with(header, payload);
 }
 

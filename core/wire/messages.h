@@ -107,7 +107,11 @@ struct Watermarks {
 [[nodiscard]] std::vector<std::byte> encode_copy_end(const CopyEndMessage& message);
 [[nodiscard]] std::vector<std::byte> encode_copy_done(const CopyDoneMessage& message);
 /// Whole binary frames.
-[[nodiscard]] std::vector<std::byte> encode_watermarks(const Watermarks& marks);
+/// `heartbeat`: number of the last one that had come, 0 if none.
+[[nodiscard]] std::vector<std::byte> encode_watermarks(const Watermarks& marks,
+                                                       std::uint64_t heartbeat = 0);
+/// `number`: 1, 2, 3 ... of a connection.
+[[nodiscard]] std::vector<std::byte> encode_heartbeat(std::uint64_t number);
 [[nodiscard]] std::vector<std::byte> encode_digest(const HistoryPoint& point);
 [[nodiscard]] std::vector<std::byte> encode_empty(FrameType type);
 /// block_sums: `range` as in check_compare's rules, one sum per block.

@@ -135,6 +135,7 @@ void Cluster::chosen(const Record& record) {
   const bool failed_over = record.primary != chosen_.primary && record.in_sync.size() == 1;
   if (failed_over) world.reached("failover chosen");
   if (failed_over && answered_async_) guest_history.lose_all();
+  if (record.epoch != chosen_.epoch) term_began_ = world.now();
   chosen_ = record;
 }
 
@@ -180,7 +181,19 @@ bool Cluster::check_answer(const Plugin& plugin,
   world.require(acknowledger == &plugin, "P3: two programs answer in epoch {}", epoch);
   if (mode == Mode::async) {
     answered_async_ = true;
-    return epoch >= chosen_.epoch.number;
+    if (epoch >= chosen_.epoch.number) return true;
+    // Whoever it asked after that is in the majority that knows of the later term, or is not enough. Its own vote it
+    // takes for granted while its replicad is away.
+    const bool told = plugin.is_joined_since(term_began_);
+    world.require(
+        !told || world.now() - term_began_ <= options.ack_timeout + std::chrono::milliseconds(1),
+        "P3 async: {} still answers in epoch {}, {} ms after epoch {} began",
+        primary.name,
+        epoch,
+        std::chrono::duration_cast<std::chrono::milliseconds>(world.now() - term_began_).count(),
+        chosen_.epoch.number);
+    world.reached("async answer after the end of the term");
+    return false;
   }
   // An answer that comes after the term has ended is for a write that the next primary has: it told this one before it
   // sealed its session.

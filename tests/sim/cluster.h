@@ -85,6 +85,7 @@ class Cluster {
   };
   std::map<Ballot, Ballots> ballots_;
   Record chosen_;                         ///< the latest record that a majority has accepted
+  Instant term_began_;                    ///< when its epoch was chosen
   bool answered_async_ = false;           ///< something was answered that a replica need not have
   std::vector<bool> lost_power_serving_;  ///< as primary, and not claimed since
   std::map<std::uint64_t, const Plugin*> acknowledgers_;  ///< by epoch number

@@ -27,6 +27,7 @@ void Daemon::start() {
   recheck_ = true;
   take_role();
   keep_role();
+  watch_voters();
 }
 
 std::string Daemon::describe() const {
@@ -235,7 +236,8 @@ void Daemon::on_claimed(const Status& written,
                    state().history,
                    state().sequence_reserved,
                    state().in_sync,
-                   was_clean});
+                   was_clean,
+                   voters_of(*state().vote.record)});
 }
 
 /// After a restart of replicad.

@@ -6,9 +6,10 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 
-#include "core/vote/proposer.h"
 #include "core/control/failover_view.h"
+#include "core/vote/proposer.h"
 #include "tests/sim/plugin.h"
 #include "tests/sim/replica_program.h"
 
@@ -107,6 +108,7 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   void finish(const std::shared_ptr<Proposal>& proposal, const Result<Record>& result);
   [[nodiscard]] RoleDue role_due() const;
   void keep_role();
+  void watch_voters();
   void demote();
   void renew(const std::shared_ptr<Plugin>& plugin);
 
@@ -120,10 +122,10 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
                     std::function<void(Result<HistoryPoint>)> done);
   void record_promotion(const Record& record, const HistoryPoint& point, Done done);
   void reopen_replica();
-  void settle();
-  void go_on(const Record& record);
   [[nodiscard]] CopyInfo copy_info() const;
   void take_over(const std::optional<HistoryPoint>& longest);
+  void settle();
+  void go_on(const Record& record);
   void give_up_role(const std::string& primary, const std::optional<HistoryPoint>& point);
   void end_operation();
 
@@ -141,6 +143,7 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   std::weak_ptr<Plugin> session_;  ///< the plugin that has claimed
   std::string operation_;
   bool recheck_ = false;  ///< the voters must be asked who is the primary
+  std::set<HostIndex> voters_asked_;
   bool holding_ = false;  ///< the plugin was asked to hold and has not answered
 };
 

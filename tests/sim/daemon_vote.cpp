@@ -62,8 +62,12 @@ void Daemon::vote_accept(const AcceptRequest& request,
         if (reply->granted) follow_record(next, host);
         return {};
       },
-      [reply, done = std::move(done)](const Status& written) {
+      [this, reply, done = std::move(done)](const Status& written) {
         if (!written) return done(tl::unexpected(written.error()));
+        // Before anybody can count this vote for another primary.
+        const auto serving = plugin();
+        if (reply->granted && serving && state().vote.record->primary != machine_.name)
+          serving->voter_heard(host_, machine_.clock(), state().epoch);
         done(*reply);
       });
 }
@@ -217,6 +221,30 @@ void Daemon::keep_role() {
     record_promotion(
         *state().vote.record, *point, [this](const Status& /*written*/) { end_operation(); });
   });
+}
+
+/// For an `async` primary, of voters that it does not hear on the stream.
+void Daemon::watch_voters() {
+  machine_.after(std::min<Duration>(cluster_.options.ack_timeout / 4, std::chrono::seconds(1)),
+                 life_.guard([this] { watch_voters(); }));
+  const auto serving = plugin();
+  if (!serving || !serving->is_serving() || serving->mode() != Mode::async) return;
+  for (HostIndex host = 0; host < cluster_.machines.size(); ++host) {
+    const auto peer = serving->core().find_peer(host_name(host));
+    const bool streams = peer && serving->core().is_streaming(*peer);
+    if (host == host_ || streams || !voters_asked_.insert(host).second) continue;
+    ask<Epoch>(
+        host,
+        voter_timeout,
+        [](Daemon& voter, std::function<void(Epoch)> answer) { answer(voter.state().epoch); },
+        [this, host, asked = machine_.clock()](const std::optional<Epoch>& fence) {
+          voters_asked_.erase(host);
+          const auto now = plugin();
+          if (!fence || !now || !now->is_serving()) return;
+          now->voter_heard(host, asked, *fence);
+          if (fence->number > state().epoch.number) recheck_ = true;
+        });
+  }
 }
 
 /// A promise of a later term may have led to nothing: then this host takes one after it.

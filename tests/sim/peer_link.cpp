@@ -65,7 +65,9 @@ void PeerLink::adopt(const std::shared_ptr<Connection>& connection) {
   attach.volume_uuid = volume_uuid;
   attach.primary = plugin_.machine().name;
   attach.replica = host_name(host_);
-  attach.epoch = plugin_.core().epoch();
+  attach.epoch = epoch_ = plugin_.core().epoch();
+  attached_at_ = plugin_.machine().clock();
+  heartbeats_.clear();
   attach.disk_bytes.assign(plugin_.cluster().options.disks,
                            plugin_.cluster().options.blocks * block_bytes);
   connection_->send(initiator, encode_attach(attach));
@@ -82,6 +84,7 @@ Status PeerLink::on_frame(const FrameView& frame) {
       outdated_ = false;
       delay_ = delay_min;
       digest_sent_ = 0;
+      plugin_.step(primary_event::VoterHeard{host_name(host_), attached_at_, epoch_});
       plugin_.step(primary_event::PeerAttached{peer_, *message});
       return {};
     }
@@ -90,13 +93,16 @@ Status PeerLink::on_frame(const FrameView& frame) {
       if (!refusal) return tl::unexpected(refusal.error());
       delay_ = std::max<Duration>(delay_, std::chrono::milliseconds(100));
       outdated_ = refusal->code == Errc::stale_epoch;
+      if (outdated_) plugin_.step(primary_event::LaterEpoch{epoch_});
       connection_->close(initiator, Error{refusal->code, 0, refusal->message, refusal->hint});
       return {};
     }
     case FrameType::watermarks: {
       const auto marks = decode_watermarks(frame.payload);
       if (!marks) return tl::unexpected(marks.error());
-      if (attached_) plugin_.step(primary_event::PeerMarks{peer_, *marks});
+      if (!attached_) return {};
+      note_answered(frame.header.sequence);
+      plugin_.step(primary_event::PeerMarks{peer_, *marks});
       return {};
     }
     case FrameType::copy_done: {
@@ -145,7 +151,16 @@ void PeerLink::request_sync() {
 }
 
 void PeerLink::ping() {
-  if (is_connected()) connection_->send(initiator, encode_empty(FrameType::heartbeat));
+  if (!is_connected()) return;
+  heartbeats_[++heartbeat_] = plugin_.machine().clock();
+  connection_->send(initiator, encode_heartbeat(heartbeat_));
+}
+
+void PeerLink::note_answered(std::uint64_t heartbeat) {
+  const auto asked = heartbeats_.find(heartbeat);
+  if (asked == heartbeats_.end()) return;
+  plugin_.step(primary_event::VoterHeard{host_name(host_), asked->second, epoch_});
+  heartbeats_.erase(heartbeats_.begin(), std::next(asked));
 }
 
 /// A finished piece of a copy goes before ring bytes: writes sealed after its lock follow it.

@@ -32,7 +32,7 @@ std::shared_ptr<Daemon> Plugin::daemon() const {
 }
 
 void Plugin::start() {
-  daemon_ = cluster_.daemons[host_];
+  join(cluster_.daemons[host_]);
   if (!daemon()) return die();
   daemon()->claim(shared_from_this(),
                   life_.guard([self = weak_from_this()](const Result<ClaimGrant>& grant) {
@@ -104,6 +104,7 @@ void Plugin::serve(const ClaimGrant& grant, ActivityModel::Known known) {
     if (host != host_) config.peers.push_back(host_name(host));
   }
   config.in_sync = grant.in_sync;
+  config.voters = grant.voters;
   config.on_local_error = OnLocalError::fail;
   config.host = machine_.name;
   config.mode = mode_;
@@ -524,6 +525,7 @@ Status Plugin::seal() {
 }
 
 bool Plugin::is_outdated() const {
+  if (primary_->is_overtaken()) return true;
   return std::ranges::any_of(links_, [](const auto& link) { return link->is_outdated(); });
 }
 

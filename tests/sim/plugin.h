@@ -29,6 +29,7 @@ struct ClaimGrant {
   Sequence reserved = 0;
   std::vector<std::string> in_sync;
   bool was_clean = true;
+  VoterSet voters;
 };
 
 /// One replica's connection, for as long as the plugin lives (nbd-plugin/peer_link, copy_job).
@@ -54,6 +55,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   void retry(const Error& error);
   Status on_frame(const FrameView& frame);
   void on_closed(const Error& error);
+  void note_answered(std::uint64_t heartbeat);
   void next_piece();
   void compare_next();
   void send_sums(const Range& range);
@@ -71,6 +73,10 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   std::uint64_t connection_serial_ = 0;
   bool attached_ = false;
   bool outdated_ = false;
+  Epoch epoch_;
+  Instant attached_at_;
+  std::uint64_t heartbeat_ = 0;
+  std::map<std::uint64_t, Instant> heartbeats_;
   bool window_in_flight_ = false;
   Duration delay_;
   Instant last_heard_;
@@ -106,17 +112,27 @@ class Plugin : public std::enable_shared_from_this<Plugin> {
   // Requests of replicad. `done` runs in the plugin.
   void hold(HostIndex target, Duration deadline, std::function<void(Result<HistoryPoint>)> done);
   /// Of the daemon that has just been restarted, or of this plugin's claim.
-  void join(const std::shared_ptr<Daemon>& daemon) { daemon_ = daemon; }
+  void join(const std::shared_ptr<Daemon>& daemon) {
+    daemon_ = daemon;
+    joined_at_ = world_.now();
+  }
+  /// replicad was there all the time since.
+  [[nodiscard]] bool is_joined_since(Instant time) const { return daemon() && joined_at_ <= time; }
   Status seal();
   void resume(const std::optional<Epoch>& epoch);
   void request_copy(HostIndex host);
   void set_mode(Mode mode, Congestion congestion);
   void stop();
+  /// What replicad has heard from a voter.
+  void voter_heard(HostIndex host, Instant at, const Epoch& fence) {
+    step_later(primary_event::VoterHeard{host_name(host), at, fence});
+  }
   /// A member refuses this term.
   [[nodiscard]] bool is_outdated() const;
 
   [[nodiscard]] const Primary& core() const { return *primary_; }
   [[nodiscard]] HostIndex host() const { return host_; }
+  [[nodiscard]] Mode mode() const { return mode_; }
 
   // For PeerLink.
   [[nodiscard]] Cluster& cluster() { return cluster_; }
@@ -177,6 +193,7 @@ class Plugin : public std::enable_shared_from_this<Plugin> {
   Life life_;
   std::weak_ptr<Daemon> daemon_;
   std::shared_ptr<ActivityModel> activity_;
+  Instant joined_at_;
   std::optional<Primary> primary_;
   std::vector<std::byte> ring_;
   std::map<RequestId, Pending> requests_;

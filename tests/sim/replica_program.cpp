@@ -138,7 +138,7 @@ void ReplicaProgram::perform(const replica_effect::SendWatermarks& effect) {
     told.logged = std::max(told.logged, marks.logged);
     told.durable = std::max(told.durable, marks.durable);
   }
-  send(effect.session, encode_watermarks(marks));
+  send(effect.session, encode_watermarks(marks, effect.heartbeat));
 }
 
 void ReplicaProgram::perform(const replica_effect::SendCopyDone& effect) {

@@ -119,6 +119,17 @@ TEST_CASE("messages: golden bytes of watermarks, digest, heartbeat and sync_requ
   CHECK(encode_empty(FrameType::heartbeat).size() == frame_header_bytes);
   CHECK(header_hex(encode_empty(FrameType::heartbeat)).ends_with("18dc9d12"));
   CHECK(header_hex(encode_empty(FrameType::sync_request)).ends_with("51ad96a2"));
+  // A heartbeat's number comes back in the watermarks behind it; it is in the header.
+  const auto header_of = [](const std::vector<std::byte>& frame) {
+    const auto header = decode_header(std::span(frame).first<frame_header_bytes>());
+    REQUIRE(header.has_value());
+    return *header;
+  };
+  CHECK(header_of(encode_heartbeat(7)).sequence == 7);
+  CHECK(encode_heartbeat(0) == encode_empty(FrameType::heartbeat));
+  const auto answer = encode_watermarks(marks, 7);
+  CHECK(header_of(answer).sequence == 7);
+  CHECK(decode_watermarks(std::span(answer).subspan(frame_header_bytes)) == marks);
 }
 
 TEST_CASE("messages: golden bytes of block_sums and block_diffs") {
