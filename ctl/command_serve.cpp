@@ -192,4 +192,32 @@ Status run_resync(Context& context, const OptionValues& values) {
   return {};
 }
 
+void add_readmit_options(OptionSpecs& specs) {
+  specs.add_options()("host", po::value<std::string>()->value_name("HOST"), "whose image")(
+      "force", "without a comparison; at the primary: also if what it lacks is lost");
+}
+
+Status run_readmit(Context& context, const OptionValues& values) {
+  const std::string host = text_option(values, "host");
+  if (!is_valid_name(host))
+    return fail(Errc::invalid_argument, "readmit needs --host HOST, a member's name");
+  const bool force = values.count("force") > 0;
+  const auto plan =
+      plan_readmit(context.volume(), host, force, context.cluster().ask_volume(context.volume()));
+  if (!plan) return tl::unexpected(plan.error());
+  if (force) {
+    RD_TRY(context.confirm(
+        fmt::format("take the image of {} on {} without a comparison?", context.volume(), host)));
+  }
+  return run_plan(
+      context, *plan, [&](const Step&, const Json& answer, PlanResult& result) -> Status {
+        result.result = {{"readmit", answer}};
+        const auto accepted = answer.find("accepted");
+        const bool taken = accepted != answer.end() && *accepted == Json(true);
+        context.say(taken ? fmt::format("{} takes its image as it is", host)
+                          : fmt::format("the image of {} is the right one again", host));
+        return {};
+      });
+}
+
 }  // namespace replicad::ctl

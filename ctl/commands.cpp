@@ -66,6 +66,12 @@ const char* const resync_details =
     "Compares all disks with a replica's, beside live writes, and sends what differs: at once,\n"
     "for one that is `detached` and would otherwise wait. What only it has is kept aside there.";
 
+const char* const readmit_details =
+    "A host whose image is another file or device than before, or was changed by somebody else,\n"
+    "does not use it. This lets it look again, and if nothing has changed takes the image: the\n"
+    "primary compares all of it. With --force a replica's image counts as right without that, and\n"
+    "a primary's as all there is: what it lacks is lost.";
+
 const char* const lost_writes_details =
     "A host that comes back with writes that the volume has gone on without keeps them in a file\n"
     "before it is made equal to the others. Lists these files; with --host and --file shows the\n"
@@ -192,6 +198,15 @@ const std::vector<Command>& all_commands() {
        true,
        add_resync_options,
        run_resync},
+      {"readmit",
+       "NAME",
+       "Take a host's image that is another one than before",
+       readmit_details,
+       1,
+       1,
+       true,
+       add_readmit_options,
+       run_readmit},
       lost_writes_command,
       {"add-replica",
        "NAME [HOST]",

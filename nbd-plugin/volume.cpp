@@ -57,6 +57,19 @@ Error cut_off_error(bool overtaken) {
           "the guest waits until enough of them answer"};
 }
 
+/// What was written last, for replicad to recognise the images by.
+json recent_writes(const Primary& primary) {
+  constexpr std::size_t recent_max = 256;
+  json recent = json::array();
+  const RingIndex& ring = primary.ring();
+  for (Sequence at = ring.next(); at > ring.first() && recent.size() < recent_max; --at) {
+    const DigestItem& item = ring.at(at - 1).item;
+    if (item.range_bytes > 0)
+      recent.push_back({{"disk", item.disk}, {"offset", item.offset_bytes}});
+  }
+  return recent;
+}
+
 double seconds(Duration duration) {
   return std::chrono::duration<double>(duration).count();
 }
@@ -503,7 +516,9 @@ void Volume::report_stopped(const HistoryPoint& point) {
   const auto in_sync = bridge_->look([](const Primary& primary) { return primary.in_sync(); });
   agent_->request(
       "stopped",
-      {{"history", point_json(point)}, {"in_sync", in_sync}},
+      {{"history", point_json(point)},
+       {"in_sync", in_sync},
+       {"recent", bridge_->look([](const Primary& primary) { return recent_writes(primary); })}},
       [this](const Result<json>& result) {
         if (!result)
           log(LogLevel::error, "unclean_stop", "error={}", log_value(result.error().message));

@@ -67,6 +67,7 @@ class ControlApi {
   [[nodiscard]] Answer deactivate(const std::string& name);
   [[nodiscard]] Answer set(const std::string& name, const std::string& body);
   [[nodiscard]] Answer members(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer readmit(const std::string& name, const std::string& body);
   [[nodiscard]] Answer resync(const std::string& name, const std::string& body);
   [[nodiscard]] Answer switchover(const std::string& name, const std::string& body);
   [[nodiscard]] Answer promote(const std::string& name, const std::string& body);

@@ -96,6 +96,7 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   post_bare("deactivate", &ControlApi::deactivate);
   post("set", &ControlApi::set);
   post("resync", &ControlApi::resync);
+  post("readmit", &ControlApi::readmit);
   post("switchover", &ControlApi::switchover);
   post("promote", &ControlApi::promote);
   post("failover", &ControlApi::failover);

@@ -352,4 +352,45 @@ ControlApi::Answer ControlApi::resync(const std::string& name, const std::string
   return json{{"schema", 1}, {"host", host}};
 }
 
+ControlApi::Answer ControlApi::readmit(const std::string& name, const std::string& body) {
+  const auto document = parse_json_object(body, Errc::invalid_argument);
+  if (!document) return tl::unexpected(document.error());
+  FieldReader fields(*document);
+  const bool force = fields.boolean_or("force", false);
+  RD_TRY(fields.finish());
+  const auto operation = OperationGuard::begin(context_, name, "readmit");
+  if (!operation) return tl::unexpected(operation.error());
+  const auto& volume = operation->volume();
+  struct Look {
+    bool had_others;
+    bool has_others;
+    bool is_primary;
+  };
+  const auto look = run_on_reactor(context_.reactor, [volume]() -> Look {
+    const bool before = volume->has_other_images();
+    if (before) volume->look_again();
+    return {before, volume->has_other_images(), volume->is_primary()};
+  });
+  const std::string& host = context_.options.host;
+  if (!look.had_others) {
+    return fail(Errc::refused, "the images of volume {} on {} are not in doubt", name, host);
+  }
+  if (!look.has_others) return json{{"schema", 1}, {"accepted", false}};
+  if (look.is_primary && !force) {
+    return with_hint(
+        fail(Errc::refused,
+             "{} is the primary of volume {}: if its image counts as it is, what it lacks is lost "
+             "on "
+             "every member",
+             host,
+             name),
+        "let another member take over (`replicactl failover`); --force takes this image");
+  }
+  if (look.is_primary) RD_TRY(forget_activity(context_.environment.volume_dir(name)));
+  RD_TRY(call_reactor<void>(context_.reactor, [volume, force](auto done) {
+    volume->accept_images(force, std::move(done));
+  }));
+  return json{{"schema", 1}, {"accepted", true}};
+}
+
 }  // namespace replicad

@@ -221,6 +221,9 @@ VolumeState new_incarnation(const VolumeState& old, const Options& options) {
   state.name = old.name;
   state.uuid = random_uuid();
   state.disks = old.disks;
+  // What the text knows of the images may be long ago: they count as they are.
+  for (DiskState& disk : state.disks)
+    disk.mark = {};
   state.settings = old.settings;
   MemberState self{options.host, options.listen, options.control};
   for (const MemberState& member : old.members) {

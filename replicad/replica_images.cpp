@@ -7,6 +7,7 @@
 #include "core/base/check.h"
 #include "io/file.h"
 #include "io/read_fully.h"
+#include "replicad/image_check.h"
 #include "replicad/replica_offload.h"
 
 namespace replicad {
@@ -40,9 +41,45 @@ Result<std::shared_ptr<ImageSet>> ImageSet::open(const std::vector<DiskState>& d
   for (const DiskState& disk : disks) {
     auto fd = open_image_locked(disk.path, disk.bytes);
     if (!fd) return tl::unexpected(fd.error());
-    set->images_.push_back({std::move(*fd), disk.path, true});
+    set->images_.push_back({std::move(*fd), disk.path, disk.bytes, true});
   }
   return set;
+}
+
+void ImageSet::note_written(const Range& range) {
+  Image& image = images_[range.disk];
+  image.dirty = true;
+  const std::uint64_t block = range.offset_bytes / image_sample_bytes * image_sample_bytes;
+  if (!image.recent.empty() && image.recent.front() == block) return;
+  std::erase(image.recent, block);
+  image.recent.push_front(block);
+  if (image.recent.size() > image_samples_recent) image.recent.pop_back();
+}
+
+ImageSet::SampleOffsets ImageSet::sample_offsets() const {
+  SampleOffsets offsets;
+  for (const Image& image : images_) {
+    const std::vector<std::uint64_t> recent(image.recent.begin(), image.recent.end());
+    offsets.push_back(choose_samples(image.bytes, recent));
+  }
+  return offsets;
+}
+
+Result<std::vector<ImageMark>> ImageSet::mark(const SampleOffsets& offsets, bool at_rest) const {
+  std::vector<ImageMark> marks;
+  for (std::size_t i = 0; i < images_.size(); ++i) {
+    auto mark = mark_image(images_[i].fd.get(), images_[i].bytes, offsets[i], at_rest);
+    if (!mark) return tl::unexpected(mark.error());
+    marks.push_back(std::move(*mark));
+  }
+  return marks;
+}
+
+std::vector<int> ImageSet::fds() const {
+  std::vector<int> all;
+  for (const Image& image : images_)
+    all.push_back(image.fd.get());
+  return all;
 }
 
 void ImageSet::sync(Reactor& reactor, std::function<void(Status)> done) {
@@ -263,7 +300,7 @@ void ImageWriter::zero_blocking(const OperationPtr& operation) {
 }
 
 void ImageWriter::finish(const OperationPtr& operation) {
-  images_->mark_dirty(operation->range.disk);
+  images_->note_written(operation->range);
   operation->finished = true;
   operation->owners.clear();
   RD_CHECK(busy_.erase(operation->last));

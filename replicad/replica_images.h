@@ -30,8 +30,15 @@ class ImageSet : public std::enable_shared_from_this<ImageSet> {
   [[nodiscard]] int fd(DiskIndex disk) const { return images_[disk].fd.get(); }
   [[nodiscard]] const std::string& path(DiskIndex disk) const { return images_[disk].path; }
   [[nodiscard]] std::size_t count() const { return images_.size(); }
-  /// A write to it has ended; one that ends after sync() was called needs another sync.
-  void mark_dirty(DiskIndex disk) { images_[disk].dirty = true; }
+  /// A write of `range` has ended; one that ends after sync() was called needs another sync.
+  void note_written(const Range& range);
+  /// Where to sample each image: among others what was written last.
+  using SampleOffsets = std::vector<std::vector<std::uint64_t>>;
+  [[nodiscard]] SampleOffsets sample_offsets() const;
+  /// Marks of the images (image_check.h). Blocking, any thread.
+  [[nodiscard]] Result<std::vector<ImageMark>> mark(const SampleOffsets& offsets,
+                                                    bool at_rest) const;
+  [[nodiscard]] std::vector<int> fds() const;
 
   /// fdatasync of every image that was written to; `done` later. On error the images stay marked.
   void sync(Reactor& reactor, std::function<void(Status)> done);
@@ -40,7 +47,9 @@ class ImageSet : public std::enable_shared_from_this<ImageSet> {
   struct Image {
     Fd fd;
     std::string path;
-    bool dirty = true;  ///< an earlier process may have written
+    std::uint64_t bytes = 0;
+    bool dirty = true;                      ///< an earlier process may have written
+    std::deque<std::uint64_t> recent = {};  ///< blocks that were written last, the last one first
   };
   std::vector<Image> images_;
 };

@@ -129,6 +129,7 @@ Result<RecoveredLog> recover_log(const LogRecoveryOptions& options) {
   log.backlog_bytes = found->backlog_bytes;
   log.cut = std::move(found->cut);
   log.next_spare = found->next_spare;
+  log.touched = std::move(found->touched);
   return log;
 }
 

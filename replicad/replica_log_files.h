@@ -39,6 +39,7 @@ struct RecoveredLog {
   std::uint64_t backlog_bytes = 0;  ///< of the frames behind the checkpoint
   std::string cut;                  ///< why the log ends where it does; empty: it ends cleanly
   std::uint64_t next_spare = 1;     ///< number for the next spare file
+  std::vector<bool> touched = {};  ///< which watched ranges the frames behind the checkpoint change
 };
 
 /// find_log() with these files.

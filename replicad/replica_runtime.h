@@ -46,12 +46,14 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   /// any thread.
   [[nodiscard]] static Result<RecoveredLog> recover(const std::string& log_dir,
                                                     const VolumeState& state,
+                                                    const std::string& host,
                                                     bool rewrite);
   /// Goes on from there.
   void begin(RecoveredLog recovered);
 
   void attach(std::shared_ptr<FrameConnection> connection, const AttachMessage& message);
   [[nodiscard]] ReplicaStatus status() const;
+  [[nodiscard]] std::vector<int> image_fds() const { return setup_.images->fds(); }
   void prepare_promotion(const Epoch& epoch,
                          const std::optional<HistoryPoint>& point,
                          std::function<void(Status)> done);
@@ -149,7 +151,10 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void sync_copy_if_due();
   void stop_images(std::function<void()> done);
   void checkpoint_if_due();
-  void record_checkpoint(const HistoryPoint& point, std::uint64_t bytes);
+  void mark_images(bool at_rest, std::function<void(std::vector<ImageMark>)> done);
+  void record_checkpoint(const HistoryPoint& point,
+                         std::uint64_t bytes,
+                         std::vector<ImageMark> marks);
   void fail(const Error& error);
   void stop_all(std::function<void()> then);
   void retry();
@@ -158,6 +163,10 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void take_pending_attach();
   void refuse_pending_attach(const Error& error);
   void record_last_checkpoint(const std::function<void()>& done);
+  void record_end(const HistoryPoint& point,
+                  bool is_whole,
+                  const std::vector<ImageMark>& marks,
+                  std::function<void()> done);
   void finish_shutdown(bool discard_log, std::function<void()> done);
   void when_quiet(std::function<void()> function);
 

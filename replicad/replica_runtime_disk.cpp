@@ -8,6 +8,7 @@
 
 #include "core/base/check.h"
 #include "core/base/log.h"
+#include "replicad/image_check.h"
 #include "replicad/replica_offload.h"
 #include "replicad/replica_runtime.h"
 
@@ -42,6 +43,7 @@ std::function<void()> stop_then(std::shared_ptr<Part> part, std::function<void()
 
 Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
                                              const VolumeState& state,
+                                             const std::string& host,
                                              bool rewrite) {
   if (!state.consistent) {
     // The image is no prefix of any history: the log continues nothing.
@@ -52,7 +54,8 @@ Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
   return recover_log({.directory = log_dir,
                       .volume_uuid = state.uuid,
                       .checkpoint = state.checkpoint,
-                      .rewrite = rewrite});
+                      .rewrite = rewrite,
+                      .watched = sampled_ranges(state, host)});
 }
 
 /// Some bytes for the page cache: nothing has to be durable.
@@ -245,19 +248,44 @@ void ReplicaRuntime::checkpoint_if_due() {
           self.fail(status.error());
           return;
         }
-        self.log_->sync(
-            self.guarded([point, bytes](ReplicaRuntime& runtime, const Result<Sequence>& synced) {
-              if (synced) runtime.record_checkpoint(point, bytes);
-            }));
+        self.log_->sync(self.guarded([point, bytes](ReplicaRuntime& runtime,
+                                                    const Result<Sequence>& synced) {
+          if (!synced) return;
+          runtime.mark_images(
+              false,
+              runtime.guarded([point, bytes](ReplicaRuntime& marked, std::vector<ImageMark> marks) {
+                marked.record_checkpoint(point, bytes, std::move(marks));
+              }));
+        }));
       }));
 }
 
-void ReplicaRuntime::record_checkpoint(const HistoryPoint& point, std::uint64_t bytes) {
+/// So that the images are recognised at the next start; none if that does not work. What is written to them meanwhile is
+/// in the log behind the checkpoint, so that nobody expects it to be as it is now.
+void ReplicaRuntime::mark_images(bool at_rest, std::function<void(std::vector<ImageMark>)> done) {
+  offload(
+      *worker_,
+      reactor_,
+      [images = setup_.images, offsets = setup_.images->sample_offsets(), at_rest] {
+        return images->mark(offsets, at_rest);
+      },
+      [done = std::move(done)](Result<std::vector<ImageMark>> marks) {
+        if (!marks)
+          log(LogLevel::warn, "images_not_marked", "message={}", log_value(marks.error().message));
+        done(marks ? std::move(*marks) : std::vector<ImageMark>{});
+      });
+}
+
+void ReplicaRuntime::record_checkpoint(const HistoryPoint& point,
+                                       std::uint64_t bytes,
+                                       std::vector<ImageMark> marks) {
   if (failure_ || closing_) return;
   // A resync that has begun meanwhile has recorded a later one.
   setup_.hooks.update_state(
-      [point](VolumeState& state) {
-        if (state.consistent) state.checkpoint = point;
+      [point, marks = std::move(marks)](VolumeState& state) {
+        if (!state.consistent) return;
+        state.checkpoint = point;
+        set_marks(state, marks, point);
       },
       guarded([point, bytes](ReplicaRuntime& self, const Status& status) {
         self.checkpointing_ = false;
@@ -335,9 +363,10 @@ void ReplicaRuntime::recover_again() {
   offload(
       *worker_,
       reactor_,
-      [log_dir = setup_.log_dir, state = setup_.hooks.state(), rewrite = rewrite_] {
-        return recover(log_dir, state, rewrite);
-      },
+      [log_dir = setup_.log_dir,
+       state = setup_.hooks.state(),
+       host = setup_.host,
+       rewrite = rewrite_] { return recover(log_dir, state, host, rewrite); },
       [weak = weak_from_this()](Result<RecoveredLog> recovered) {
         if (const auto self = weak.lock()) self->on_recovered(std::move(recovered));
       });
@@ -423,34 +452,46 @@ void ReplicaRuntime::record_last_checkpoint(const std::function<void()>& done) {
   const bool means_something =
       core_->is_consistent() && !core_->is_copying() && !core_->is_unstaging();
   const HistoryPoint point = core_->applied();
+  const bool at_rest = point == core_->logged();
   const Sequence told = core_->is_short() ? counter_max : core_->marks().received;
   auto stop = guarded([done](ReplicaRuntime& self) { self.stop_all(done); });
   setup_.images->sync(
       reactor_,
-      guarded([stop, means_something, point, told](ReplicaRuntime& self, const Status& images) {
-        self.log_->sync(self.guarded([stop, means_something, point, told, images](
+      guarded([stop, means_something, point, told, at_rest](ReplicaRuntime& self,
+                                                            const Status& images) {
+        self.log_->sync(self.guarded([stop, means_something, point, told, at_rest, images](
                                          ReplicaRuntime& runtime, const Result<Sequence>& synced) {
           if (!means_something || !images || !synced) {
             stop();
             return;
           }
-          runtime.setup_.hooks.update_state(
-              [point, is_whole = *synced >= told](VolumeState& state) {
-                if (!state.consistent) return;
-                state.checkpoint = point;
-                state.whole = is_whole;
-              },
-              [stop](const Status& status) {
-                if (!status) {
-                  log(LogLevel::warn,
-                      "checkpoint_failed",
-                      "message={}",
-                      log_value(status.error().message));
-                }
-                stop();
-              });
+          const bool is_whole = *synced >= told;
+          runtime.mark_images(
+              at_rest && is_whole,
+              runtime.guarded([stop, point, is_whole](ReplicaRuntime& marked,
+                                                      const std::vector<ImageMark>& marks) {
+                marked.record_end(point, is_whole, marks, stop);
+              }));
         }));
       }));
+}
+
+void ReplicaRuntime::record_end(const HistoryPoint& point,
+                                bool is_whole,
+                                const std::vector<ImageMark>& marks,
+                                std::function<void()> done) {
+  setup_.hooks.update_state(
+      [point, is_whole, marks](VolumeState& state) {
+        if (!state.consistent) return;
+        state.checkpoint = point;
+        state.whole = is_whole;
+        set_marks(state, marks, point);
+      },
+      [done = std::move(done)](const Status& status) {
+        if (!status)
+          log(LogLevel::warn, "checkpoint_failed", "message={}", log_value(status.error().message));
+        done();
+      });
 }
 
 void ReplicaRuntime::finish_shutdown(bool discard_log, std::function<void()> done) {

@@ -8,7 +8,9 @@
 #include "core/base/log.h"
 #include "core/store/failed_sync.h"
 #include "io/file.h"
+#include "replicad/image_check.h"
 #include "replicad/replica_runtime.h"
+#include "replicad/volume_files.h"
 
 namespace replicad {
 
@@ -24,6 +26,7 @@ class Door final : public ReplicaVolume {
     runtime_->attach(std::move(connection), message);
   }
   [[nodiscard]] ReplicaStatus status() const override { return runtime_->status(); }
+  [[nodiscard]] std::vector<int> image_fds() const override { return runtime_->image_fds(); }
   void prepare_promotion(const Epoch& epoch,
                          const std::optional<HistoryPoint>& point,
                          std::function<void(Status)> done) override {
@@ -40,15 +43,6 @@ class Door final : public ReplicaVolume {
 }  // namespace
 
 namespace {
-
-/// What this host knew of its members while it was the primary says nothing of images that follow another one.
-Status forget_activity(const std::string& log_dir) {
-  const std::string directory = log_dir.substr(0, log_dir.rfind('/'));
-  const std::string path = directory + "/activity";
-  if (::unlink(path.c_str()) == 0) return sync_directory(directory);
-  if (errno == ENOENT) return {};
-  return fail_errno(errno, "remove {}", path);
-}
 
 /// A sync failed while this host was the primary: the kernel may hold pages that it takes for written and that are
 /// not on the disk. It is made to forget them, so that what is compared from here on is what the disk has.
@@ -91,10 +85,10 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
   auto images = ImageSet::open(state.disks);
   if (!images) return tl::unexpected(images.error());
   RD_TRY(distrust_cache(log_dir, **images));
-  RD_TRY(forget_activity(log_dir));
+  RD_TRY(forget_activity(log_dir.substr(0, log_dir.rfind('/'))));
   auto boot = boot_id();
   if (!boot) return tl::unexpected(boot.error());
-  auto recovered = ReplicaRuntime::recover(log_dir, state, false);
+  auto recovered = ReplicaRuntime::recover(log_dir, state, host, false);
   if (!recovered) {
     const auto error = tl::unexpected(recovered.error());
     if (recovered.error().code != Errc::corrupt) return error;
@@ -103,6 +97,7 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
         "the log's files can be put back from a backup; else remove this host's part of the "
         "volume and add it anew: a full copy fills it");
   }
+  RD_TRY(check_images(state, host, (*images)->fds(), recovered->touched));
   const std::string marker = log_dir.substr(0, log_dir.rfind('/')) + "/kept";
   const bool kept = is_kept(state, marker, *boot);
   auto runtime =

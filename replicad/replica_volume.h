@@ -58,6 +58,8 @@ class ReplicaVolume {
                       const AttachMessage& message) = 0;
 
   [[nodiscard]] virtual ReplicaStatus status() const = 0;
+  /// One per disk; owned by this object.
+  [[nodiscard]] virtual std::vector<int> image_fds() const = 0;
 
   /// For a promotion: promises `epoch` durably, ends the session, waits until everything logged is applied,
   /// compares with `point` (sequence, and the applied digest), if it is given, and syncs the images. The caller then

@@ -5,6 +5,8 @@
 
 #include "core/base/log.h"
 #include "io/file.h"
+#include "io/image_identity.h"
+#include "replicad/image_check.h"
 
 namespace replicad {
 
@@ -189,8 +191,62 @@ void Volume::lock_images() {
     if (!image) return note_open(tl::unexpected(image.error()));
     images.push_back(std::move(*image));
   }
+  std::vector<int> fds;
+  for (const Fd& image : images)
+    fds.push_back(image.get());
+  if (auto checked = check_images(state(), environment_.options.host, fds, {}); !checked)
+    return note_open(std::move(checked));
   images_ = std::move(images);
   note_open({});
+  learn_identities(fds);
+}
+
+/// Of images that have not been looked at before.
+void Volume::learn_identities(const std::vector<int>& fds) {
+  std::vector<std::string> identities;
+  for (std::size_t i = 0; i < fds.size(); ++i) {
+    const auto identity = image_identity(fds[i]);
+    if (!identity || !state().disks[i].mark.identity.empty()) return;
+    identities.push_back(*identity);
+  }
+  update(
+      [identities = std::move(identities)](VolumeState& state) -> Status {
+        for (std::size_t i = 0; i < identities.size(); ++i)
+          state.disks[i].mark.identity = identities[i];
+        return {};
+      },
+      [](const Status& /*written*/) {});  // the next one who opens them tries again
+}
+
+void Volume::look_again() {
+  open_error_.reset();
+  take_role();
+}
+
+void Volume::accept_images(bool trust, Done done) {
+  auto change = [host = environment_.options.host, trust](VolumeState& state) -> Status {
+    for (DiskState& disk : state.disks)
+      disk.mark = {};
+    state.marked_at.reset();
+    if (state.primary == host) {
+      state.clean = false;
+      return {};
+    }
+    if (trust) return {};
+    state.consistent = false;
+    state.resync.reset();
+    state.rewind.reset();
+    state.stage_bytes.reset();
+    return {};
+  };
+  update(std::move(change),
+         [self = shared_from_this(), done = std::move(done)](const Status& written) {
+           if (written) {
+             log(LogLevel::warn, "images_accepted", "volume={}", self->name_);
+             self->look_again();
+           }
+           done(written);
+         });
 }
 
 void Volume::open_replica() {
@@ -199,6 +255,7 @@ void Volume::open_replica() {
   if (!replica) return note_open(tl::unexpected(replica.error()));
   replica_ = std::move(*replica);
   note_open({});
+  learn_identities(replica_->image_fds());
 }
 
 void Volume::note_open(Status status) {

@@ -103,6 +103,15 @@ class Volume : public std::enable_shared_from_this<Volume> {
   [[nodiscard]] const std::optional<Error>& open_error() const { return open_error_; }
   /// The images are locked, the replica is open, or a plugin has them.
   [[nodiscard]] bool has_images() const;
+  /// Its images are not those that this host wrote (image_check.h): it stands still until look_again() finds the
+  /// right ones, or accept_images() was called.
+  [[nodiscard]] bool has_other_images() const {
+    return open_error_ && open_error_->code == Errc::inconsistent && !has_images();
+  }
+  void look_again();
+  /// The images count as they are, durably: at a replica as nothing that a disk ever had, so that the primary compares
+  /// them in full, or, with `trust`, for what they should be; at the primary as what an unclean end has left.
+  void accept_images(bool trust, Done done);
   /// Lets go of images and log. `discard_log`: also removes the log. Not with a plugin.
   void release(bool discard_log, std::function<void()> done);
   /// Before the daemon ends: undoes a claim of a plugin that does not serve yet. Others are left
@@ -218,6 +227,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void lock_images();
   void retry_role();
   void note_open(Status status);
+  void learn_identities(const std::vector<int>& fds);
   [[nodiscard]] ReplicaVolume::Hooks replica_hooks();
   [[nodiscard]] std::string shown_state() const;
   [[nodiscard]] std::optional<Error> shown_error() const;
@@ -252,6 +262,9 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void record_in_sync(const nlohmann::json& request, Reply reply);
   void reserve(const nlohmann::json& request, Reply reply);
   void stopped(const nlohmann::json& request, Reply reply);
+  void record_stop(const HistoryPoint& history,
+                   const std::vector<ImageMark>& marks,
+                   const Reply& reply);
   void on_event(const nlohmann::json& event);
   void on_plugin_closed(const std::shared_ptr<AgentSession>& session, const Error& error);
   void note_unclean_end(const Error& error);

@@ -3,10 +3,13 @@
 
 #include <algorithm>
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "core/base/log.h"
 #include "io/file.h"
+#include "replicad/image_check.h"
+#include "replicad/replica_offload.h"
 #include "replicad/volume.h"
 #include "replicad/vote_driver.h"
 
@@ -36,6 +39,45 @@ void change_for_claim(VolumeState& state, const Record& record) {
   state.sequence_reserved =
       std::max(state.sequence_reserved, state.history.sequence + reserve_step);
   state.clean = false;
+  begin_writing(state);
+}
+
+/// Blocks that an export wrote last, by disk.
+using RecentBlocks = std::vector<std::vector<std::uint64_t>>;
+
+RecentBlocks read_recent(FieldReader& fields,
+                         const json& request,
+                         const std::vector<DiskState>& disks) {
+  constexpr std::size_t recent_max = 1024;
+  RecentBlocks recent(disks.size());
+  if (!request.contains("recent")) return recent;
+  for (const json& item : fields.list("recent", recent_max)) {
+    FieldReader block(item, "recent");
+    const auto disk = block.number("disk", 0, disks_max);
+    const auto offset = block.number("offset", 0, disk_bytes_max);
+    if (const Status valid = block.finish_allow_unknown(); !valid) fields.reject(valid.error());
+    if (disk < disks.size()) recent[disk].push_back(offset);
+  }
+  return recent;
+}
+
+/// Marks of images that an export has left at rest; none if that does not work. Blocking.
+std::vector<ImageMark> mark_at_rest(const std::vector<DiskState>& disks,
+                                    const RecentBlocks& recent) {
+  std::vector<ImageMark> marks;
+  for (std::size_t i = 0; i < disks.size(); ++i) {
+    const Fd fd(::open(disks[i].path.c_str(), O_RDONLY | O_CLOEXEC));
+    auto mark =
+        fd.valid()
+            ? mark_image(fd.get(), disks[i].bytes, choose_samples(disks[i].bytes, recent[i]), true)
+            : fail_errno(errno, "open {}", disks[i].path);
+    if (!mark) {
+      log(LogLevel::warn, "images_not_marked", "message={}", log_value(mark.error().message));
+      return {};
+    }
+    marks.push_back(std::move(*mark));
+  }
+  return marks;
 }
 
 /// What was wanted, then why not.
@@ -432,14 +474,26 @@ void Volume::reserve(const json& request, Reply reply) {
 void Volume::stopped(const json& request, Reply reply) {
   FieldReader fields(request);
   const HistoryPoint history = fields.point("history");
+  const RecentBlocks recent = read_recent(fields, request, state().disks);
   if (const Status valid = fields.finish_allow_unknown(); !valid)
     return reply(tl::unexpected(valid.error()));
   if ((phase_ != Phase::claimed && phase_ != Phase::serving) || abandoned_) {
     return reply(fail(Errc::refused, "volume {} is not served by this process", name_));
   }
+  offload(
+      environment_.worker,
+      environment_.reactor,
+      [disks = state().disks, recent] { return mark_at_rest(disks, recent); },
+      [self = shared_from_this(), history, reply = std::move(reply)](
+          const std::vector<ImageMark>& marks) { self->record_stop(history, marks, reply); });
+}
+
+void Volume::record_stop(const HistoryPoint& history,
+                         const std::vector<ImageMark>& marks,
+                         const Reply& reply) {
   const auto self = shared_from_this();
   update(
-      [host = environment_.options.host, history](VolumeState& state) -> Status {
+      [host = environment_.options.host, history, marks](VolumeState& state) -> Status {
         // During a switchover the point that counts is on record already.
         if (state.primary != host || state.transfer) {
           return fail(Errc::refused, "a switchover of volume {} is under way", state.name);
@@ -453,10 +507,11 @@ void Volume::stopped(const json& request, Reply reply) {
         state.history = history;
         state.sequence_reserved = std::max(state.sequence_reserved, history.sequence);
         state.clean = true;
+        set_marks(state, marks, history);
         if (!state.settings.autostart) state.active = false;
         return {};
       },
-      [self, reply = std::move(reply)](const Status& written) {
+      [self, reply](const Status& written) {
         if (!written) return reply(tl::unexpected(written.error()));
         log(LogLevel::info,
             "stopped",

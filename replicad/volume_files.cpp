@@ -125,6 +125,13 @@ VolumeFiles::~VolumeFiles() {
   if (!made_dir_) std::filesystem::remove(volume_dir_ + "/state", ignored);
 }
 
+Status forget_activity(const std::string& volume_dir) {
+  const std::string path = volume_dir + "/activity";
+  if (::unlink(path.c_str()) == 0) return sync_directory(volume_dir);
+  if (errno == ENOENT) return {};
+  return fail_errno(errno, "remove {}", path);
+}
+
 Status remove_volume_files(const VolumeState& state,
                            const std::string& volume_dir,
                            const std::string& image_dir) {

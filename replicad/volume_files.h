@@ -46,6 +46,10 @@ class VolumeFiles {
   bool keep_ = false;
 };
 
+/// Removes the activity file, durably: what this host knew of its members while it was the primary says nothing of
+/// images that have changed otherwise.
+[[nodiscard]] Status forget_activity(const std::string& volume_dir);
+
 /// Removes images (adopted ones stay), log and state, in this order, so that what an interruption
 /// leaves is still listed and can be deleted again. Files that are missing are no error.
 [[nodiscard]] Status remove_volume_files(const VolumeState& state,

@@ -112,6 +112,13 @@ struct FailoverOptions {
                                     const nlohmann::json& settings,
                                     const std::vector<MemberReport>& reports);
 
+/// `host` looks again whether its images are those that it wrote; if they are not, they count as they are all the same
+/// (docs/control-api.md, "readmit").
+[[nodiscard]] Result<Plan> plan_readmit(const std::string& volume,
+                                        const std::string& host,
+                                        bool force,
+                                        const std::vector<MemberReport>& reports);
+
 /// Refused for a member in sync: only one that is detached is copied to.
 [[nodiscard]] Result<Plan> plan_resync(const std::string& volume,
                                        const std::string& host,

@@ -85,6 +85,33 @@ Result<Plan> plan_set(const std::string& volume,
   return plan;
 }
 
+Result<Plan> plan_readmit(const std::string& volume,
+                          const std::string& host,
+                          bool force,
+                          const std::vector<MemberReport>& reports) {
+  RD_TRY(check_uuids(volume, reports));
+  const MemberReport* report = report_of(reports, host);
+  if (report == nullptr || !report->volume) {
+    const std::string reason =
+        report == nullptr ? "it is not in the list of hosts" : report->volume.error().message;
+    return tl::unexpected(
+        Error{report == nullptr ? Errc::not_found : report->volume.error().code,
+              0,
+              fmt::format("{} cannot be asked about {}: {}", printable(host), volume, reason),
+              {}});
+  }
+  Plan plan;
+  plan.volume = volume;
+  const bool is_primary = report->volume->role == Role::primary;
+  const char* const what =
+      is_primary ? "look at the images again, else take them as they are: what they lack is lost"
+      : force    ? "look at the images again, else take them for what they should be"
+                 : "look at the images again, else let the primary compare them in full";
+  plan.steps.push_back(
+      make_step(*report, {"POST", volume_path(volume, "/readmit"), {{"force", force}}}, what));
+  return plan;
+}
+
 Result<Plan> plan_resync(const std::string& volume,
                          const std::string& host,
                          const std::vector<MemberReport>& reports) {

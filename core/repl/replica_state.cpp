@@ -19,7 +19,10 @@ ReplicaStanding replica_standing(const VolumeState& state,
 void apply_record(const ReplicaRecord& record, std::uint64_t lost_file, VolumeState& state) {
   switch (record.kind) {
     case ReplicaRecord::Kind::promise:
-      if (!record.primary.empty()) state.whole = false;
+      if (!record.primary.empty()) {
+        state.whole = false;
+        begin_writing(state);
+      }
       // A fence may have come in between; a promise is never taken back.
       if (record.epoch.number < state.epoch.number) return;
       state.epoch = record.epoch;

@@ -80,6 +80,7 @@ class LogScan {
   Status scan(const Candidate& candidate);
   Status rewrite_header(const Candidate& candidate);
   Status take_frames(const ScanResult& found, std::uint64_t window_offset);
+  void note_touched(const Range& range);
   Status check_checkpoint(const HistoryPoint& point) const;
   Status check_proven() const;
   Status cut_tail();
@@ -99,6 +100,7 @@ Result<FoundLog> LogScan::run() {
   const auto listing = list_log(files_);
   if (!listing) return tl::unexpected(listing.error());
   log_.logged = options_.checkpoint;
+  log_.touched.resize(options_.watched.size());
   RD_TRY(open_candidates(*listing));
   RD_TRY(keep_spares(*listing));
   if (!candidates_.empty()) {
@@ -260,7 +262,10 @@ Status LogScan::rewrite_header(const Candidate& candidate) {
 
 Status LogScan::take_frames(const ScanResult& found, std::uint64_t window_offset) {
   for (const ScannedFrame& frame : found.frames) {
-    if (apply_found_) log_.backlog_bytes += frame.frame_bytes();
+    if (apply_found_) {
+      log_.backlog_bytes += frame.frame_bytes();
+      note_touched(frame.header.range);
+    }
     point_ = frame.after;
     if (point_.sequence != options_.checkpoint.sequence) continue;
     RD_TRY(check_checkpoint(point_));
@@ -269,6 +274,12 @@ Status LogScan::take_frames(const ScanResult& found, std::uint64_t window_offset
     log_.apply_offset = window_offset + frame.offset_bytes + frame.frame_bytes();
   }
   return {};
+}
+
+void LogScan::note_touched(const Range& range) {
+  for (std::size_t i = 0; i < options_.watched.size(); ++i) {
+    if (overlaps(options_.watched[i], range)) log_.touched[i] = true;
+  }
 }
 
 Status LogScan::check_checkpoint(const HistoryPoint& point) const {

@@ -50,6 +50,7 @@ struct LogRecoveryOptions {
   /// A sync has failed before: what is read is written again, because the kernel may take pages for clean that
   /// never reached the disk.
   bool rewrite = false;
+  std::vector<Range> watched = {};  ///< FoundLog::touched tells of these
   bool look_only = false;  ///< nothing is cut, removed or synced: only what would be proven is told
 };
 
@@ -70,6 +71,7 @@ struct FoundLog {
   std::uint64_t backlog_bytes = 0;  ///< of the frames behind the checkpoint
   std::string cut;                  ///< why the log ends where it does; empty: it ends cleanly
   std::uint64_t next_spare = 1;     ///< number for the next spare file
+  std::vector<bool> touched = {};  ///< which watched ranges the frames behind the checkpoint change
 };
 
 /// Finds the segments, follows the history from the checkpoint, cuts the torn tail (files behind it are removed)

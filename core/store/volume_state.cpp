@@ -57,6 +57,12 @@ json disks_to_json(const std::vector<DiskState>& disks) {
                     {"bytes", disk.bytes},
                     {"path", disk.path},
                     {"adopted", disk.adopted}});
+    json& entry = list.back();
+    const ImageMark& mark = disk.mark;
+    if (!mark.identity.empty()) entry["identity"] = mark.identity;
+    if (mark.modified_ns) entry["modified_ns"] = *mark.modified_ns;
+    for (const ImageSample& sample : mark.samples)
+      entry["samples"].push_back(fmt::format("{} {}", sample.offset_bytes, to_hex(sample.sum)));
   }
   return list;
 }
@@ -174,14 +180,42 @@ std::optional<Record> optional_record(const json& document, const char* name) {
   return std::move(*record);
 }
 
+ImageSample sample_from(const json& value) {
+  const std::string content = text_of(value, "samples");
+  const std::size_t space = content.find(' ');
+  ImageSample sample;
+  const char* end = content.data() + std::min(space, content.size());
+  const auto [after, error] = std::from_chars(content.data(), end, sample.offset_bytes);
+  const auto sum = space == std::string::npos
+                       ? std::nullopt
+                       : digest_from_hex(std::string_view(content).substr(space + 1));
+  if (error != std::errc{} || after != end || !sum)
+    throw DocumentError{"a sample is not an offset and a checksum"};
+  sample.sum = *sum;
+  return sample;
+}
+
+ImageMark mark_from(const json& disk) {
+  ImageMark mark;
+  if (disk.contains("identity")) mark.identity = text(disk, "identity");
+  if (disk.contains("modified_ns")) mark.modified_ns = number(disk, "modified_ns");
+  if (!disk.contains("samples")) return mark;
+  for (const json& sample : list(disk, "samples"))
+    mark.samples.push_back(sample_from(sample));
+  return mark;
+}
+
 VolumeState state_from(const json& document) {
   VolumeState state;
   state.generation = number(document, "generation");
   state.name = text(document, "name");
   state.uuid = text(document, "uuid");
   for (const json& disk : list(document, "disks")) {
-    state.disks.push_back(
-        {text(disk, "name"), number(disk, "bytes"), text(disk, "path"), boolean(disk, "adopted")});
+    state.disks.push_back({text(disk, "name"),
+                           number(disk, "bytes"),
+                           text(disk, "path"),
+                           boolean(disk, "adopted"),
+                           mark_from(disk)});
   }
   for (const json& member : list(document, "members")) {
     const std::string role = text(member, "role");
@@ -207,6 +241,7 @@ VolumeState state_from(const json& document) {
   state.whole = boolean(document, "whole");
   if (document.contains("resync")) state.resync = epoch(document, "resync");
   if (document.contains("rewind")) state.rewind = number(document, "rewind");
+  if (document.contains("marked_at")) state.marked_at = point(document, "marked_at");
   if (document.contains("stage_bytes")) state.stage_bytes = number(document, "stage_bytes");
   state.fork_base = optional_record(document, "fork_base");
   state.rival = optional_record(document, "rival");
@@ -310,6 +345,13 @@ Status check_disk(const DiskState& disk) {
   if (bad_path) {
     return fail(Errc::invalid_argument, "disk {}: the image path is not absolute", disk.name);
   }
+  const ImageMark& mark = disk.mark;
+  bool bad_mark =
+      mark.identity.size() > image_identity_bytes_max || mark.samples.size() > image_samples_max;
+  for (const ImageSample& sample : mark.samples)
+    bad_mark = bad_mark || sample.offset_bytes >= disk.bytes;
+  if (bad_mark)
+    return fail(Errc::invalid_argument, "disk {}: the image's mark is no mark", disk.name);
   return {};
 }
 
@@ -428,6 +470,7 @@ std::string encode_volume_state_body(const VolumeState& state) {
                    {"vote", voter_json(state.vote)}};
   if (state.resync) document["resync"] = to_json(*state.resync);
   if (state.rewind) document["rewind"] = *state.rewind;
+  if (state.marked_at) document["marked_at"] = to_json(*state.marked_at);
   if (state.stage_bytes) document["stage_bytes"] = *state.stage_bytes;
   if (state.fork_base) document["fork_base"] = record_json(*state.fork_base);
   if (state.rival) document["rival"] = record_json(*state.rival);
@@ -505,6 +548,11 @@ HistoryPoint unclean_point(const Epoch& epoch, const VolumeState& state) {
   item.epoch = epoch;
   item.sequence = std::max(state.sequence_reserved, state.history.sequence);
   return {epoch, item.sequence, extend_digest({}, item)};
+}
+
+void begin_writing(VolumeState& state) {
+  for (DiskState& disk : state.disks)
+    disk.mark.modified_ns.reset();
 }
 
 bool contains_host(const std::vector<std::string>& hosts, std::string_view host) {

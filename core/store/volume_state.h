@@ -10,6 +10,7 @@
 
 #include "core/base/modes.h"
 #include "core/base/names.h"
+#include "core/store/image_mark.h"
 #include "core/vote/voter.h"
 #include "core/wire/messages.h"
 
@@ -20,6 +21,7 @@ struct DiskState {
   std::uint64_t bytes = 0;
   std::string path;      ///< of the image on this host
   bool adopted = false;  ///< it was there before the volume; `delete` leaves it
+  ImageMark mark = {};   ///< how the image is recognised
 
   friend bool operator==(const DiskState&, const DiskState&) = default;
 };
@@ -94,6 +96,9 @@ struct VolumeState {
   /// crash may take a part, and after such a crash (*short*) until a primary finds nothing missing.
   bool whole = true;
 
+  /// The disks' samples are of the images at this point; at another one they say nothing.
+  std::optional<HistoryPoint> marked_at;
+
   friend bool operator==(const VolumeState&, const VolumeState&) = default;
 };
 
@@ -108,6 +113,8 @@ constexpr std::size_t volume_state_bytes_max = 1 * mib;
 [[nodiscard]] std::string encode_volume_state_body(const VolumeState& state);
 /// Errors: Errc::corrupt. Any bytes are safe.
 [[nodiscard]] Result<VolumeState> decode_volume_state_body(std::string_view body);
+/// The images are about to be written to: the times of their last change say nothing from now on.
+void begin_writing(VolumeState& state);
 /// Whether `hosts` names `host`.
 [[nodiscard]] bool contains_host(const std::vector<std::string>& hosts, std::string_view host);
 /// Host that a replica on `host` has promised `state.epoch` to, as far as that is known: a vote may have

@@ -92,6 +92,39 @@ TEST_CASE("adopt: a loop device becomes the primary's image") {
   check_adopted(cluster, device.path(), original);
 }
 
+TEST_CASE("adopt: a loop device whose content or file was replaced is refused") {
+  Cluster cluster(2);
+  const std::string file = make_image(cluster.directory() + "/device.raw", 32 * mib_bytes);
+  const std::string older = cluster.directory() + "/older.raw";
+  fs::copy_file(file, older);
+  auto device = std::make_unique<LoopDevice>(file);
+  cluster.ctl_ok({"create", "vm1", "--adopt=" + device->path(), "--primary=a", "--on=a,b"});
+  cluster.activate();
+  cluster.wait_streaming();
+  {
+    NbdClient client(cluster.uri());
+    client.write(5 * mib_bytes, std::vector<std::byte>(65536, std::byte{0x42}));
+  }
+  cluster.deactivate();
+  const auto refusal = [&] {
+    const Finished refused = cluster.ctl({"activate", "vm1"});
+    CHECK(refused.exit_code != 0);
+    return refused.err;
+  };
+  // A device has no time of its last change: the blocks written last tell it.
+  cluster.host("a").stop();
+  run_ok({"dd", "if=" + older, "of=" + device->path(), "bs=1M", "conv=fsync"});
+  cluster.host("a").start();
+  CHECK(refusal().find("its content at offset") != std::string::npos);
+  // Another file behind the same device.
+  cluster.host("a").stop();
+  const std::string name = device->path();
+  run_ok({"losetup", "--detach", name});
+  run_ok({"losetup", name, older});
+  cluster.host("a").start();
+  CHECK(refusal().find("it is another file or device") != std::string::npos);
+}
+
 TEST_CASE("adopt: the holes of an adopted image are not copied") {
   Cluster cluster(2);
   const std::string path = make_image(cluster.directory() + "/old.raw", 32 * mib_bytes);

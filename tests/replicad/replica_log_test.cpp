@@ -138,6 +138,29 @@ TEST_CASE("replica log: cut or damaged at any byte it recovers a strict prefix")
   }
 }
 
+TEST_CASE("replica log: it tells which watched ranges are changed behind the checkpoint") {
+  const TempDirectory directory("/dev/shm");
+  WrittenLog log(directory.path());
+  small_frames(log);
+  const std::vector<Range> watched{
+      {0, 0, 64}, {0, 320, 1}, {0, 1024, 4096}, {0, 8192, 4096}, {1, 0, 4096}};
+  const auto look = [&](const HistoryPoint& checkpoint) {
+    const auto found = recover_log({.directory = directory.path(),
+                                    .volume_uuid = log_uuid,
+                                    .checkpoint = checkpoint,
+                                    .watched = watched});
+    REQUIRE(found.has_value());
+    return found->touched;
+  };
+  CHECK(look({}) == std::vector<bool>{true, true, true, false, false});
+  // Behind the third frame only the last write is left.
+  std::vector<ScannedFrame> frames;
+  const auto bytes = log.get(1, segment_header_bytes, log.offsets[4] - segment_header_bytes);
+  frames = scan_frames(bytes, {}).frames;
+  REQUIRE(frames.size() == 4);
+  CHECK(look(frames[2].after) == std::vector<bool>{true, false, false, false, false});
+}
+
 TEST_CASE("replica log: a later segment continues only an unbroken history") {
   const TempDirectory directory("/dev/shm");
   WrittenLog log(directory.path());

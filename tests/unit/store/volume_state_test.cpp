@@ -76,6 +76,18 @@ TEST_CASE("volume state: what is written is read back") {
   REQUIRE(read_split.has_value());
   CHECK(*read_split == split);
 
+  VolumeState marked = state;
+  marked.disks[0].mark = {
+      "inode=7 born=8", 1'700'000'000'123'456'789, {{0, {1, 2}}, {4096, {3, 4}}}};
+  marked.disks[1].mark.identity = "device wwid=naa.5000";
+  marked.marked_at = state.checkpoint;
+  const auto read_marked = decode_volume_state(encode_volume_state(marked));
+  REQUIRE(read_marked.has_value());
+  CHECK(*read_marked == marked);
+  begin_writing(marked);
+  CHECK_FALSE(marked.disks[0].mark.modified_ns);
+  CHECK(marked.disks[0].mark.samples.size() == 2);
+
   VolumeState rewinding = state;
   rewinding.rewind = 3;
   const auto read_rewinding = decode_volume_state(encode_volume_state(rewinding));
@@ -289,6 +301,21 @@ TEST_CASE("volume state: a sealed file with bad content names the field") {
   check_corrupt(with("\"log_bytes\": 1073741824", "\"log_bytes\": 67108864"), "log_bytes");
   check_corrupt(with("\"ring_bytes\": 67108864", "\"ring_bytes\": 1"), "ring_bytes");
   check_corrupt(with("\"ack_timeout_ms\": 5000", "\"ack_timeout_ms\": 4294967296"), "ack_timeout");
+}
+
+TEST_CASE("volume state: a mark that is none is refused") {
+  VolumeState state = sample_state();
+  state.disks[0].mark.samples = {{4096, {0x0a, 0x0b}}};
+  const std::string body = body_of(encode_volume_state(state));
+  const std::string sample = "4096 000000000000000b000000000000000a";
+  for (const char* bad : {"4096", "4096 00", "x 000000000000000b000000000000000a", ""})
+    check_corrupt(sealed(replaced(body, sample, bad)), "sample");
+  check_corrupt(sealed(replaced(body, "\"4096 ", "\"99999999999 ")), "mark");
+  state.disks[0].mark.samples.resize(image_samples_max + 1);
+  CHECK_FALSE(check_volume_state(state).has_value());
+  state.disks[0].mark = {};
+  state.disks[0].mark.identity = std::string(image_identity_bytes_max + 1, 'x');
+  CHECK_FALSE(check_volume_state(state).has_value());
 }
 
 TEST_CASE("volume state: names that could leave the directory are refused") {
