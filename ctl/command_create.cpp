@@ -214,7 +214,33 @@ Status run_create(Context& context, const OptionValues& values) {
       });
 }
 
-Status run_add_replica(Context& context, const OptionValues& /*values*/) {
+void add_add_replica_options(OptionSpecs& specs) {
+  specs.add_options()("witness",
+                      po::value<std::string>()->value_name("HOST"),
+                      "add HOST as a witness instead: it votes and has no images");
+}
+
+namespace {
+
+Status add_witness(Context& context, const std::string& host) {
+  if (!is_valid_name(host)) {
+    return fail(Errc::invalid_argument, "--witness: '{}' is no name of a host", printable(host));
+  }
+  if (context.arguments().size() > 1)
+    return fail(Errc::invalid_argument, "either a HOST for a copy or --witness HOST, not both");
+  const auto plan = plan_add_replica(context.volume(),
+                                     host,
+                                     context.cluster().ask_volume(context.volume()),
+                                     context.cluster().ask_hosts(),
+                                     true);
+  if (!plan) return tl::unexpected(plan.error());
+  return run_plan(context, *plan);
+}
+
+}  // namespace
+
+Status run_add_replica(Context& context, const OptionValues& values) {
+  if (values.count("witness") > 0) return add_witness(context, text_option(values, "witness"));
   const std::string& volume = context.volume();
   const std::vector<MemberReport> reports = context.cluster().ask_volume(volume);
   const auto primary = find_primary(volume, reports);
@@ -250,7 +276,10 @@ Status run_remove_replica(Context& context, const OptionValues& values) {
   const std::vector<MemberReport> reports = context.cluster().ask_volume(volume);
   const auto plan = plan_remove_replica(volume, host, values.count("force") > 0, reports);
   if (!plan) return tl::unexpected(plan.error());
-  RD_TRY(context.confirm(fmt::format("remove the copy of {} on {}?", volume, printable(host))));
+  const MemberReport* report = report_of(reports, host);
+  const bool witness = report != nullptr && report->volume && report->volume->disks.empty();
+  RD_TRY(context.confirm(fmt::format(
+      "remove the {} of {} on {}?", witness ? "witness" : "copy", volume, printable(host))));
   return run_plan(context, *plan);
 }
 

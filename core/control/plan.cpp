@@ -162,7 +162,8 @@ Result<Plan> plan_create(const CreateRequest& request,
 Result<Plan> plan_add_replica(const std::string& volume,
                               const std::string& host,
                               const std::vector<MemberReport>& reports,
-                              const std::vector<HostReport>& hosts) {
+                              const std::vector<HostReport>& hosts,
+                              bool witness) {
   const auto found = find_primary(volume, reports);
   if (!found) return tl::unexpected(found.error());
   const VolumeView& primary = *(*found)->volume;
@@ -183,26 +184,30 @@ Result<Plan> plan_add_replica(const std::string& volume,
   plan.volume = volume;
   std::vector<MemberView> members = primary.members;
   members.push_back(member_of(*target));
+  members.back().witness = witness;
 
   CreateRequest create;
   create.name = volume;
   create.uuid = primary.uuid;
   create.settings = primary.settings;
-  for (const DiskView& disk : primary.disks)
-    create.disks.push_back({disk.name, disk.bytes, {}});
+  for (const DiskView& disk : primary.disks) {
+    if (!witness) create.disks.push_back({disk.name, disk.bytes, {}});
+  }
   Json body = create_body(create, primary.host, false);
   body["members"] = members_json(members);
-  body["consistent"] = false;
+  if (!witness) body["consistent"] = false;
   body["in_sync"] = primary.in_sync;
   body["founder"] = false;
   Step step;
   step.host = host;
   step.address = target->address;
   step.request = {"POST", "/v1/volumes", std::move(body)};
-  step.text = "create the images (replica, empty until its first copy)";
+  step.text = witness ? "let it vote (witness, no images)"
+                      : "create the images (replica, empty until its first copy)";
   step.undo = delete_request(volume, primary.uuid);
   plan.steps.push_back(std::move(step));
   add_members_step(**found, members, plan);
+  if (witness) return plan;
   plan.notes.push_back(
       primary.state == "stopped"
           ? "its first copy starts by itself after `replicactl activate`"
@@ -247,8 +252,11 @@ Result<Plan> plan_remove_replica(const std::string& volume,
       plan.skipped.push_back({host, why_silent(reports, host)});
   }
   if (target != nullptr && target->volume) {
+    const bool witness = target->volume->disks.empty();
     plan.steps.push_back(
-        make_step(*target, delete_request(volume, primary.uuid), "remove its images and log"));
+        make_step(*target,
+                  delete_request(volume, primary.uuid),
+                  witness ? "remove what it knows of the volume" : "remove its images and log"));
   }
   plan.skipped_hint =
       fmt::format("when they are back: `replicactl remove-replica {} {}` again clears what is left",

@@ -129,7 +129,8 @@ struct FailoverOptions {
 [[nodiscard]] Result<Plan> plan_add_replica(const std::string& volume,
                                             const std::string& host,
                                             const std::vector<MemberReport>& reports,
-                                            const std::vector<HostReport>& hosts);
+                                            const std::vector<HostReport>& hosts,
+                                            bool witness = false);
 
 /// The members' lists, primary first, then the removed host's part. Without `force`: Errc::refused
 /// if that host keeps lost writes.

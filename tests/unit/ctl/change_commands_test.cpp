@@ -467,6 +467,63 @@ TEST_CASE("add-replica: the best host that has no copy yet") {
   CHECK(run_words({"add-replica", "vm1", "b", "--hosts", hosts}).code == 3);
 }
 
+TEST_CASE("remove-replica: a host that keeps lost writes goes only with --force") {
+  Trio trio;
+  Json view = trio.view("c");
+  view["lost_writes"] = {{"files", 2}, {"bytes", 8192}};
+  trio.c().set_volume(view);
+  const Outcome refused = trio.run({"remove-replica", "vm1", "c"});
+  CHECK(refused.code == 3);
+  CHECK(
+      contains(refused.err, "c keeps 2 file(s) of lost writes of vm1, 8 KiB, and is the only one"));
+  CHECK(contains(refused.err, "replicactl lost-writes vm1"));
+  CHECK(trio.changes().empty());
+  CHECK(trio.run({"remove-replica", "vm1", "c", "--force"}).code == 0);
+  CHECK(trio.changes() == Strings{"a PUT /v1/volumes/vm1/members", "c " + delete_path});
+}
+
+TEST_CASE("add-replica: --witness adds a vote without images, and is removed again") {
+  Trio trio;
+  FakeHost w("w");
+  const std::string hosts = trio.hosts() + "," + w.entry();
+  const Outcome outcome = run_words({"add-replica", "vm1", "--witness", "w", "--hosts", hosts});
+  CHECK_MESSAGE(outcome.code == 0, outcome.err);
+  const Json body = w.last_body();
+  CHECK(body["disks"].empty());
+  CHECK(body["founder"] == false);
+  CHECK(body["members"].back()["role"] == "witness");
+  CHECK(trio.a().last_body()["members"].back()["host"] == "w");
+  CHECK(trio.a().last_body()["members"].back()["role"] == "witness");
+  CHECK(run_words({"add-replica", "vm1", "d", "--witness", "w", "--hosts", hosts}).code == 2);
+  CHECK(run_words({"add-replica", "vm1", "--witness", "b", "--hosts", hosts}).code == 3);
+  CHECK(run_words({"add-replica", "vm1", "--witness", "../w", "--hosts", hosts}).code == 2);
+  Json view = trio.view("b");
+  view["host"] = "w";
+  view["state"] = "witness";
+  view["disks"] = Json::array();
+  view.erase("replica");
+  w.set_volume(view);
+  const Outcome removed = run_words({"remove-replica", "vm1", "w", "--hosts", hosts}, "y\n");
+  CHECK(contains(removed.err, "remove the witness of vm1 on w?"));
+}
+
+TEST_CASE("readmit: goes to the host whose image it is, with what the user said") {
+  Trio trio;
+  trio.b().set_answer("readmit", {{"schema", 1}, {"accepted", true}});
+  const Outcome outcome = trio.run({"readmit", "vm1", "--host", "b"});
+  CHECK_MESSAGE(outcome.code == 0, outcome.err);
+  CHECK(contains(outcome.out, "b takes its image as it is"));
+  CHECK(trio.changes() == Strings{"b POST /v1/volumes/vm1/readmit"});
+  CHECK(trio.b().last_body() == Json{{"force", false}});
+  trio.b().set_answer("readmit", {{"schema", 1}, {"accepted", false}});
+  CHECK(contains(trio.run({"readmit", "vm1", "--host", "b"}).out, "is the right one again"));
+  const Outcome no = trio.run({"readmit", "vm1", "--host", "a", "--force"}, "n\n");
+  CHECK(no.code == 3);
+  CHECK(contains(no.err, "take the image of vm1 on a without a comparison?"));
+  CHECK(trio.run({"readmit", "vm1"}).code == 2);
+  CHECK(trio.run({"readmit", "vm1", "--host", "x"}).code == 5);
+}
+
 TEST_CASE("add-replica: what was created is taken back if the primary refuses the new list") {
   Trio trio;
   FakeHost d("d");
