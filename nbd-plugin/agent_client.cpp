@@ -27,6 +27,11 @@ Result<json> parse(std::span<const std::byte> payload) {
   return value;
 }
 
+/// Of bytes that are no UTF-8, which may come from anywhere, what can be said.
+std::string text_of(const json& message) {
+  return message.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
 Error error_from(const json& message) {
   const auto found_error = message.find("error");
   const json error = found_error != message.end() ? *found_error : json();
@@ -98,7 +103,7 @@ Result<std::shared_ptr<AgentClient>> AgentClient::claim(const std::string& socke
                      {"volume", volume},
                      {"pid", ::getpid()},
                      {"version", REPLICAD_VERSION}};
-  RD_TRY(write_fully(socket->get(), encode_json_frame(FrameType::agent_request, request.dump())));
+  RD_TRY(write_fully(socket->get(), encode_json_frame(FrameType::agent_request, text_of(request))));
   auto reply = read_reply(socket->get());
   if (!reply) return tl::unexpected(reply.error());
   const auto result = result_of(*reply);
@@ -170,7 +175,7 @@ void AgentClient::rejoin() {
   json fields = handlers_.rejoin_fields();
   fields["id"] = rejoin_id_;
   fields["op"] = "rejoin";
-  connection_->send(encode_json_frame(FrameType::agent_request, fields.dump()));
+  connection_->send(encode_json_frame(FrameType::agent_request, text_of(fields)));
 }
 
 void AgentClient::request(const std::string& op, json fields, Reply reply) {
@@ -184,13 +189,13 @@ void AgentClient::send_request(std::uint64_t id, const Pending& pending) {
   json message = pending.fields;
   message["id"] = id;
   message["op"] = pending.op;
-  connection_->send(encode_json_frame(FrameType::agent_request, message.dump()));
+  connection_->send(encode_json_frame(FrameType::agent_request, text_of(message)));
 }
 
 void AgentClient::send_event(const std::string& op, json fields) {
   if (!joined_ || !connection_) return;
   fields["op"] = op;
-  connection_->send(encode_json_frame(FrameType::agent_event, fields.dump()));
+  connection_->send(encode_json_frame(FrameType::agent_event, text_of(fields)));
 }
 
 void AgentClient::on_reply(const json& message) {
@@ -246,7 +251,7 @@ Status AgentClient::on_frame(const FrameView& frame) {
     } else {
       reply["error"] = error_json(result.error());
     }
-    connection->send(encode_json_frame(FrameType::agent_reply, reply.dump()));
+    connection->send(encode_json_frame(FrameType::agent_reply, text_of(reply)));
   });
   return {};
 }

@@ -129,7 +129,11 @@ json point_json(const HistoryPoint& point) {
 }
 
 json error_json(const Error& error) {
-  return {{"code", errc_name(error.code)}, {"message", error.message}, {"hint", error.hint}};
+  // A peer's words may be a part of it; a status with those of all peers must fit into a frame.
+  constexpr std::size_t text_bytes_max = 4096;
+  return {{"code", errc_name(error.code)},
+          {"message", error.message.substr(0, text_bytes_max)},
+          {"hint", error.hint.substr(0, text_bytes_max)}};
 }
 
 }  // namespace replicad

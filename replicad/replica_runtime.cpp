@@ -491,7 +491,8 @@ ReplicaStatus ReplicaRuntime::status() const {
   } else if (!core_->is_consistent()) {
     status.state = "inconsistent";
   } else {
-    status.state = status.connected ? "streaming" : "disconnected";
+    const bool streams = phase == Replica::Phase::streaming || phase == Replica::Phase::waiting;
+    status.state = streams ? "streaming" : status.connected ? "attached" : "disconnected";
   }
   return status;
 }

@@ -137,6 +137,11 @@ void RoleKeeper::settle(const std::shared_ptr<Volume>& volume) {
 }
 
 void RoleKeeper::ask(const std::shared_ptr<Volume>& volume) {
+  const Status heard = context_.environment.votes->hear_quorum(state_of(context_, volume));
+  if (!heard) {
+    run_on_reactor(context_.reactor, [volume, &heard] { volume->note_vote(heard.error()); });
+    return;
+  }
   const auto record = context_.environment.votes->propose(volume, change_nothing(), read_timeout);
   run_on_reactor(context_.reactor, [volume, &record] {
     const VoterState& vote = volume->state().vote;

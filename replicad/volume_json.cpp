@@ -10,8 +10,20 @@ using nlohmann::json;
 
 namespace {
 
-constexpr std::size_t text_bytes_max = 1024;
+constexpr std::size_t text_bytes_max = 1024;  ///< of an error that is shown
+constexpr std::size_t error_bytes_max = 256 * kib;
 constexpr std::uint64_t any_number = ~std::uint64_t{0};
+
+/// Without a part of a character at the end.
+std::string first_bytes(std::string text) {
+  if (text.size() <= text_bytes_max) return text;
+  std::size_t end = text_bytes_max;
+  const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xc0U) == 0x80U; };
+  while (end > 0 && continues(text[end]))
+    --end;
+  text.resize(end);
+  return text;
+}
 
 std::optional<Error> read_error(FieldReader& outer, const char* name) {
   const json* value = outer.optional_object(name);
@@ -19,8 +31,9 @@ std::optional<Error> read_error(FieldReader& outer, const char* name) {
   FieldReader fields(*value, name);
   Error error;
   error.code = errc_from_name(fields.text("code", 64));
-  error.message = fields.text("message", text_bytes_max);
-  error.hint = fields.optional_text("hint", text_bytes_max).value_or("");
+  // Part of it may be a peer's words: however long, the rest of the message counts.
+  error.message = first_bytes(fields.text("message", error_bytes_max));
+  error.hint = first_bytes(fields.optional_text("hint", error_bytes_max).value_or(""));
   if (const Status status = fields.finish_allow_unknown(); !status) outer.reject(status.error());
   return error;
 }

@@ -1,6 +1,7 @@
 #include "replicad/vote_driver.h"
 
 #include <deque>
+#include <future>
 #include <random>
 #include <thread>
 
@@ -273,6 +274,38 @@ void VoteDriver::hear(const MemberState& voter,
     environment_.reactor.post(
         [done = std::move(done), fence = ask_fence(voter, name, uuid)] { done(fence); });
   });
+}
+
+Status VoteDriver::hear_quorum(const VolumeState& state) const {
+  if (!state.vote.record) return {};
+  const Record& record = *state.vote.record;
+  std::vector<std::string> yes;
+  std::vector<std::pair<std::string, std::future<Result<Epoch>>>> answers;
+  for (const std::string& host : hosts_to_ask(record)) {
+    const MemberState* member = find_member(record.members, host);
+    // Of a voter of the version before only a proposal knows the way.
+    if (member == nullptr) return {};
+    if (host == environment_.options.host) {
+      yes.push_back(host);
+    } else {
+      answers.emplace_back(host, std::async(std::launch::async, [voter = *member, state] {
+                             return ask_fence(voter, state.name, state.uuid);
+                           }));
+    }
+  }
+  std::string missing;
+  for (auto& [host, answer] : answers) {
+    const auto fence = answer.get();
+    if (fence) yes.push_back(host);
+    if (!fence)
+      missing += fmt::format("{}{} ({})", missing.empty() ? "" : ", ", host, fence.error().message);
+  }
+  if (has_quorum(record, yes, state.vote.chosen)) return {};
+  return with_hint(fail(Errc::unreachable,
+                        "no quorum of the {} voters: awaited {}",
+                        record.members.size(),
+                        missing),
+                   "it goes on as soon as enough of them answer");
 }
 
 void VoteDriver::propose_later(const std::shared_ptr<Volume>& volume,

@@ -37,6 +37,9 @@ class VoteDriver {
             const std::string& name,
             const std::string& uuid,
             std::function<void(Result<Epoch>)> done);
+  /// Whether a quorum of the voters answers at all, found out without a promise, which would have to be written each
+  /// time. Blocking; not on the reactor thread. Errors: Errc::unreachable, names who is awaited.
+  [[nodiscard]] Status hear_quorum(const VolumeState& state) const;
   /// No more proposals begin (they fail at once); those under way end soon.
   void stop();
   /// After stop(): until the last thread has ended. The reactor must still run.

@@ -417,5 +417,62 @@ TEST_CASE("agent: the plugin's status is what the control API shows") {
   CHECK(host.ask("DELETE", std::string("/v1/volumes/vm1?uuid=") + fixture_uuid).status == 409);
 }
 
+TEST_CASE("agent: a peer's long words do not keep a status from being taken") {
+  const TestHost host("a");
+  create_two_member_volume(host);
+  TestPlugin plugin(host);
+  REQUIRE(plugin.claim().at("ok") == true);
+  REQUIRE(plugin.serving().at("ok") == true);
+  // Cut in the middle of a character of two bytes.
+  std::string words = "x";
+  while (words.size() < 5000)
+    words += "\xc3\xa4";
+  plugin.peer().send(FrameType::agent_event,
+                     {{"op", "status"},
+                      {"state", "held"},
+                      {"history", plugin.point(12)},
+                      {"replicas", json::array()},
+                      {"error", {{"code", "io_error"}, {"message", words}, {"hint", words}}}});
+  REQUIRE(eventually([&] { return host.shows("vm1", "state", "held"); }));
+  const auto shown = host.get("vm1").at("error").at("message").get<std::string>();
+  CHECK(shown == words.substr(0, 1023));
+}
+
+TEST_CASE("agent: what a voter accepts for another primary is told to the plugin at once") {
+  const TestHost host("a");
+  create_two_member_volume(host);
+  TestPlugin plugin(host);
+  REQUIRE(plugin.claim().at("ok") == true);
+  REQUIRE(plugin.serving().at("ok") == true);
+  const json seen = host.ask("GET", "/v1/volumes/vm1/vote").body;
+  CHECK(seen.at("uuid") == fixture_uuid);
+  CHECK(seen.at("fence") == plugin.grant.at("epoch"));
+  CHECK(plugin.grant.at("voters").at("hosts") == json::array({"a", "b"}));
+  CHECK(plugin.grant.at("voters").at("tie_break") == "a");
+  json record = host.get("vm1").at("vote").at("record");
+  const json ballot{{"round", 1000}, {"host", "b"}, {"nonce", 7}};
+  record["version"] = record["version"].get<std::uint64_t>() + 1;
+  record["epoch"] = {{"number", 9}, {"tag", 99}};
+  record["primary"] = "b";
+  record["in_sync"] = {"b"};
+  record["tie_break"] = "b";
+  record["before"] = {{"hosts", {"a", "b"}}, {"tie_break", "a"}};
+  const PeerAnswer accepted =
+      host.ask("POST",
+               "/v1/volumes/vm1/vote/accept",
+               {{"uuid", fixture_uuid}, {"ballot", ballot}, {"record", record}});
+  REQUIRE_MESSAGE(accepted.ok(), accepted.body.dump());
+  CHECK(accepted.body.at("granted") == true);
+  json told;
+  REQUIRE(eventually([&] {
+    const auto received = plugin.peer().receive(std::chrono::milliseconds(20));
+    if (received && received->message.value("op", "") == "voter") told = received->message;
+    return !told.is_null();
+  }));
+  CHECK(told.at("host") == "a");
+  CHECK(told.at("fence") == record["epoch"]);
+  CHECK(host.ask("GET", "/v1/volumes/vm1/vote").body.at("fence") == record["epoch"]);
+}
+
 }  // namespace
 }  // namespace replicad
