@@ -28,6 +28,7 @@ class TempPath {
   TempPath(const TempPath&) = delete;
   TempPath& operator=(const TempPath&) = delete;
   ~TempPath() { std::filesystem::remove_all(path_); }
+  [[nodiscard]] const std::string& path() const { return path_; }
   [[nodiscard]] std::string file() const { return path_ + "/activity"; }
 
  private:

@@ -29,6 +29,9 @@ struct DiskFaults {
   std::atomic<int> failing_syncs{0};
   /// The n-th writev from now on fails with EIO; 0: none does.
   std::atomic<int> failing_write{0};
+  /// The n-th writev, fdatasync or fallocate from now on fails with `io_error`; 0: none does.
+  std::atomic<int> failing_io{0};
+  std::atomic<int> io_error{EIO};
 
   // What was seen.
   std::atomic<int> shortened{0};
@@ -51,6 +54,13 @@ class DiskFaultRing final : public Ring {
     if (operation.opcode == RingOpcode::writev && take(faults_->failing_write) &&
         faults_->failing_write == 0) {
       held_.push_back({{operation.user_data, -EIO}, 0, false});
+      return true;
+    }
+    const bool is_change = operation.opcode == RingOpcode::writev ||
+                           operation.opcode == RingOpcode::fdatasync ||
+                           operation.opcode == RingOpcode::fallocate;
+    if (is_change && take(faults_->failing_io) && faults_->failing_io == 0) {
+      held_.push_back({{operation.user_data, -faults_->io_error}, 0, false});
       return true;
     }
     RingOperation changed = operation;

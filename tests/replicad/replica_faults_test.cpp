@@ -67,6 +67,77 @@ TEST_CASE("replica faults: short and late disk operations end in equal images") 
   CHECK(faulty.faults->overlaps == 0);
 }
 
+namespace {
+
+/// False: the replica has hung up.
+bool push(FakePrimary& primary, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const std::size_t sent = primary.send_some(bytes, 1000);
+    if (sent == 0) return false;
+    bytes = bytes.subspan(sent);
+  }
+  return true;
+}
+
+/// Attaches and sends what the replica lacks. False: it does not take it now.
+bool try_resume(FakePrimary& primary, ReplicaHost& host) {
+  primary.use(host.connect());
+  if (!push(primary, encode_attach(primary.attach_message()))) return false;
+  const auto answer = primary.receive();
+  if (!answer || answer->header.type != FrameType::attached) return false;
+  const auto attached = decode_attached(answer->payload);
+  REQUIRE(attached.has_value());
+  CHECK(attached->consistent);
+  REQUIRE(attached->logged == primary.points[attached->logged.sequence]);
+  if (!push(primary, encode_start({.copy = false, .after = attached->logged.sequence})))
+    return false;
+  for (Sequence next = attached->logged.sequence; next < primary.history.size(); ++next) {
+    if (!push(primary, primary.history[next])) return false;
+  }
+  return true;
+}
+
+/// A replica takes writes, flushes and checkpoints while its n-th change of the disk fails. False: there were fewer.
+bool survives_failure(int number, int error) {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  for (std::uint64_t i = 0; i < 12; ++i) {
+    primary.write_pattern(0, i % 5 * 4096, 250'000, i, i % 3 == 0 ? frame_flag_fua : 0);
+    if (i % 4 == 0) primary.trim(0, 3 * mib, 65536);
+    if (i % 2 == 0) primary.flush();
+  }
+  faulty.faults->io_error = error;
+  faulty.faults->failing_io = number;
+  bool connected = false;
+  const auto deadline = std::chrono::steady_clock::now() + test_deadline;
+  while (!connected || host.status().marks.applied != primary.point.sequence) {
+    REQUIRE(std::chrono::steady_clock::now() < deadline);
+    if (!connected) {
+      connected = try_resume(primary, host);
+      continue;
+    }
+    connected = push(primary, encode_empty(FrameType::heartbeat));
+    const auto frame = connected ? primary.receive() : std::nullopt;
+    if (frame && frame->header.type == FrameType::watermarks) primary.take(*frame);
+    connected = frame && frame->header.type == FrameType::watermarks;
+  }
+  primary.check_images(host);
+  return faulty.faults->failing_io == 0;
+}
+
+}  // namespace
+
+TEST_CASE("replica faults: whichever change of the disk fails, nothing is lost, and it goes on") {
+  int number = 1;
+  while (survives_failure(number, number % 2 == 0 ? EIO : ENOSPC))
+    ++number;
+  // Log, images, checkpoints: there were many.
+  CHECK(number > 20);
+}
+
 TEST_CASE("replica faults: nothing is durable or applied before the log's sync has ended") {
   FaultyReactor faulty;
   const TempDirectory directory;

@@ -51,6 +51,14 @@ class FakeHost {
         return Json{{"schema", 1}};
       });
     });
+    const auto page = [this](const auto& request, auto& response) {
+      answer(request, response, [this](const httplib::Request& r) {
+        const auto it = pages_.find(r.method + " " + r.target);
+        return it != pages_.end() ? it->second : volume("");
+      });
+    };
+    server_.Get(R"(/v1/volumes/[^/]+/lost-writes(/.*)?)", page);
+    server_.Delete(R"(/v1/volumes/[^/]+/lost-writes/.*)", page);
     const auto act = [this](const auto& request, auto& response) {
       answer(request, response, [this](const httplib::Request& r) {
         const auto it = answers_.find(r.matches[2]);
@@ -97,6 +105,11 @@ class FakeHost {
   void set_answer(const std::string& action, Json answer) {
     const std::lock_guard lock(mutex_);
     answers_[action] = std::move(answer);
+  }
+  /// Answer of a request for lost writes, by "METHOD target" (with its query).
+  void set_page(const std::string& method_and_target, Json answer) {
+    const std::lock_guard lock(mutex_);
+    pages_[method_and_target] = std::move(answer);
   }
   /// Requests with this "METHOD path" end with this error and do nothing.
   void fail_with(const std::string& method_and_path,
@@ -238,6 +251,7 @@ class FakeHost {
   std::map<std::string, Json> volumes_;
   std::map<std::string, Json> volumes_after_;
   std::map<std::string, Json> answers_;
+  std::map<std::string, Json> pages_;
   std::map<std::string, std::pair<int, Json>> failures_;
   std::unique_ptr<std::string> only_;
   std::string hanging_;
