@@ -27,6 +27,13 @@ std::optional<Record> latest_record(const std::vector<MemberReport>& reports) {
   return latest == nullptr ? std::nullopt : latest->record;
 }
 
+/// A member knows that this record was chosen, so that the voters before it do not matter any more.
+bool is_known_chosen(const Record& record, const std::vector<MemberReport>& reports) {
+  return std::any_of(reports.begin(), reports.end(), [&](const MemberReport& report) {
+    return report.volume && report.volume->vote.chosen && report.volume->vote.record == record;
+  });
+}
+
 std::string who_hears(const Record& record, const std::vector<MemberReport>& reports) {
   for (const MemberReport& report : reports) {
     if (!report.volume) continue;
@@ -206,7 +213,7 @@ FailoverView look_for_failover(const std::string& target,
         copy.writes_behind = end - copy.sequence;
     }
   }
-  view.has_quorum = has_quorum(*view.record, answering, false);
+  view.has_quorum = has_quorum(*view.record, answering, is_known_chosen(*view.record, reports));
   view.primary_alive = who_hears(*view.record, reports);
   add_last_lag(*view.record, reports, view.copies);
   return view;

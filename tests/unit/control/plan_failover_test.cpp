@@ -219,5 +219,26 @@ TEST_CASE("failover: a witness makes the majority and is never chosen") {
   CHECK(line_of(*plan, "w") == "w: witness, no copy");
 }
 
+TEST_CASE(
+    "failover: voters that were there before count until the new ones are known to be chosen") {
+  VolumeOptions options;
+  options.members = {"a", "b", "w"};
+  options.in_sync = {"a", "b"};
+  Json b = volume_json("b", options);
+  b["replica"]["connected"] = false;
+  b["vote"]["record"]["members"][2]["role"] = "witness";
+  b["vote"]["record"]["before"] = {{"hosts", {"a", "b"}}, {"tie_break", "a"}};
+  Json w = volume_json("w", options);
+  w["vote"] = b["vote"];
+  w["state"] = "witness";
+  w.erase("replica");
+  const auto known = plan_failover("vm1", {}, {silent("a"), member_said(b), member_said(w)}, {});
+  REQUIRE_MESSAGE(known.has_value(), (known ? "" : known.error().message));
+  b["vote"]["chosen"] = w["vote"]["chosen"] = false;
+  const auto unknown = plan_failover("vm1", {}, {silent("a"), member_said(b), member_said(w)}, {});
+  REQUIRE_FALSE(unknown.has_value());
+  CHECK(unknown.error().code == Errc::unreachable);
+}
+
 }  // namespace
 }  // namespace replicad
