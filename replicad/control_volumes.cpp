@@ -3,8 +3,11 @@
 
 #include <algorithm>
 
+#include <fcntl.h>
+
 #include "core/base/log.h"
 #include "io/file.h"
+#include "io/image_identity.h"
 #include "replicad/control_api.h"
 #include "replicad/host_metrics.h"
 #include "replicad/reactor_call.h"
@@ -152,11 +155,19 @@ std::vector<std::string> used_images(ControlContext& context) {
 Result<std::shared_ptr<Volume>> make_volume(ControlContext& context, const VolumeState& state) {
   VolumeFiles files(context.environment.volume_dir(state.name), context.options.image_dir);
   RD_TRY(files.make(state));
+  VolumeState first = state;
+  for (DiskState& disk : first.disks) {
+    const Fd image(::open(disk.path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!image.valid()) return fail_errno(errno, "open image {}", disk.path);
+    auto identity = image_identity(image.get());
+    if (!identity) return tl::unexpected(identity.error());
+    disk.mark.identity = std::move(*identity);
+  }
   auto volume = run_on_reactor(context.reactor, [&context, &state] {
     return Volume::create(context.environment, state.name);
   });
-  Status status = update_volume(context, volume, [state](VolumeState& empty) -> Status {
-    empty = state;
+  Status status = update_volume(context, volume, [first](VolumeState& empty) -> Status {
+    empty = first;
     return {};
   });
   if (status) {
