@@ -1,4 +1,4 @@
-// activate, deactivate, attach-info, set, resync
+// activate, deactivate, restart, attach-info, set, resync
 
 #include <thread>
 
@@ -101,6 +101,26 @@ Status run_activate(Context& context, const OptionValues& /*values*/) {
         return {};
       });
   if (status && !uri.empty()) context.say(printable(uri));
+  return status;
+}
+
+Status run_restart(Context& context, const OptionValues& /*values*/) {
+  const auto plan = plan_restart(context.volume(), context.cluster().ask_volume(context.volume()));
+  if (!plan) return tl::unexpected(plan.error());
+  bool clean = true;
+  const Status status = run_plan(
+      context, *plan, [&](const Step& step, const Json& answer, PlanResult& result) -> Status {
+        const auto found = answer.find("clean");
+        clean = found != answer.end() && found->is_boolean() && found->get<bool>();
+        result.result = {{"host", step.host},
+                         {"uri", string_field(answer, "uri")},
+                         {"socket", string_field(answer, "socket")},
+                         {"clean", clean}};
+        return {};
+      });
+  if (status && !clean)
+    context.say(
+        "note: the old export did not end cleanly; replicas are compared where they may differ");
   return status;
 }
 

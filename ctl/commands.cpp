@@ -30,6 +30,11 @@ const char* const failover_details =
     "every copy has, while somebody still hears the primary, without a majority, or without a\n"
     "replica in sync; --force does it all the same, and what the chosen copy lacks is lost.";
 
+const char* const restart_details =
+    "Ends nbdkit after everything answered is durable, and starts the one that is installed now,\n"
+    "with the plugin that is installed now. The NBD socket stays open meanwhile: guests wait, are\n"
+    "connected again and send what was not answered. For upgrades; see docs/operations.md.";
+
 const char* const delete_details =
     "Without --force the command lists what would be lost and refuses (exit code 3). An active\n"
     "volume is never deleted. Replicas are removed first and the primary last, so that a delete\n"
@@ -160,6 +165,15 @@ const std::vector<Command>& all_commands() {
        true,
        nullptr,
        run_deactivate},
+      {"restart",
+       "NAME",
+       "Start the NBD export anew under running guests",
+       restart_details,
+       1,
+       1,
+       true,
+       nullptr,
+       run_restart},
       {"attach-info",
        "NAME",
        "Print NBD URI, QEMU options and libvirt XML of each disk",

@@ -58,6 +58,7 @@ void add_import_options(OptionSpecs& specs);
 [[nodiscard]] Status run_wait(Context& context, const OptionValues& values);
 [[nodiscard]] Status run_activate(Context& context, const OptionValues& values);
 [[nodiscard]] Status run_deactivate(Context& context, const OptionValues& values);
+[[nodiscard]] Status run_restart(Context& context, const OptionValues& values);
 [[nodiscard]] Status run_attach_info(Context& context, const OptionValues& values);
 [[nodiscard]] Status run_switchover(Context& context, const OptionValues& values);
 [[nodiscard]] Status run_failover(Context& context, const OptionValues& values);

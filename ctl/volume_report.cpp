@@ -139,7 +139,7 @@ VolumeReport make_volume_report(const std::string& name, const std::vector<Membe
   report.primary = found ? &*(*found)->volume : nullptr;
   report.view = found ? report.primary : latest_view(reports);
   RD_CHECK(report.view != nullptr);
-  report.state = found ? report.primary->state : "unknown";
+  report.state = report.primary != nullptr ? report.primary->state : "unknown";
   report.problems = volume_problems(name, reports);
   if (report.view->member(report.view->primary) != nullptr) {
     report.members.push_back(make_row(report.view->primary, report, reports));

@@ -65,6 +65,7 @@ class ControlApi {
   [[nodiscard]] Answer remove(const std::string& name, const std::string& uuid);
   [[nodiscard]] Answer activate(const std::string& name);
   [[nodiscard]] Answer deactivate(const std::string& name);
+  [[nodiscard]] Answer restart(const std::string& name);
   [[nodiscard]] Answer set(const std::string& name, const std::string& body);
   [[nodiscard]] Answer members(const std::string& name, const std::string& body);
   [[nodiscard]] Answer readmit(const std::string& name, const std::string& body);

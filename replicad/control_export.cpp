@@ -1,6 +1,9 @@
 // Starting and stopping the NBD export: activate, deactivate, and what a promotion needs of them.
 
+#include <cerrno>
 #include <csignal>
+
+#include <unistd.h>
 
 #include "core/base/log.h"
 #include "replicad/control_api.h"
@@ -55,13 +58,34 @@ Status wait_until_greeting(const ExportCommand& command,
   }
 }
 
+/// A duplicate of the volume's listening socket, which is opened if it is not there yet.
+Result<Fd> endpoint_of(ControlContext& context, const std::shared_ptr<Volume>& volume) {
+  const auto duplicate = [&] {
+    return run_on_reactor(context.reactor, [&]() -> std::optional<Result<Fd>> {
+      volume->endpoint().take_given(context.environment.given_sockets);
+      if (!volume->endpoint().is_open()) return std::nullopt;
+      return volume->endpoint().duplicate();
+    });
+  };
+  if (auto held = duplicate()) return std::move(*held);
+  auto opened = Endpoint::open_socket(volume->export_command(), context.options.socket_group);
+  if (!opened) return opened;
+  const auto socket = std::make_shared<Fd>(std::move(*opened));
+  run_on_reactor(context.reactor,
+                 [volume, socket] { volume->endpoint().hold(std::move(*socket)); });
+  return std::move(*duplicate());
+}
+
 Result<ExportInfo> run_start(ControlContext& context,
                              const std::shared_ptr<Volume>& volume,
                              bool& served) {
   const ExportCommand command = volume->export_command();
-  RD_TRY(remove_stale_socket(command));
+  const auto listening = endpoint_of(context, volume);
+  if (!listening) return tl::unexpected(listening.error());
+  if (::unlink(command.pid_file().c_str()) != 0 && errno != ENOENT)
+    return fail_errno(errno, "remove {}", command.pid_file());
   const auto deadline = std::chrono::steady_clock::now() + start_deadline;
-  auto process = ExportProcess::spawn(command);
+  auto process = ExportProcess::spawn(command, *listening);
   if (!process) return tl::unexpected(process.error());
   run_on_reactor(context.reactor, [volume, process] { volume->set_export_process(*process); });
   Status status = wait_until_serving(context, volume, *process, deadline);
@@ -119,6 +143,64 @@ bool end_export_process(ControlContext& context,
                      context, [volume] { return !volume->has_plugin(); }, plugin_settle_timeout);
 }
 
+namespace {
+
+Result<ExportInfo> activate_export(ControlContext& context, const std::shared_ptr<Volume>& volume) {
+  bool served = false;
+  auto started = start_export(context, volume, &served);
+  if (!started) {
+    if (served)
+      static_cast<void>(end_export_process(context, volume, std::chrono::milliseconds(0)));
+  }
+  return started;
+}
+
+Status note_active(ControlContext& context, const std::shared_ptr<Volume>& volume) {
+  return update_volume(context, volume, [](VolumeState& state) -> Status {
+    state.active = true;
+    return {};
+  });
+}
+
+/// A clean stop, waited for; true if it was one. Errors: Errc::timeout when the process does not end.
+Result<bool> stop_export(ControlContext& context, const std::shared_ptr<Volume>& volume) {
+  const auto answer = ask_plugin(context, volume, "shutdown", json::object(), stop_patience);
+  // The connection may end before the answer is read.
+  const bool stopping = answer || answer.error().code == Errc::unreachable;
+  if (!stopping) {
+    log(LogLevel::warn,
+        "stop_refused",
+        "volume={} error={}",
+        volume->name(),
+        log_value(answer.error().message));
+  }
+  if (!end_export_process(context, volume, stopping ? stop_patience : std::chrono::seconds(0)))
+    return fail(Errc::timeout, "the export of volume {} does not end", volume->name());
+  return run_on_reactor(context.reactor, [volume] { return volume->state().clean; });
+}
+
+/// While it lives, a clean stop of the export is the first half of a restart.
+class RestartMark {
+ public:
+  RestartMark(ControlContext& context, std::shared_ptr<Volume> volume)
+      : context_(context), volume_(std::move(volume)) {
+    set(true);
+  }
+  RestartMark(const RestartMark&) = delete;
+  RestartMark& operator=(const RestartMark&) = delete;
+  ~RestartMark() { set(false); }
+
+ private:
+  void set(bool restarting) {
+    run_on_reactor(context_.reactor, [this, restarting] { volume_->set_restarting(restarting); });
+  }
+
+  ControlContext& context_;
+  std::shared_ptr<Volume> volume_;
+};
+
+}  // namespace
+
 ControlApi::Answer ControlApi::activate(const std::string& name) {
   const auto operation = OperationGuard::begin(context_, name, "activate");
   if (!operation) return tl::unexpected(operation.error());
@@ -126,21 +208,35 @@ ControlApi::Answer ControlApi::activate(const std::string& name) {
   RD_TRY(require_primary(context_, volume));
   auto info = run_on_reactor(context_.reactor, [volume] { return volume->export_info(); });
   if (!info) {
-    bool served = false;
-    auto started = start_export(context_, volume, &served);
-    if (!started) {
-      if (served)
-        static_cast<void>(end_export_process(context_, volume, std::chrono::milliseconds(0)));
-      return tl::unexpected(started.error());
-    }
+    const auto started = activate_export(context_, volume);
+    if (!started) return tl::unexpected(started.error());
     info = *started;
   }
-  RD_TRY(update_volume(context_, volume, [](VolumeState& state) -> Status {
-    state.active = true;
-    return {};
-  }));
+  RD_TRY(note_active(context_, volume));
   return run_on_reactor(context_.reactor,
                         [volume, info] { return export_answer(info, volume->state()); });
+}
+
+ControlApi::Answer ControlApi::restart(const std::string& name) {
+  const auto operation = OperationGuard::begin(context_, name, "restart");
+  if (!operation) return tl::unexpected(operation.error());
+  const auto& volume = operation->volume();
+  RD_TRY(require_primary(context_, volume));
+  if (!run_on_reactor(context_.reactor, [volume] { return volume->is_serving(); })) {
+    return with_hint(fail(Errc::refused, "volume {} is not being served", name),
+                     fmt::format("`replicactl activate {}` starts its export", name));
+  }
+  const RestartMark mark(context_, volume);
+  const auto clean = stop_export(context_, volume);
+  if (!clean) return tl::unexpected(clean.error());
+  const auto started = activate_export(context_, volume);
+  if (!started) return tl::unexpected(started.error());
+  RD_TRY(note_active(context_, volume));
+  return run_on_reactor(context_.reactor, [volume, info = *started, clean = *clean] {
+    json answer = export_answer(info, volume->state());
+    answer["clean"] = clean;
+    return answer;
+  });
 }
 
 ControlApi::Answer ControlApi::deactivate(const std::string& name) {
@@ -149,27 +245,24 @@ ControlApi::Answer ControlApi::deactivate(const std::string& name) {
   const auto& volume = operation->volume();
   RD_TRY(require_primary(context_, volume));
   const bool serving = run_on_reactor(context_.reactor, [volume] { return volume->has_plugin(); });
-  Status stopped;
+  bool clean = true;
   if (serving) {
-    const auto answer = ask_plugin(context_, volume, "shutdown", json::object(), stop_patience);
-    // The connection may end before the answer is read.
-    const bool stopping = answer || answer.error().code == Errc::unreachable;
-    if (!stopping) stopped = tl::unexpected(answer.error());
-    if (!end_export_process(context_, volume, stopping ? stop_patience : std::chrono::seconds(0))) {
-      return fail(Errc::timeout, "the export of volume {} does not end", name);
-    }
+    const auto stopped = stop_export(context_, volume);
+    if (!stopped) return tl::unexpected(stopped.error());
+    clean = *stopped;
   }
   RD_TRY(update_volume(context_, volume, [](VolumeState& state) -> Status {
     state.active = false;
     return {};
   }));
-  const bool clean = run_on_reactor(context_.reactor, [volume] { return volume->state().clean; });
-  if (serving && !clean) {
-    return with_hint(fail(Errc::io_error,
-                          "the export of volume {} ended, but not cleanly{}",
-                          name,
-                          stopped ? std::string() : ": " + stopped.error().message),
-                     "activate starts a new epoch and replicas will need `replicactl resync`");
+  run_on_reactor(context_.reactor, [volume] { volume->endpoint().drop(); });
+  if (!clean) {
+    return with_hint(
+        fail(Errc::io_error,
+             "the export of volume {} ended, but not cleanly; its last words: {}",
+             name,
+             last_output(volume->export_command())),
+        "activate starts a new epoch, and replicas are compared where they may differ");
   }
   return describe_volume(context_, volume);
 }

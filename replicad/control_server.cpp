@@ -94,6 +94,7 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   };
   post_bare("activate", &ControlApi::activate);
   post_bare("deactivate", &ControlApi::deactivate);
+  post_bare("restart", &ControlApi::restart);
   post("set", &ControlApi::set);
   post("resync", &ControlApi::resync);
   post("readmit", &ControlApi::readmit);

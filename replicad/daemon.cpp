@@ -53,8 +53,8 @@ Result<std::string> stream_address_of(const Options& options, const Fd& listenin
 
 class RunningDaemon final : public Daemon {
  public:
-  explicit RunningDaemon(const Options& options)
-      : options_(options), stability_(options.state_dir) {}
+  RunningDaemon(const Options& options, GivenSockets given)
+      : options_(options), given_(std::move(given)), stability_(options.state_dir) {}
   RunningDaemon(const RunningDaemon&) = delete;
   RunningDaemon& operator=(const RunningDaemon&) = delete;
   ~RunningDaemon() override { stop(); }
@@ -72,6 +72,7 @@ class RunningDaemon final : public Daemon {
   void wait_until_settled();
 
   Options options_;
+  GivenSockets given_;
   std::string stream_address_;
   std::string control_address_;
   Fd lock_;
@@ -114,6 +115,7 @@ Status RunningDaemon::begin() {
                         }});
   votes_ = std::make_unique<VoteDriver>(*environment_);
   environment_->votes = votes_.get();
+  environment_->given_sockets = std::move(given_);
   environment_->wake_keeper = [this] {
     const std::lock_guard guard(keeper_mutex_);
     if (keeper_) keeper_->wake();
@@ -276,8 +278,8 @@ void RunningDaemon::stop() {
 
 }  // namespace
 
-Result<std::unique_ptr<Daemon>> Daemon::start(const Options& options) {
-  auto daemon = std::make_unique<RunningDaemon>(options);
+Result<std::unique_ptr<Daemon>> Daemon::start(const Options& options, GivenSockets given) {
+  auto daemon = std::make_unique<RunningDaemon>(options, std::move(given));
   if (const Status begun = daemon->begin(); !begun) return tl::unexpected(begun.error());
   return std::unique_ptr<Daemon>(std::move(daemon));
 }

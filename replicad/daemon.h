@@ -5,6 +5,7 @@
 #include <string>
 
 #include "replicad/options.h"
+#include "replicad/service_manager.h"
 
 namespace replicad {
 
@@ -13,7 +14,9 @@ class Daemon {
   /// Takes the lock of the state directory, opens every volume, listens and serves. Returns when it
   /// is ready. `options` have passed check_options(). Errors: everything that keeps it from
   /// starting, with the name of the directory, port or file; what had been opened is closed again.
-  [[nodiscard]] static Result<std::unique_ptr<Daemon>> start(const Options& options);
+  /// `given`: NBD sockets of volumes that the service manager has kept or opened.
+  [[nodiscard]] static Result<std::unique_ptr<Daemon>> start(const Options& options,
+                                                             GivenSockets given = {});
   /// As stop().
   virtual ~Daemon() = default;
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -47,8 +48,9 @@ class SpawnSetup {
   posix_spawn_file_actions_t actions{};
 };
 
-/// No descriptor but 0..2, no blocked or ignored signal of ours goes to the child.
-void isolate(SpawnSetup& setup, const std::string& log_file) {
+/// No descriptor but 0..2 and the listening socket, no blocked or ignored signal of ours goes to the
+/// child.
+void isolate(SpawnSetup& setup, const std::string& log_file, int listening) {
   sigset_t none;
   sigset_t all;
   ::sigemptyset(&none);
@@ -61,19 +63,65 @@ void isolate(SpawnSetup& setup, const std::string& log_file) {
   ::posix_spawn_file_actions_addopen(
       &setup.actions, 1, log_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0640);
   ::posix_spawn_file_actions_adddup2(&setup.actions, 1, 2);
-  ::posix_spawn_file_actions_addclosefrom_np(&setup.actions, 3);
+  ::posix_spawn_file_actions_adddup2(&setup.actions, listening, export_listen_fd);
+  ::posix_spawn_file_actions_addclosefrom_np(&setup.actions, export_listen_fd + 1);
 }
 
-std::vector<std::string> arguments_of(const ExportCommand& command) {
-  return {command.nbdkit,
+/// nbdkit believes in its socket only if LISTEN_PID is its own pid, which nobody knows before it runs.
+constexpr const char* start_script = "export LISTEN_PID=$$; exec \"$@\"";
+
+std::vector<std::string> arguments_of(const ExportCommand& command, const std::string& program) {
+  return {"sh",
+          "-c",
+          start_script,
+          "sh",
+          program,
           "-f",
-          "-U",
-          command.socket(),
           "-P",
           command.pid_file(),
           command.plugin,
           "volume=" + command.volume,
           "agent=" + command.agent_socket};
+}
+
+/// This process's, without what its own service manager has told it.
+std::vector<std::string> child_environment() {
+  std::vector<std::string> variables{"LISTEN_FDS=1"};
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string_view variable = *entry;
+    const bool is_ours = variable.starts_with("LISTEN_") ||
+                         variable.starts_with("NOTIFY_SOCKET=") ||
+                         variable.starts_with("WATCHDOG_");
+    if (!is_ours) variables.emplace_back(variable);
+  }
+  return variables;
+}
+
+std::vector<char*> pointers_to(std::vector<std::string>& words) {
+  std::vector<char*> pointers;
+  pointers.reserve(words.size() + 1);
+  for (std::string& word : words)
+    pointers.push_back(word.data());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+/// Where the program is, as execvp(3) would find it.
+Result<std::string> find_program(const std::string& name) {
+  const char* path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe): nothing sets it
+  std::string_view rest =
+      path != nullptr ? path : "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+  if (name.find('/') != std::string::npos) {
+    if (::access(name.c_str(), X_OK) == 0) return name;
+    return fail_errno(errno, "start {}", name);
+  }
+  while (!rest.empty()) {
+    const auto colon = rest.find(':');
+    const std::string candidate = fmt::format("{}/{}", rest.substr(0, colon), name);
+    if (::access(candidate.c_str(), X_OK) == 0) return candidate;
+    rest = colon == std::string_view::npos ? std::string_view{} : rest.substr(colon + 1);
+  }
+  return fail_errno(ENOENT, "start {}", name);
 }
 
 Status receive_exactly(int fd,
@@ -102,22 +150,25 @@ Status receive_exactly(int fd,
 
 }  // namespace
 
-Result<std::shared_ptr<ExportProcess>> ExportProcess::spawn(const ExportCommand& command) {
-  SpawnSetup setup;
-  isolate(setup, command.log_file());
-  std::vector<std::string> arguments = arguments_of(command);
-  std::vector<char*> pointers;
-  pointers.reserve(arguments.size() + 1);
-  for (std::string& argument : arguments)
-    pointers.push_back(argument.data());
-  pointers.push_back(nullptr);
-  pid_t pid = 0;
-  const int failed = ::posix_spawnp(
-      &pid, command.nbdkit.c_str(), &setup.actions, &setup.attributes, pointers.data(), environ);
-  if (failed != 0) {
-    return with_hint(fail_errno(failed, "start {} for volume {}", command.nbdkit, command.volume),
+Result<std::shared_ptr<ExportProcess>> ExportProcess::spawn(const ExportCommand& command,
+                                                            const Fd& listening) {
+  const auto program = find_program(command.nbdkit);
+  if (!program) {
+    return with_hint(tl::unexpected(program.error()),
                      "is nbdkit installed, and does nbdkit= in the configuration name it?");
   }
+  SpawnSetup setup;
+  isolate(setup, command.log_file(), listening.get());
+  std::vector<std::string> arguments = arguments_of(command, *program);
+  std::vector<std::string> environment = child_environment();
+  pid_t pid = 0;
+  const int failed = ::posix_spawn(&pid,
+                                   "/bin/sh",
+                                   &setup.actions,
+                                   &setup.attributes,
+                                   pointers_to(arguments).data(),
+                                   pointers_to(environment).data());
+  if (failed != 0) return fail_errno(failed, "start {} for volume {}", *program, command.volume);
   Fd pid_fd(::pidfd_open(pid, 0));
   if (!pid_fd.valid()) {
     const int error = errno;
@@ -135,6 +186,12 @@ Result<std::shared_ptr<ExportProcess>> ExportProcess::adopt(pid_t pid) {
   Fd pid_fd(::pidfd_open(pid, 0));
   if (!pid_fd.valid()) return fail_errno(errno == ESRCH ? ENOENT : errno, "process {}", pid);
   return std::shared_ptr<ExportProcess>(new ExportProcess(pid, std::move(pid_fd), false));
+}
+
+Result<Fd> ExportProcess::duplicate_fd(int number) const {
+  Fd copy(::pidfd_getfd(pid_fd_.get(), number, 0));
+  if (!copy.valid()) return fail_errno(errno, "take descriptor {} of process {}", number, pid_);
+  return copy;
 }
 
 bool ExportProcess::wait_exit(std::chrono::milliseconds timeout) {
@@ -182,19 +239,6 @@ std::string last_output(const ExportCommand& command) {
     if (static_cast<unsigned char>(c) < ' ') c = c == '\n' ? '|' : ' ';
   }
   return text;
-}
-
-Status remove_stale_socket(const ExportCommand& command) {
-  const std::string path = command.socket();
-  if (connect_blocking("unix:" + path, 1000)) {
-    return with_hint(
-        fail(Errc::busy, "a process still serves on {}", path),
-        "it may be an export that has not come back to this replicad yet; wait, or end it");
-  }
-  for (const std::string& file : {path, command.pid_file()}) {
-    if (::unlink(file.c_str()) != 0 && errno != ENOENT) return fail_errno(errno, "remove {}", file);
-  }
-  return {};
 }
 
 Status probe_nbd(const std::string& socket, std::chrono::milliseconds timeout) {

@@ -1,7 +1,7 @@
 #pragma once
 // The nbdkit process that serves one volume: starting it, finding out that it serves, ending it.
-// The process is in a session of its own and outlives replicad. Any thread; everything here may
-// block.
+// It is handed the listening socket (endpoint.h) the way systemd does. The process is in a session
+// of its own and outlives replicad. Any thread; everything here may block.
 
 #include <atomic>
 #include <chrono>
@@ -16,6 +16,9 @@
 #include "io/fd.h"
 
 namespace replicad {
+
+/// Where nbdkit finds its listening socket: the first descriptor of sd_listen_fds(3).
+constexpr int export_listen_fd = 3;
 
 struct ExportCommand {
   std::string nbdkit;
@@ -32,14 +35,18 @@ struct ExportCommand {
 /// A process by its pidfd, so that no other process is ever signalled in its place.
 class ExportProcess {
  public:
-  /// Starts nbdkit in the foreground on command.socket(). Errors: Errc::not_found for the program,
-  /// others.
-  [[nodiscard]] static Result<std::shared_ptr<ExportProcess>> spawn(const ExportCommand& command);
+  /// Starts nbdkit in the foreground; it takes its clients from `listening`. Errors:
+  /// Errc::not_found for the program, others.
+  [[nodiscard]] static Result<std::shared_ptr<ExportProcess>> spawn(const ExportCommand& command,
+                                                                    const Fd& listening);
   /// A process that somebody else started. Errors: Errc::not_found when it is gone,
   /// Errc::invalid_argument for this process itself.
   [[nodiscard]] static Result<std::shared_ptr<ExportProcess>> adopt(pid_t pid);
 
   [[nodiscard]] pid_t pid() const { return pid_; }
+  /// A duplicate of a descriptor that the process has. Errors: it has none of that number, or this process may not
+  /// (ptrace(2) rules).
+  [[nodiscard]] Result<Fd> duplicate_fd(int number) const;
   /// Whether it has ended, after waiting for at most `timeout`. Collects the exit status of a
   /// child.
   [[nodiscard]] bool wait_exit(std::chrono::milliseconds timeout);
@@ -63,10 +70,6 @@ class ExportProcess {
 /// What the process has written to command.log_file() since the start, at most its last 10 lines,
 /// as one line.
 [[nodiscard]] std::string last_output(const ExportCommand& command);
-
-/// Removes what an earlier export left. Errors: Errc::busy when something still listens on the
-/// socket.
-[[nodiscard]] Status remove_stale_socket(const ExportCommand& command);
 
 /// Connects as an NBD client would and takes the server's greeting. Errors say what did not come.
 [[nodiscard]] Status probe_nbd(const std::string& socket, std::chrono::milliseconds timeout);

@@ -3,18 +3,13 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include "core/base/log.h"
 #include "core/store/volume_state.h"
-#include "io/fd.h"
 #include "io/file.h"
 #include "replicad/daemon.h"
 #include "replicad/offline.h"
+#include "replicad/service_manager.h"
 
 namespace replicad {
 namespace {
@@ -26,28 +21,6 @@ int report(const Error& error, int exit_code) {
   std::fprintf(stderr, "replicad: %s\n", error.message.c_str());
   if (!error.hint.empty()) std::fprintf(stderr, "replicad: hint: %s\n", error.hint.c_str());
   return exit_code;
-}
-
-/// Tells systemd, if it started us and wants to know (sd_notify(3)).
-void notify_service_manager(std::string_view message) {
-  const char* path =
-      std::getenv("NOTIFY_SOCKET");  // NOLINT(concurrency-mt-unsafe): nothing sets it
-  if (path == nullptr || (path[0] != '/' && path[0] != '@')) return;
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  const std::size_t length = std::strlen(path);
-  if (length >= sizeof address.sun_path) return;
-  std::memcpy(address.sun_path, path, length);
-  if (path[0] == '@') address.sun_path[0] = '\0';
-  const Fd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  if (!socket.valid()) return;
-  const auto address_length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
-  ::sendto(socket.get(),
-           message.data(),
-           message.size(),
-           MSG_NOSIGNAL,
-           reinterpret_cast<const sockaddr*>(&address),
-           address_length);
 }
 
 /// Blocked in every thread, taken by main() alone.
@@ -80,6 +53,7 @@ int run_command(ParsedOptions& parsed) {
 }
 
 int run(const std::vector<std::string>& arguments) {
+  GivenSockets given = take_given_sockets();
   auto parsed = parse_options(arguments);
   if (!parsed) {
     const bool usage = parsed.error().code == Errc::invalid_argument;
@@ -104,7 +78,7 @@ int run(const std::vector<std::string>& arguments) {
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   // A limit on file sizes (ulimit -f) is an error of the write, not the end of the process.
   std::signal(SIGXFSZ, SIG_IGN);
-  auto daemon = Daemon::start(parsed->options);
+  auto daemon = Daemon::start(parsed->options, std::move(given));
   if (!daemon) return report(daemon.error(), exit_failed);
   notify_service_manager("READY=1");
   int signal = 0;

@@ -77,6 +77,9 @@ po::options_description key_descriptions(Options& to, std::string& log_level) {
           ->default_value(false, "no")
           ->implicit_value(true, "yes"),
       "allow plaintext on addresses other than loopback");
+  add("socket-group",
+      po::value(&to.socket_group)->value_name("NAME"),
+      "group that may connect to the NBD sockets, such as kvm (default: none)");
   add("nbdkit",
       po::value(&to.nbdkit)->value_name("PATH")->default_value(to.nbdkit),
       "the nbdkit program");

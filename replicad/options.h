@@ -19,6 +19,7 @@ struct Options {
   std::string control;    ///< TCP address of the control API; empty: unix socket only
   std::string transport;  ///< "plaintext", or empty
   bool plaintext_beyond_loopback = false;
+  std::string socket_group;  ///< may connect to the NBD sockets besides this user; empty: nobody
   std::string nbdkit = "nbdkit";
   std::string plugin = "replica";
   LogLevel log_level = LogLevel::info;

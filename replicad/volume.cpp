@@ -27,7 +27,9 @@ Error unclean_end() {
 }  // namespace
 
 Volume::Volume(VolumeEnvironment& environment, std::string name)
-    : environment_(environment), name_(std::move(name)) {}
+    : environment_(environment),
+      name_(std::move(name)),
+      endpoint_(name_, environment.options.run_dir + "/" + name_ + ".sock") {}
 
 Volume::~Volume() = default;
 
@@ -70,6 +72,7 @@ std::shared_ptr<Volume> Volume::load(VolumeEnvironment& environment, const std::
   volume->store_ = std::make_unique<StateStore>(
       environment.reactor, environment.worker, path, std::move(*state));
   if (!volume->load_error_ && volume->is_primary()) volume->discard_leftover_log();
+  volume->endpoint_.take_given(environment.given_sockets);
   return volume;
 }
 
@@ -199,6 +202,7 @@ void Volume::lock_images() {
   images_ = std::move(images);
   note_open({});
   learn_identities(fds);
+  if (awaits_start()) environment_.wake_keeper();
 }
 
 /// Of images that have not been looked at before.
@@ -331,6 +335,13 @@ void Volume::tend() {
   if (process_ && process_->wait_exit(std::chrono::milliseconds(0)) && phase_ == Phase::none) {
     process_.reset();
   }
+  std::erase_if(former_processes_, [](const std::shared_ptr<ExportProcess>& process) {
+    return process->wait_exit(std::chrono::milliseconds(0));
+  });
+  const bool is_used = has_plugin() || has_operation() || starting_ || state().transfer;
+  if (is_used || awaits_start()) return;
+  endpoint_.drop();
+  endpoint_.turn_away();
 }
 
 // --- the replica's side
@@ -513,6 +524,8 @@ void Volume::become_replica(const std::string& primary,
     if (written) {
       self->images_.clear();
       self->last_end_.reset();
+      self->lost_ = false;
+      self->endpoint_.drop();
       // The new record may not have come to this host's voter yet.
       self->recheck_ = self->state().vote.record->primary == self->environment_.options.host;
       log(LogLevel::info,

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "replicad/agent_session.h"
-#include "replicad/export.h"
+#include "replicad/endpoint.h"
 #include "replicad/options.h"
 #include "replicad/replica_volume.h"
 #include "replicad/state_store.h"
@@ -44,6 +44,7 @@ struct VolumeEnvironment {
   std::function<void(HostTrouble)> count_trouble;
   VoteDriver* votes = nullptr;          ///< set before any volume is loaded
   std::function<void()> wake_keeper{};  ///< some volume's role is due (role_keeper.h)
+  GivenSockets given_sockets{};         ///< of the service manager, that no volume has taken yet
   bool stopping = false;  ///< the daemon ends: plugins that hang up are not taken for dead
 
   [[nodiscard]] std::string volumes_dir() const { return options.state_dir + "/volumes"; }
@@ -84,6 +85,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   /// No change of the state is on its way to the disk.
   [[nodiscard]] bool is_settled() const { return store_->is_idle(); }
   [[nodiscard]] ExportCommand export_command() const;
+  /// The NBD socket. Held from the first export on for as long as another one is to follow.
+  [[nodiscard]] Endpoint& endpoint() { return endpoint_; }
 
   // One operation of an operator or a peer at a time.
 
@@ -117,7 +120,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   /// Before the daemon ends: undoes a claim of a plugin that does not serve yet. Others are left
   /// alone.
   void abandon_claim(std::function<void()> done);
-  /// Looks after the export's process (collects it when it has ended). Called every second.
+  /// Looks after the export's process (collects it when it has ended) and the NBD socket (lets go of one that nothing
+  /// is going to serve). Called every second.
   void tend();
 
   // The voter (volume_vote.cpp). What is answered is durable by then.
@@ -192,7 +196,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
 
   /// Before nbdkit is started here: checks that it may be. Errors: Errc::refused, Errc::busy.
   [[nodiscard]] Status prepare_export();
-  void set_export_process(std::shared_ptr<ExportProcess> process) { process_ = std::move(process); }
+  void set_export_process(std::shared_ptr<ExportProcess> process);
   /// The start is given up: `serving` is refused from now on. The process must be killed, not
   /// stopped.
   void abandon_export() { abandoned_ = true; }
@@ -200,8 +204,10 @@ class Volume : public std::enable_shared_from_this<Volume> {
   /// answered.
   [[nodiscard]] bool has_served() const { return has_served_; }
   void end_export_start() { starting_ = false; }
-  /// The export is to be started now, because (with `autostart`) it ended otherwise than by request, on
-  /// this host or with it, or because a promotion was cut short. What is waited for before is in the
+  /// While it is set a stop on request is the first half of a restart: the volume stays active, its socket open.
+  void set_restarting(bool restarting) { restarting_ = restarting; }
+  /// The export is to be started now, because it ended otherwise than by request (with this daemon alive, or with
+  /// `autostart`), or because a promotion was cut short. What is waited for before is in the
   /// snapshot's error.
   [[nodiscard]] bool export_due() const;
   /// An attempt to start it has failed: the voters are asked before the next one, which comes the
@@ -258,6 +264,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
               const nlohmann::json& request,
               Reply reply);
   void tell_term();
+  void take_socket_back();
   void serving(const nlohmann::json& request, const Reply& reply);
   void record_in_sync(const nlohmann::json& request, Reply reply);
   void reserve(const nlohmann::json& request, Reply reply);
@@ -298,8 +305,13 @@ class Volume : public std::enable_shared_from_this<Volume> {
   bool abandoned_ = false;  ///< ... and has given it up
   bool has_served_ = false;
   std::shared_ptr<ExportProcess> process_;
+  std::vector<std::shared_ptr<ExportProcess>> former_processes_;  ///< not seen to have ended yet
+  Endpoint endpoint_;
   bool ended_by_request_ = false;  ///< the last export, if there was one
-  unsigned failed_starts_ = 0;     ///< and exports that did not live for long
+  bool restarting_ = false;        ///< the next one follows the request
+  bool lost_ =
+      false;  ///< it ended otherwise while this daemon looked on, and none has served since
+  unsigned failed_starts_ = 0;  ///< and exports that did not live for long
   Instant start_again_at_{};
   Instant serving_since_{};
   std::optional<Error> start_error_;

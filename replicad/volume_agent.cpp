@@ -24,7 +24,7 @@ constexpr Sequence reserve_step = Sequence{1} << 24;
 constexpr std::uint64_t sequence_max = std::uint64_t{1} << 62;
 constexpr std::uint64_t pid_max = std::uint64_t{1} << 31;
 /// An export that ended sooner counts as one that did not start.
-constexpr Duration export_lives = std::chrono::seconds(60);
+constexpr Duration export_lives = std::chrono::seconds(3);
 constexpr Duration restart_delay_base = std::chrono::seconds(1);
 constexpr unsigned restart_doublings_max = 6;
 
@@ -123,8 +123,12 @@ void Volume::bind_session(const std::shared_ptr<AgentSession>& session) {
   session->set_handlers(std::move(handlers));
   if (process_ && process_->pid() == session->peer_pid()) return;
   auto process = ExportProcess::adopt(session->peer_pid());
-  if (process) process_ = std::move(*process);
-  if (!process) process_.reset();
+  set_export_process(process ? std::move(*process) : nullptr);
+}
+
+void Volume::set_export_process(std::shared_ptr<ExportProcess> process) {
+  if (process_) former_processes_.push_back(std::move(process_));
+  process_ = std::move(process);
 }
 
 void Volume::on_request(const std::shared_ptr<AgentSession>& session,
@@ -366,6 +370,7 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
   serving_since_ = environment_.reactor.now();
   log(LogLevel::info, "rejoined", "volume={} pid={} epoch={}", name_, pid, epoch.number);
   watch_voters();
+  take_socket_back();
   const auto self = shared_from_this();
   update(
       [reserved](VolumeState& state) -> Status {
@@ -381,6 +386,19 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
         // With a switchover open it stays sealed until that is settled.
         if (missed_term && !self->state().transfer) self->tell_term();
       });
+}
+
+/// Of an export that an earlier daemon has started. Without its socket the next export gets a new one, and clients
+/// find the old one closed meanwhile.
+void Volume::take_socket_back() {
+  if (!process_) return;
+  const Status taken = endpoint_.take_from(*process_);
+  if (taken) return;
+  log(LogLevel::warn,
+      "socket_not_taken",
+      "volume={} error={}",
+      name_,
+      log_value(taken.error().message));
 }
 
 void Volume::tell_term() {
@@ -414,6 +432,7 @@ void Volume::serving(const json& request, const Reply& reply) {
   }
   plugin_pid_ = static_cast<std::int64_t>(pid);
   ended_by_request_ = false;
+  lost_ = false;
   serving_since_ = environment_.reactor.now();
   start_error_.reset();
   log(LogLevel::info, "serving", "volume={} pid={} epoch={}", name_, pid, state().epoch.number);
@@ -493,7 +512,8 @@ void Volume::record_stop(const HistoryPoint& history,
                          const Reply& reply) {
   const auto self = shared_from_this();
   update(
-      [host = environment_.options.host, history, marks](VolumeState& state) -> Status {
+      [host = environment_.options.host, history, marks, restarting = restarting_](
+          VolumeState& state) -> Status {
         // During a switchover the point that counts is on record already.
         if (state.primary != host || state.transfer) {
           return fail(Errc::refused, "a switchover of volume {} is under way", state.name);
@@ -508,7 +528,7 @@ void Volume::record_stop(const HistoryPoint& history,
         state.sequence_reserved = std::max(state.sequence_reserved, history.sequence);
         state.clean = true;
         set_marks(state, marks, history);
-        if (!state.settings.autostart) state.active = false;
+        if (!restarting && !state.settings.autostart) state.active = false;
         return {};
       },
       [self, reply](const Status& written) {
@@ -518,7 +538,7 @@ void Volume::record_stop(const HistoryPoint& history,
             "volume={} sequence={}",
             self->name_,
             self->state().history.sequence);
-        self->ended_by_request_ = true;
+        self->ended_by_request_ = !self->restarting_;
         const bool gone = !self->session_ || !self->session_->is_open();
         if (gone) self->drop_session();
         if (!gone) self->phase_ = Phase::stopped;
@@ -580,22 +600,9 @@ void Volume::note_unclean_end(const Error& error) {
             "words are in " +
                 export_command().log_file()};
   if (environment_.reactor.now() - serving_since_ >= export_lives) failed_starts_ = 0;
+  lost_ = true;
   delay_start();
   environment_.wake_keeper();
-  update(
-      [](VolumeState& state) -> Status {
-        if (!state.settings.autostart) state.active = false;
-        return {};
-      },
-      [self = shared_from_this()](const Status& written) {
-        if (!written) {
-          log(LogLevel::error,
-              "state_not_written",
-              "volume={} error={}",
-              self->name_,
-              log_value(written.error().message));
-        }
-      });
 }
 
 // --- requests to the plugin
@@ -619,8 +626,8 @@ void Volume::plugin_release() {
 // --- autostart
 
 bool Volume::awaits_start() const {
-  // Clean and still to be served: a promotion that was cut short before its export began.
-  const bool wanted = state().active && (state().settings.autostart || state().clean);
+  // Clean and still to be served: a promotion or a restart that was cut short before its export began.
+  const bool wanted = state().active && (state().settings.autostart || state().clean || lost_);
   return wanted && !ended_by_request_ && !is_split() && is_primary() && !has_plugin() &&
          !starting_ && !load_error_ && !released_;
 }

@@ -76,6 +76,10 @@ struct CreateRequest {
 [[nodiscard]] Result<Plan> plan_deactivate(const std::string& volume,
                                            const std::vector<MemberReport>& reports);
 
+/// Errors: Errc::refused when the volume is not served.
+[[nodiscard]] Result<Plan> plan_restart(const std::string& volume,
+                                        const std::vector<MemberReport>& reports);
+
 struct SwitchoverRequest {
   std::string to;  ///< empty = the best in-sync replica by the placement score
   std::uint32_t deadline_ms = switchover_deadline_ms_default;

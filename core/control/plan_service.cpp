@@ -37,6 +37,23 @@ Result<Plan> plan_deactivate(const std::string& volume, const std::vector<Member
   return plan;
 }
 
+Result<Plan> plan_restart(const std::string& volume, const std::vector<MemberReport>& reports) {
+  const auto primary = find_primary(volume, reports);
+  if (!primary) return tl::unexpected(primary.error());
+  const VolumeView& view = *(*primary)->volume;
+  RD_TRY(check_not_moving(view));
+  if (!view.nbd) {
+    return refuse(fmt::format("{} is not active ({} on {})", volume, view.state, view.host),
+                  fmt::format("`replicactl activate {}` starts its export", volume));
+  }
+  Plan plan;
+  plan.volume = volume;
+  plan.steps.push_back(make_step(**primary,
+                                 {"POST", volume_path(volume, "/restart"), Json::object()},
+                                 "stop the NBD export cleanly and start it again"));
+  return plan;
+}
+
 namespace {
 
 /// A replica judges by the mode that it knows whether it may lack what it acknowledged: in `async` that does not

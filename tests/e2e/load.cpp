@@ -139,7 +139,22 @@ Load::Request Load::draw(const Stripe& stripe, std::mt19937_64& random) const {
   return request;
 }
 
+void Load::connect_to(const std::string& uri, std::unique_ptr<NbdClient>& client) const {
+  const auto start = Clock::now();
+  const auto is_late = [this, start] { return since(start) >= options_.reconnect_limit; };
+  while (!client) {
+    try {
+      client = std::make_unique<NbdClient>(uri, is_late);
+    } catch (const NbdError& error) {
+      // One that was taken by an export which has ended meanwhile: into the queue once more.
+      if (error.sys_errno == ECONNREFUSED || error.sys_errno == ENOENT || is_late()) throw;
+    }
+  }
+}
+
 void Load::connect(const Stripe& stripe, std::unique_ptr<NbdClient>& client) {
+  if (const auto fixed = options_.uris.find(stripe.disk); fixed != options_.uris.end())
+    return connect_to(fixed->second, client);
   const auto start = Clock::now();
   while (since(start) < options_.reconnect_limit) {
     const auto found = cluster_.find_export(options_.volume, stripe.disk);

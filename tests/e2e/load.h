@@ -31,6 +31,8 @@ struct LoadOptions {
   std::size_t write_bytes_max = 64 << 10;
   bool zeroes = true;  ///< also zero, trim and flush, and reads that are compared
   Millis reconnect_limit{30'000};
+  /// Connect here and nowhere else, at once, by disk: an endpoint that refuses is an error.
+  std::map<std::string, std::string> uris = {};
 };
 
 class Load {
@@ -83,6 +85,7 @@ class Load {
   void remember(const Stripe& stripe, const Request& request);
   Request draw(const Stripe& stripe, std::mt19937_64& random) const;
   void connect(const Stripe& stripe, std::unique_ptr<NbdClient>& client);
+  void connect_to(const std::string& uri, std::unique_ptr<NbdClient>& client) const;
   void report(const std::string& error);
   void throw_error();
 

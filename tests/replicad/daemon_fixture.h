@@ -94,9 +94,9 @@ class TestHost {
     stop();
   }
 
-  void start() {
+  void start(GivenSockets given = {}) {
     set_log_level(LogLevel::error);
-    auto daemon = Daemon::start(options_);
+    auto daemon = Daemon::start(options_, std::move(given));
     REQUIRE_MESSAGE(daemon.has_value(), (daemon ? "" : daemon.error().message));
     daemon_ = std::move(*daemon);
     // The same ports after a restart: others know them.

@@ -60,9 +60,10 @@ class FakePlugin {
       if (!image) die(image.error().message);
       images_.push_back(std::move(*image));
     }
-    auto listening = listen_on("unix:" + settings_.at("socket"));
-    if (!listening) die(listening.error().message);
-    listening_ = std::move(*listening);
+    const char* listen_pid =
+        std::getenv("LISTEN_PID");  // NOLINT(concurrency-mt-unsafe): one thread
+    if (listen_pid == nullptr || std::atoi(listen_pid) != ::getpid()) die("no socket was passed");
+    listening_ = Fd(3);
     std::ofstream(settings_.at("pidfile")) << ::getpid() << "\n";
     if (!has("mute")) serve();
     while (terminated == 0)
@@ -212,7 +213,6 @@ class FakePlugin {
   void stop_cleanly() {
     if (has("mute")) return;
     agent_->request("stopped", {{"history", history_}, {"in_sync", grant_.at("in_sync")}});
-    ::unlink(settings_.at("socket").c_str());
   }
 
   std::map<std::string, std::string> settings_;
@@ -236,9 +236,7 @@ int run(const std::vector<std::string>& arguments) {
     const std::string& argument = arguments[i];
     const auto equals = argument.find('=');
     if (argument == "-f") continue;
-    if (argument == "-U") {
-      settings["socket"] = arguments.at(++i);
-    } else if (argument == "-P") {
+    if (argument == "-P") {
       settings["pidfile"] = arguments.at(++i);
     } else if (behaviour.empty()) {
       behaviour = argument;

@@ -157,6 +157,7 @@ TEST_CASE("dry run: no command that changes anything sends more than questions")
   behind.in_sync = {"a", "b"};
   const std::vector<Row> rows{{stopped(), {"activate", "vm1"}},
                               {{}, {"deactivate", "vm1"}},
+                              {{}, {"restart", "vm1"}},
                               {{}, {"switchover", "vm1", "--to", "b"}},
                               {{}, {"set", "vm1", "mode=async"}},
                               {behind, {"resync", "vm1", "--host", "c", "--wait"}},
@@ -191,6 +192,27 @@ TEST_CASE("activate: prints where the export is") {
   const Json json = trio.run({"activate", "vm1", "-o", "json"}).json();
   CHECK(json["uri"] == "nbd+unix:///?socket=/run/replica/vm1.sock");
   CHECK(json["host"] == "a");
+}
+
+TEST_CASE("restart: of a served volume, and says when the old export did not end cleanly") {
+  Trio trio;
+  const Json answer = {
+      {"schema", 1}, {"uri", "nbd+unix:///?socket=/s"}, {"socket", "/s"}, {"clean", true}};
+  trio.a().set_answer("restart", answer);
+  const Outcome outcome = trio.run({"restart", "vm1"});
+  CHECK(outcome.code == 0);
+  CHECK_FALSE(contains(outcome.out, "cleanly"));
+  CHECK(trio.changes() == Strings{"a POST /v1/volumes/vm1/restart"});
+  Json unclean = answer;
+  unclean["clean"] = false;
+  trio.a().set_answer("restart", unclean);
+  CHECK(contains(trio.run({"restart", "vm1"}).out, "did not end cleanly"));
+  CHECK(trio.run({"restart", "vm1", "-o", "json"}).json()["clean"] == false);
+  Trio inactive(stopped());
+  const Outcome refused = inactive.run({"restart", "vm1"});
+  CHECK(refused.code == 3);
+  CHECK(contains(refused.err, "replicactl activate vm1"));
+  CHECK(inactive.changes().empty());
 }
 
 TEST_CASE("activate: a daemon's refusal gives its message and exit code") {
