@@ -1,0 +1,62 @@
+#pragma once
+// A virtual machine under QEMU (TCG), driven by its serial console: Debian's kernel, and the root file system of its
+// first disk. Main thread only.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/fd.h"
+#include "tests/e2e/process.h"
+
+namespace replicad::vm {
+
+using e2e::Millis;
+
+/// Under TCG, on a machine that does other things as well.
+constexpr Millis boot_patience(240'000);
+constexpr Millis guest_patience(120'000);
+
+class Guest {
+ public:
+  /// Starts QEMU. `disk_arguments`: such as those of `replicactl attach-info`. `directory` is this guest's alone.
+  Guest(const std::string& directory, const std::vector<std::string>& disk_arguments);
+  /// A guest that something else starts, a script for instance, with the options machine().
+  explicit Guest(std::string directory);
+
+  /// QEMU's options but for disks and files of its process.
+  [[nodiscard]] std::vector<std::string> machine() const;
+
+  void wait_boot();
+  /// A shell command in the guest, waited for; its output. Throws on a non-zero status, with the console.
+  std::string run(const std::string& command, Millis limit = guest_patience);
+  /// Without waiting, and nothing is said of its end.
+  void start(const std::string& command);
+  /// All that the console has said.
+  [[nodiscard]] std::string console() const;
+  /// How many records the guest has had acknowledged, by what it has said: the last `acked N`, plus one.
+  [[nodiscard]] unsigned long acked() const;
+  void wait_acked(unsigned long count, Millis limit = guest_patience);
+  /// Stops the writer; the longest time a record took, in ms.
+  unsigned long stop_writer();
+  /// Unmounts and switches off.
+  void shutdown(const std::string& pid_file = {});
+  /// `pid_file`: of a QEMU that something else has started, here as above.
+  void wait_off(const std::string& pid_file = {});
+  /// Error messages of the kernel since boot that speak of disks or file systems.
+  [[nodiscard]] std::string disk_errors();
+  /// kill -9 of the QEMU that was started here.
+  void kill9();
+
+ private:
+  [[nodiscard]] std::string input_path() const { return directory_ + "/console.in"; }
+  [[nodiscard]] std::string output_path() const { return directory_ + "/console.out"; }
+  void send(const std::string& line);
+
+  std::string directory_;
+  Fd input_;
+  std::unique_ptr<e2e::Process> process_;
+  unsigned commands_ = 0;
+};
+
+}  // namespace replicad::vm

@@ -1,0 +1,43 @@
+#!/bin/bash
+# make_guest.sh DIR RECORDS: Debian's kernel, an initramfs with what it takes to find a disk, and a root file system
+# image (raw, ext4) with busybox and the program RECORDS: DIR/kernel, DIR/initramfs, DIR/root.raw. The kernel package is
+# fetched once.
+set -euo pipefail
+dir=$1 records=$(realpath "$2")
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$dir/packages"
+cd "$dir"
+
+if [[ ! -s kernel ]]; then
+  package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
+  [[ -n $package ]] || { echo "make_guest: no kernel package is known; apt-get update?" >&2; exit 1; }
+  (cd packages && apt-get download "$package" 2>/dev/null)
+  rm -rf tree
+  dpkg-deb -x packages/"$package"_*.deb tree
+  cp tree/boot/vmlinuz-* kernel.new
+  mv kernel.new kernel
+fi
+
+# In the order of what they need; those that the kernel has built in have no file.
+modules=(virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk nbd button evdev)
+rm -rf initramfs.dir root.dir
+mkdir -p initramfs.dir/{bin,dev,proc,sys,root,modules} root.dir/{bin,sbin,dev,proc,sys,tmp,data,etc}
+for module in "${modules[@]}"; do
+  find tree/lib/modules -name "$module.ko" -exec cp {} initramfs.dir/modules/ \;
+done
+printf '%s\n' "${modules[@]}" >initramfs.dir/modules/order
+cp /bin/busybox initramfs.dir/bin/busybox
+install -m 755 "$here/guest_initramfs_init" initramfs.dir/init
+(cd initramfs.dir && find . | busybox cpio -o -H newc 2>/dev/null) | gzip -1 >initramfs.new
+mv initramfs.new initramfs
+
+cp /bin/busybox root.dir/bin/busybox
+for applet in $(busybox --list); do
+  [[ $applet == busybox ]] || ln -s busybox "root.dir/bin/$applet"
+done
+cp "$records" root.dir/bin/records
+install -m 755 "$here/guest_init" root.dir/sbin/init
+install -D -m 755 "$here/guest_power_button" root.dir/etc/acpi/PWRF/00000080
+rm -f root.raw
+truncate -s 192M root.raw
+mke2fs -q -t ext4 -F -L guest -d root.dir root.raw

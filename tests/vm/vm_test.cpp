@@ -1,0 +1,299 @@
+// Guests whose disk is a replicated volume: what they were told is durable is there after a move, after the loss of a
+// host, and while the processes below them are killed. Hosts are replicad processes on loopback (tests/e2e/harness.h).
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "ctl/attach_info.h"
+#include "tests/e2e/harness.h"
+#include "tests/vm/guest.h"
+
+namespace replicad::vm {
+namespace {
+
+using e2e::Cluster;
+using e2e::Finished;
+using e2e::HarnessError;
+using e2e::json;
+using e2e::Process;
+using e2e::read_text;
+using e2e::wait_until;
+using Clock = std::chrono::steady_clock;
+
+constexpr Millis scenario_limit(1'500'000);
+constexpr Millis patience(120'000);
+constexpr std::uint64_t root_bytes = 192 << 20;
+/// See tests/e2e/endpoint_test.cpp.
+constexpr Millis lives_at_least(3'200);
+
+const std::string guest_files = RD_GUEST;
+const std::string examples = RD_EXAMPLES;
+
+/// vm1, primary a, with the guest's root file system on its disk; served.
+void install(Cluster& cluster,
+             const std::vector<std::string>& members,
+             const std::vector<std::string>& options = {}) {
+  cluster.create({.members = members, .disk_bytes = {root_bytes}, .create_options = options});
+  cluster.activate();
+  cluster.ctl_ok({"import", "vm1", guest_files + "/root.raw"}, patience);
+  cluster.ctl_ok({"wait", "vm1", "--for", "in-sync", "--timeout", "120"}, patience);
+}
+
+std::vector<std::string> disk_arguments(Cluster& cluster) {
+  return cluster.ctl_json({"attach-info", "vm1"})
+      .at("disks")
+      .at(0)
+      .at("qemu")
+      .get<std::vector<std::string>>();
+}
+
+std::unique_ptr<Guest> boot(Cluster& cluster, const std::string& name) {
+  auto guest = std::make_unique<Guest>(cluster.directory() + "/" + name, disk_arguments(cluster));
+  guest->wait_boot();
+  return guest;
+}
+
+/// The volume is stopped: every host's image is a clean file system with the same content.
+void check_file_systems(Cluster& cluster) {
+  for (const std::string& host : cluster.host_names()) {
+    const Finished checked = e2e::run({"e2fsck", "-fn", cluster.image_path(host)},
+                                      {.limit = patience, .environment = {}});
+    CHECK_MESSAGE(checked.exit_code == 0, host, ": ", checked.text());
+  }
+}
+
+/// kill -9 of all that runs on host a, but QEMU.
+void kill_host(Cluster& cluster, pid_t exporter) {
+  cluster.host("a").kill9();
+  ::kill(exporter, SIGKILL);
+}
+
+/// What the example scripts need of a site: their configuration, and a stand-in for ssh that runs the command with the
+/// files of that host.
+class Site {
+ public:
+  explicit Site(Cluster& cluster) : cluster_(cluster), dir_(cluster.directory() + "/site") {
+    std::filesystem::create_directories(dir_ + "/guests");
+    std::filesystem::create_symlink(e2e::replicactl_program, dir_ + "/replicactl");
+    write(dir_ + "/hosts", hosts_file());
+    write(
+        dir_ + "/ssh",
+        fmt::format("#!/bin/sh\nhost=$1; shift\nRUN={}/$host/run; export RUN\nexec sh -c \"$*\"\n",
+                    cluster.directory()));
+    std::filesystem::permissions(dir_ + "/ssh", std::filesystem::perms::owner_all);
+    write(dir_ + "/vm.conf",
+          fmt::format("DRIVER=qemu SSH={}/ssh STOP_TIMEOUT=120 SYNC_TIMEOUT=120\n"
+                      "fence() {{ echo \"$1\" >>{}/fenced; }}\n",
+                      dir_,
+                      dir_));
+  }
+
+  void set_guest(const Guest& guest) const {
+    std::string options;
+    for (const std::string& word : guest.machine())
+      options += " " + ctl::shell_quote(word);
+    write(dir_ + "/guests/vm1.conf", "QEMU_OPTIONS=" + ctl::shell_quote(options) + "\n");
+  }
+  void start_guest() {
+    const std::string host = cluster_.primary_host();
+    run({"guest-qemu.sh", "start", "vm1"}, {"RUN=" + cluster_.host(host).run_directory()});
+  }
+  /// Runs one of docs/examples.
+  void run(std::vector<std::string> words, const std::vector<std::string>& environment = {}) {
+    write(dir_ + "/hosts", hosts_file());  // ports change when a host is started again
+    words.front() = examples + "/" + words.front();
+    words.insert(words.begin(),
+                 {"env",
+                  fmt::format("PATH={}:{}:{}", dir_, examples, std::getenv("PATH")),
+                  "REPLICACTL_HOSTS=" + dir_ + "/hosts",
+                  "VM_CONF=" + dir_ + "/vm.conf",
+                  "GUESTS=" + dir_ + "/guests"});
+    const Finished finished = e2e::run(words, {.limit = boot_patience, .environment = environment});
+    if (finished.exit_code != 0) throw HarnessError(finished.text());
+  }
+  [[nodiscard]] std::string pid_file(const std::string& host) const {
+    return cluster_.host(host).run_directory() + "/vm1.qemu.pid";
+  }
+  [[nodiscard]] std::string fenced() const { return read_text(dir_ + "/fenced"); }
+
+ private:
+  static void write(const std::string& path, const std::string& text) {
+    std::ofstream(path) << text;
+  }
+  [[nodiscard]] std::string hosts_file() const {
+    std::string lines;
+    for (const std::string& host : cluster_.host_names())
+      lines += fmt::format("{} {}\n", host, cluster_.host(host).control());
+    return lines;
+  }
+
+  Cluster& cluster_;
+  std::string dir_;
+};
+
+TEST_CASE("vm: moved on purpose by vm-move.sh, every record is there and the file system clean") {
+  Cluster cluster(2, scenario_limit);
+  install(cluster, {"a", "b"});
+  Site site(cluster);
+  unsigned long written = 0;
+  {
+    Guest guest(cluster.directory() + "/guest-a");
+    site.set_guest(guest);
+    site.start_guest();
+    guest.wait_boot();
+    guest.start("records write /data/records 0");
+    guest.wait_acked(300);
+    Guest moved(cluster.directory() + "/guest-b");
+    site.set_guest(moved);
+    site.run({"vm-move.sh", "vm1", "b"});
+    guest.wait_off(site.pid_file("a"));
+    written = guest.acked();
+    CHECK(cluster.serving_host() == "b");
+    moved.wait_boot();
+    MESSAGE(moved.run(fmt::format("records verify /data/records {}", written)));
+    CHECK(moved.disk_errors().empty());
+    moved.shutdown(site.pid_file("b"));
+  }
+  cluster.stop_and_compare();
+  check_file_systems(cluster);
+}
+
+TEST_CASE(
+    "vm: its host is killed while it writes, vm-failover.sh starts it elsewhere with every record, "
+    "vm-return.sh brings it back") {
+  Cluster cluster(3, scenario_limit);
+  install(cluster, {"a", "b", "c"});
+  Site site(cluster);
+  Guest guest(cluster.directory() + "/guest-a");
+  site.set_guest(guest);
+  site.start_guest();
+  guest.wait_boot();
+  guest.start("records write /data/records 0");
+  guest.wait_acked(200);
+  const pid_t exporter = cluster.export_pid();
+  ::kill(std::atoi(read_text(site.pid_file("a")).c_str()), SIGKILL);
+  kill_host(cluster, exporter);
+  const unsigned long written = guest.acked();
+  std::filesystem::remove(site.pid_file("a"));
+
+  Guest elsewhere(cluster.directory() + "/guest-b");
+  site.set_guest(elsewhere);
+  const auto began = Clock::now();
+  site.run({"vm-failover.sh", "a"});
+  MESSAGE("failover and start of QEMU by the script: ",
+          std::chrono::duration_cast<Millis>(Clock::now() - began).count(),
+          " ms");
+  CHECK(site.fenced() == "a\n");
+  elsewhere.wait_boot();
+  MESSAGE(elsewhere.run(fmt::format("records verify /data/records {}", written)));
+  elsewhere.start("records write /data/records 0");
+  elsewhere.wait_acked(written + 100);
+
+  cluster.host("a").start();
+  Guest home(cluster.directory() + "/guest-home");
+  site.set_guest(home);
+  const std::string host = cluster.primary_host();
+  site.run({"vm-return.sh", "a", "vm1"});
+  elsewhere.wait_off(site.pid_file(host));
+  CHECK(cluster.serving_host() == "a");
+  home.wait_boot();
+  MESSAGE(home.run(fmt::format("records verify /data/records {}", elsewhere.acked())));
+  CHECK(home.disk_errors().empty());
+  home.shutdown(site.pid_file("a"));
+  cluster.stop_and_compare();
+  check_file_systems(cluster);
+}
+
+TEST_CASE("vm: nbdkit is killed 20 times under a running guest, which sees a pause and no error") {
+  Cluster cluster(2, scenario_limit);
+  install(cluster, {"a", "b"});
+  const auto guest = boot(cluster, "guest");
+  guest->start("records write /data/records 0");
+  guest->wait_acked(20);
+  pid_t pid = cluster.export_pid();
+  Millis downtime_max(0);
+  for (int round = 0; round < 20; ++round) {
+    CAPTURE(round);
+    const auto began = Clock::now();
+    guest->wait_acked(guest->acked() + 10);
+    wait_until("it has served for a while", patience, [&] {
+      return Clock::now() - began >= lives_at_least;
+    });
+    const auto killed = Clock::now();
+    ::kill(pid, SIGKILL);
+    const pid_t old = pid;
+    wait_until("another export serves", patience, [&] {
+      const json view = cluster.volume("a");
+      if (view.at("state") != "serving" || !view.at("export").is_object()) return false;
+      pid = view.at("export").at("pid").get<pid_t>();
+      return pid != old;
+    });
+    downtime_max =
+        std::max(downtime_max, std::chrono::duration_cast<Millis>(Clock::now() - killed));
+  }
+  guest->wait_acked(guest->acked() + 10);
+  const unsigned long pause = guest->stop_writer();
+  MESSAGE("longest downtime of the export: ",
+          downtime_max.count(),
+          " ms; longest fsync of the guest: ",
+          pause,
+          " ms");
+  CHECK(guest->disk_errors().empty());
+  guest->run(fmt::format("records verify /data/records {}", guest->acked()));
+  guest->shutdown();
+  cluster.wait_streaming();
+  cluster.stop_and_compare();
+  check_file_systems(cluster);
+}
+
+TEST_CASE("vm: replicad and export are exchanged under a running guest, which sees no error") {
+  Cluster cluster(2, scenario_limit);
+  install(cluster, {"a", "b"});
+  const auto guest = boot(cluster, "guest");
+  guest->start("records write /data/records 0");
+  guest->wait_acked(20);
+  for (const char* host : {"b", "a"}) {
+    CHECK(cluster.host(host).stop() == 0);
+    cluster.host(host).start();
+    guest->wait_acked(guest->acked() + 20);
+    cluster.wait_streaming();
+  }
+  cluster.ctl_ok({"restart", "vm1"});
+  guest->wait_acked(guest->acked() + 20);
+  MESSAGE("longest fsync of the guest: ", guest->stop_writer(), " ms");
+  CHECK(guest->disk_errors().empty());
+  guest->shutdown();
+}
+
+TEST_CASE("vm: what the guest trims is free on every host") {
+  Cluster cluster(2, scenario_limit);
+  install(cluster, {"a", "b"});
+  const auto guest = boot(cluster, "guest");
+  const auto used = [&](const std::string& host) {
+    return e2e::allocated_bytes(cluster.image_path(host));
+  };
+  guest->run("fstrim /");
+  const std::uint64_t before = used("a");
+  guest->run("dd if=/dev/urandom of=/data/big bs=1M count=48 && sync");
+  cluster.ctl_ok({"wait", "vm1", "--for", "in-sync", "--timeout", "60"}, patience);
+  for (const std::string host : {"a", "b"}) {
+    wait_until(
+        "the data is on " + host, patience, [&] { return used(host) >= before + (40 << 20); });
+  }
+  guest->run("rm /data/big && sync && fstrim /");
+  for (const std::string host : {"a", "b"}) {
+    wait_until(
+        "the space is free on " + host, patience, [&] { return used(host) <= before + (8 << 20); });
+    MESSAGE(host, ": ", before >> 20, " MiB before, ", used(host) >> 20, " MiB after the trim");
+  }
+  guest->shutdown();
+  cluster.stop_and_compare();
+  check_file_systems(cluster);
+}
+
+}  // namespace
+}  // namespace replicad::vm
