@@ -1,6 +1,6 @@
-#include "ctl/commands.h"
-
 #include <algorithm>
+
+#include "ctl/commands.h"
 
 namespace replicad::ctl {
 
@@ -114,6 +114,16 @@ const Command resolve_command{"resolve",
                               add_resolve_options,
                               run_resolve};
 
+const Command restart_command{"restart",
+                              "NAME",
+                              "Start the NBD export anew under running guests",
+                              restart_details,
+                              1,
+                              1,
+                              true,
+                              nullptr,
+                              run_restart};
+
 }  // namespace
 
 const std::vector<Command>& all_commands() {
@@ -165,15 +175,7 @@ const std::vector<Command>& all_commands() {
        true,
        nullptr,
        run_deactivate},
-      {"restart",
-       "NAME",
-       "Start the NBD export anew under running guests",
-       restart_details,
-       1,
-       1,
-       true,
-       nullptr,
-       run_restart},
+      restart_command,
       {"attach-info",
        "NAME",
        "Print NBD URI, QEMU options and libvirt XML of each disk",

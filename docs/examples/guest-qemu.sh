@@ -12,7 +12,7 @@ guest=$2 pidfile=$RUN/$2.qemu.pid monitor=$RUN/$2.monitor
 
 is_running() { [ -s "$pidfile" ] && kill -0 "$(cat "$pidfile")" 2>/dev/null; }
 # The answer of QEMU's monitor to one command.
-ask() { (echo "$1"; sleep 0.3) | nc -U "$monitor" | tr -d '\r'; }
+ask() { echo "$1" | nc -q 1 -U "$monitor" | tr -d '\r'; }
 
 case $1 in
   start)

@@ -160,7 +160,7 @@ TEST_CASE("endpoint: nbdkit killed 20 times under two clients, no error, no full
           " ms; copied for the last kill: ",
           copied_bytes(cluster),
           " bytes");
-  CHECK(copied_bytes(cluster) < disk_bytes);
+  CHECK(copied_bytes(cluster) < 2 * disk_bytes);  // what both disks hold
   guest.finish(cluster);
 }
 
