@@ -66,7 +66,7 @@ std::vector<std::string> Guest::machine() const {
           "-initrd",
           guest + "/initramfs",
           "-append",
-          "console=ttyS0 quiet panic=-1"};
+          "console=ttyS0 quiet panic=-1 no_timer_check"};
 }
 
 void Guest::send(const std::string& line) {
@@ -80,13 +80,17 @@ std::string Guest::console() const {
 }
 
 void Guest::wait_boot() {
-  wait_until("the guest is up", boot_patience, [this] {
-    const std::string said = console();
-    const bool ended = process_ && !process_->running();
-    if (ended || said.find("GUEST-FAILED") != std::string::npos)
-      throw HarnessError("the guest did not start: " + said + read_text(directory_ + "/qemu.log"));
-    return said.find("GUEST-READY") != std::string::npos;
-  });
+  try {
+    wait_until("the guest is up", boot_patience, [this] {
+      const std::string said = console();
+      const bool ended = process_ && !process_->running();
+      if (ended || said.find("GUEST-FAILED") != std::string::npos)
+        throw HarnessError("the guest did not start: " + read_text(directory_ + "/qemu.log"));
+      return said.find("GUEST-READY") != std::string::npos;
+    });
+  } catch (const HarnessError& error) {
+    throw HarnessError(fmt::format("{}\nconsole: {}", error.what(), console()));
+  }
 }
 
 std::string Guest::run(const std::string& command, Millis limit) {

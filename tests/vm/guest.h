@@ -14,7 +14,7 @@ namespace replicad::vm {
 using e2e::Millis;
 
 /// Under TCG, on a machine that does other things as well.
-constexpr Millis boot_patience(240'000);
+constexpr Millis boot_patience(480'000);
 constexpr Millis guest_patience(120'000);
 
 class Guest {

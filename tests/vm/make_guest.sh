@@ -1,9 +1,12 @@
 #!/bin/bash
-# make_guest.sh DIR RECORDS: Debian's kernel, an initramfs with what it takes to find a disk, and a root file system
-# image (raw, ext4) with busybox and the program RECORDS: DIR/kernel, DIR/initramfs, DIR/root.raw. The kernel package is
-# fetched once.
+# make_guest.sh DIR RECORDS PROGRAM..: Debian's kernel, an initramfs with what it takes to find a disk, a root file
+# system image (raw, ext4) with busybox and the program RECORDS, and an image with PROGRAMs and their libraries, each at
+# its own path: DIR/kernel, DIR/initramfs, DIR/root.raw, DIR/tools.raw. The kernel package is fetched once.
 set -euo pipefail
 dir=$1 records=$(realpath "$2")
+shift 2
+programs=()
+for program; do programs+=("$(realpath "$program")"); done
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$dir/packages"
 cd "$dir"
@@ -41,3 +44,17 @@ install -D -m 755 "$here/guest_power_button" root.dir/etc/acpi/PWRF/00000080
 rm -f root.raw
 truncate -s 192M root.raw
 mke2fs -q -t ext4 -F -L guest -d root.dir root.raw
+
+rm -rf tools.dir tools.raw
+mkdir -p tools.dir/{dev,proc,sys,run,tmp,mnt,etc,bin}
+for program in "${programs[@]}"; do
+  for file in "$program" $(ldd "$program" | grep -o '/[^ ]*'); do
+    [[ -e tools.dir$file ]] || install -D "$file" "tools.dir$file"
+  done
+done
+cp /bin/busybox tools.dir/bin/sh
+cp tools.dir/bin/sh tools.dir/bin/busybox
+cp /etc/mke2fs.conf tools.dir/etc/
+echo 'root:x:0:0::/:/bin/sh' >tools.dir/etc/passwd
+truncate -s 192M tools.raw
+mke2fs -q -t ext4 -F -L tools -d tools.dir tools.raw

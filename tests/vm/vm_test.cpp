@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -267,6 +268,88 @@ TEST_CASE("vm: replicad and export are exchanged under a running guest, which se
   MESSAGE("longest fsync of the guest: ", guest->stop_writer(), " ms");
   CHECK(guest->disk_errors().empty());
   guest->shutdown();
+}
+
+std::string real_path(const std::string& path) {
+  return std::filesystem::canonical(path).string();
+}
+
+/// A host in a guest, whose kernel has network block devices: one volume, vm1, on a tmpfs.
+class HostInGuest {
+ public:
+  explicit HostInGuest(const std::string& directory)
+      : guest_(directory + "/guest", disks(directory)) {
+    guest_.wait_boot();
+    guest_.run("ifconfig lo up; mkdir /tmp/host && mount /dev/vdb /tmp/host && cd /tmp/host");
+    guest_.run("mount -t proc none proc; mount -t sysfs none sys; mount -t devtmpfs none dev");
+    guest_.run("mount -t tmpfs none run");
+    const std::string options =
+        " --host=a --transport=plaintext --state-dir=/run/state --run-dir=/run/replica"
+        " --listen=127.0.0.1:7400 --control=127.0.0.1:7401 --nbdkit=/usr/bin/nbdkit --plugin=";
+    guest_.start("chroot . " + real_path(e2e::replicad_program) + options +
+                 real_path(e2e::plugin_path) + " >run/log 2>&1");
+    guest_.run("until [ -S run/replica/control.sock ]; do sleep 0.2; done");
+    ctl("create vm1 --size 48M --on a --copies 1");
+    ctl("activate vm1");
+  }
+
+  std::string ctl(const std::string& words) {
+    return guest_.run("chroot . " + real_path(e2e::replicactl_program) +
+                      " --hosts a=127.0.0.1:7401 --timeout 60 " + words);
+  }
+  Guest& guest() { return guest_; }
+
+ private:
+  static std::vector<std::string> disks(const std::string& directory) {
+    const std::string root = directory + "/host-root.raw";
+    std::filesystem::copy_file(guest_files + "/root.raw", root);
+    return {"-m",
+            "640",
+            "-drive",
+            "if=virtio,format=raw,file=" + root,
+            "-drive",
+            "if=virtio,format=raw,file.locking=off,file=" + guest_files + "/tools.raw,snapshot=on"};
+  }
+
+  Guest guest_;
+};
+
+TEST_CASE("vm: a kernel device of replicactl attach outlives its export, and passes discards on") {
+  const Cluster cluster(0, scenario_limit);  // its directory and its deadline
+  HostInGuest host(cluster.directory());
+  Guest& guest = host.guest();
+  host.ctl("attach vm1 /dev/nbd0");
+  CHECK(guest.run("cat /sys/block/nbd0/queue/scheduler").find("[none]") != std::string::npos);
+  guest.run("chroot . /usr/sbin/mke2fs -q -t ext4 /dev/nbd0");
+  guest.run("mkdir /tmp/m && mount /dev/nbd0 /tmp/m");
+  guest.start("records write /tmp/m/records 0");
+  guest.wait_acked(20);
+  for (int round = 0; round < 5; ++round) {
+    CAPTURE(round);
+    guest.run("kill -9 $(cat run/replica/vm1.pid)");
+    guest.wait_acked(guest.acked() + 20);
+  }
+  host.ctl("restart vm1");
+  guest.wait_acked(guest.acked() + 20);
+  MESSAGE("longest fsync on the device: ", guest.stop_writer(), " ms");
+  CHECK(guest.disk_errors().empty());
+  guest.run(fmt::format("records verify /tmp/m/records {}", guest.acked()));
+  // Discard: what a file took is free in the image.
+  const auto used_kib = [&] {
+    const std::string said = guest.run("du -k run/state/images/vm1/vda.raw");
+    return std::stoul(said.substr(said.find_first_of("0123456789")));
+  };
+  guest.run("fstrim /tmp/m");
+  const unsigned long before = used_kib();
+  guest.run("dd if=/dev/urandom of=/tmp/m/big bs=1M count=16 && sync");
+  CHECK(used_kib() >= before + 15'000);
+  guest.run("rm /tmp/m/big && sync && fstrim /tmp/m");
+  CHECK(used_kib() <= before + 2'000);
+  CHECK(host.ctl("detach vm1 2>&1 || echo refused").find("is in use") != std::string::npos);
+  guest.run("umount /tmp/m");
+  host.ctl("detach vm1");
+  CHECK(guest.run("cat /sys/block/nbd0/size").find("0") != std::string::npos);
+  host.ctl("deactivate vm1");
 }
 
 TEST_CASE("vm: what the guest trims is free on every host") {

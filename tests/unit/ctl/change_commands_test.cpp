@@ -201,7 +201,7 @@ TEST_CASE("restart: of a served volume, and says when the old export did not end
   trio.a().set_answer("restart", answer);
   const Outcome outcome = trio.run({"restart", "vm1"});
   CHECK(outcome.code == 0);
-  CHECK_FALSE(contains(outcome.out, "cleanly"));
+  CHECK_FALSE(contains(outcome.out, "did not end cleanly"));
   CHECK(trio.changes() == Strings{"a POST /v1/volumes/vm1/restart"});
   Json unclean = answer;
   unclean["clean"] = false;
