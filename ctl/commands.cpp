@@ -1,6 +1,6 @@
-#include <algorithm>
-
 #include "ctl/commands.h"
+
+#include <algorithm>
 
 namespace replicad::ctl {
 
@@ -34,6 +34,14 @@ const char* const restart_details =
     "Ends nbdkit after everything answered is durable, and starts the one that is installed now,\n"
     "with the plugin that is installed now. The NBD socket stays open meanwhile: guests wait, are\n"
     "connected again and send what was not answered. For upgrades; see docs/operations.md.";
+
+const char* const attach_details =
+    "Connects a disk of a volume that is served on this machine to /dev/nbdN (the kernel's module\n"
+    "nbd), for what takes a device rather than NBD: Xen, Firecracker, a mount. A process stays in\n"
+    "the background and connects the device again when the export was exchanged or has crashed; "
+    "its\n"
+    "I/O waits meanwhile and does not fail before --dead-timeout. `detach` ends both.\n\n"
+    "  replicactl attach vm1 /dev/nbd0";
 
 const char* const delete_details =
     "Without --force the command lists what would be lost and refuses (exit code 3). An active\n"
@@ -124,6 +132,26 @@ const Command restart_command{"restart",
                               nullptr,
                               run_restart};
 
+const Command attach_command{"attach",
+                             "NAME [DEVICE]",
+                             "Make a disk a kernel device (/dev/nbdN) that survives restarts",
+                             attach_details,
+                             1,
+                             2,
+                             true,
+                             add_attach_options,
+                             run_attach};
+
+const Command detach_command{"detach",
+                             "NAME|DEVICE",
+                             "Disconnect a device that `attach` has made",
+                             "Refused while it is in use (mounted, for instance).",
+                             1,
+                             1,
+                             false,
+                             add_detach_options,
+                             run_detach};
+
 }  // namespace
 
 const std::vector<Command>& all_commands() {
@@ -185,6 +213,8 @@ const std::vector<Command>& all_commands() {
        true,
        add_attach_info_options,
        run_attach_info},
+      attach_command,
+      detach_command,
       {"switchover",
        "NAME",
        "Move the running volume to another host, with proof",

@@ -209,7 +209,8 @@ Status run_command(const Command& command, const OptionValues& values, Terminal&
   if (!hosts) return tl::unexpected(hosts.error());
   const bool waits = command.run == run_wait || values.count("wait") > 0;
   Cluster cluster(std::move(*hosts), query_timeouts(*options, waits));
-  RD_TRY(cluster.discover());
+  // It has to work when no daemon does.
+  if (command.run != run_detach) RD_TRY(cluster.discover());
   Context context(terminal, *options, std::move(cluster), std::move(*arguments));
   return command.run(context, values);
 }
