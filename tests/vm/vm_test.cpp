@@ -290,7 +290,10 @@ class HostInGuest {
                  real_path(e2e::plugin_path) + " >run/log 2>&1");
     guest_.run("until [ -S run/replica/control.sock ]; do sleep 0.2; done");
     ctl("create vm1 --size 48M --on a --copies 1");
-    ctl("activate vm1");
+    // Under TCG on a busy machine nbdkit may need longer than replicad gives it.
+    wait_until("the guest's replicad serves", boot_patience, [this] {
+      return ctl("activate vm1 || echo failed").find("failed") == std::string::npos;
+    });
   }
 
   std::string ctl(const std::string& words) {
