@@ -280,12 +280,9 @@ void ReplicaRuntime::record_checkpoint(const HistoryPoint& point,
                                        std::uint64_t bytes,
                                        std::vector<ImageMark> marks) {
   if (failure_ || closing_) return;
-  // A resync that has begun meanwhile has recorded a later one.
   setup_.hooks.update_state(
       [point, marks = std::move(marks)](VolumeState& state) {
-        if (!state.consistent) return;
-        state.checkpoint = point;
-        set_marks(state, marks, point);
+        if (apply_checkpoint(point, state)) set_marks(state, marks, point);
       },
       guarded([point, bytes](ReplicaRuntime& self, const Status& status) {
         self.checkpointing_ = false;

@@ -62,4 +62,10 @@ void apply_record(const ReplicaRecord& record, std::uint64_t lost_file, VolumeSt
   }
 }
 
+bool apply_checkpoint(const HistoryPoint& point, VolumeState& state) {
+  if (!state.consistent || point.sequence < state.checkpoint.sequence) return false;
+  state.checkpoint = point;
+  return true;
+}
+
 }  // namespace replicad

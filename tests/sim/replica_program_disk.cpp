@@ -345,18 +345,15 @@ void ReplicaProgram::checkpoint_if_due() {
 
 void ReplicaProgram::record_checkpoint(const HistoryPoint& point, std::uint64_t bytes) {
   if (failure_ || closing_) return;
-  hooks_.update_state(
-      [point](VolumeState& state) {
-        if (state.consistent) state.checkpoint = point;
-      },
-      guarded([point, bytes](ReplicaProgram& self, const Status& status) {
-        self.checkpointing_ = false;
-        if (!status) return self.fail(status.error());
-        self.world_.reached("checkpoint recorded");
-        self.checkpoint_bytes_ -= std::min(self.checkpoint_bytes_, bytes);
-        self.log_->recycle(point.sequence);
-        self.checkpoint_if_due();
-      }));
+  hooks_.update_state([point](VolumeState& state) { apply_checkpoint(point, state); },
+                      guarded([point, bytes](ReplicaProgram& self, const Status& status) {
+                        self.checkpointing_ = false;
+                        if (!status) return self.fail(status.error());
+                        self.world_.reached("checkpoint recorded");
+                        self.checkpoint_bytes_ -= std::min(self.checkpoint_bytes_, bytes);
+                        self.log_->recycle(point.sequence);
+                        self.checkpoint_if_due();
+                      }));
 }
 
 // --- failure and recovery

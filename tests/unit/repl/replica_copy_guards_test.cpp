@@ -218,6 +218,15 @@ TEST_CASE("copy guard: a replica that failed goes on with no copy") {
     world.finish_unstaging();
     CHECK_FALSE(world.syncing_images);
   }
+  SUBCASE("the images with it synced") {
+    Staged staged;
+    ReplicaWorld& world = staged.world;
+    staged.commit();
+    world.finish_unstaging();
+    world.step(replica_event::Failed{disk_error});
+    world.finish_image_sync();
+    CHECK(world.records.empty());
+  }
 }
 
 TEST_CASE("copy guard: a stage that is committed cannot fail any more") {
@@ -261,6 +270,21 @@ TEST_CASE("records: a promise names its primary, if there is one, and is never t
   apply_record({ReplicaRecord::Kind::promise, {6, 1}, "d", {}}, 0, state);
   CHECK(state.epoch == Epoch{7, 7});
   CHECK(state.primary == "c");
+}
+
+TEST_CASE("records: a checkpoint that a resync has overtaken changes nothing") {
+  VolumeState state;
+  const HistoryPoint early{{5, 5}, 10, {1, 1}};
+  const HistoryPoint late{{5, 5}, 12, {2, 2}};
+  apply_checkpoint(early, state);
+  CHECK(state.checkpoint == early);
+  // The log behind it is dropped once this is on record; the checkpoint was on its way before.
+  apply_record({ReplicaRecord::Kind::staging, {}, {}, late}, 0, state);
+  apply_checkpoint({{5, 5}, 11, {3, 3}}, state);
+  CHECK(state.checkpoint == late);
+  apply_record({ReplicaRecord::Kind::inconsistent, {}, {}, {}}, 0, state);
+  apply_checkpoint({{5, 5}, 20, {4, 4}}, state);
+  CHECK(state.checkpoint == late);
 }
 
 TEST_CASE("records: a rewind that goes on keeps to its first file") {
