@@ -260,8 +260,8 @@ void ReplicaRuntime::checkpoint_if_due() {
       }));
 }
 
-/// So that the images are recognised at the next start; none if that does not work. What is written to them meanwhile is
-/// in the log behind the checkpoint, so that nobody expects it to be as it is now.
+/// So that the images are recognised at the next start; none if that does not work. What is written to them meanwhile
+/// is in the log behind the checkpoint, so that nobody expects it to be as it is now.
 void ReplicaRuntime::mark_images(bool at_rest, std::function<void(std::vector<ImageMark>)> done) {
   offload(
       *worker_,

@@ -203,8 +203,8 @@ struct Resume {
 struct Fail {
   Error error;
 };
-/// Voter `host`, asked at `at`, has answered that `fence` is the highest epoch it knows of. A member on the stream is one
-/// that knows of no later epoch than its session's. This host's own voter is taken as heard, but for its fence.
+/// Voter `host`, asked at `at`, has answered that `fence` is the highest epoch it knows of. A member on the stream is
+/// one that knows of no later epoch than its session's. This host's own voter is taken as heard, but for its fence.
 struct VoterHeard {
   std::string host;
   Instant at;

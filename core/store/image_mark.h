@@ -1,6 +1,6 @@
 #pragma once
-// How an image is recognised (docs/disk-format.md, "Marks of images"): it is plain and raw, so what tells it from another
-// file or device of the same size, or from an older copy of itself, is kept in the state file. Pure functions.
+// How an image is recognised (docs/disk-format.md, "Marks of images"): it is plain and raw, so what tells it from
+// another file or device of the same size, or from an older copy of itself, is kept in the state file. Pure functions.
 
 #include <cstddef>
 #include <cstdint>

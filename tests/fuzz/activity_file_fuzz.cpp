@@ -1,5 +1,5 @@
-// The activity file of a primary. Mode 0: any bytes as a header. Mode 1: the input is the header's document, signed. Mode 2:
-// a page, signed; mode 3: one that is not.
+// The activity file of a primary. Mode 0: any bytes as a header. Mode 1: the input is the header's document, signed.
+// Mode 2: a page, signed; mode 3: one that is not.
 #include <algorithm>
 #include <array>
 #include <span>

@@ -1,5 +1,5 @@
-// A file of lost writes. Mode 0: any bytes as a header. Mode 1: the input is the header's document, signed. Mode 2: records
-// behind a good header, signed.
+// A file of lost writes. Mode 0: any bytes as a header. Mode 1: the input is the header's document, signed. Mode 2:
+// records behind a good header, signed.
 #include <algorithm>
 #include <array>
 #include <span>

@@ -1,5 +1,5 @@
-// The side file of a staged copy. Mode 0: any bytes. Else: header and frames are signed first, so that the input gets past
-// the checksums and deep into the scan.
+// The side file of a staged copy. Mode 0: any bytes. Else: header and frames are signed first, so that the input gets
+// past the checksums and deep into the scan.
 #include <algorithm>
 #include <array>
 #include <span>
