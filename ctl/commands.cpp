@@ -85,12 +85,26 @@ const char* const readmit_details =
     "primary compares all of it. With --force a replica's image counts as right without that, and\n"
     "a primary's as all there is: what it lacks is lost.";
 
+const char* const add_replica_details =
+    "A witness votes and has no images: with two copies it makes a failover possible.\n\n"
+    "  replicactl add-replica vm1 --witness c";
+
 const char* const lost_writes_details =
     "A host that comes back with writes that the volume has gone on without keeps them in a file\n"
     "before it is made equal to the others. Lists these files; with --host and --file shows the\n"
     "ranges of one, --extract writes their content, --remove --force removes it.\n\n"
     "  replicactl lost-writes vm1\n"
     "  replicactl lost-writes vm1 --host a --file 1 --extract /tmp/lost";
+
+const Command readmit_command{"readmit",
+                              "NAME",
+                              "Take a host's image that is another one than before",
+                              readmit_details,
+                              1,
+                              1,
+                              true,
+                              add_readmit_options,
+                              run_readmit};
 
 const Command lost_writes_command{"lost-writes",
                                   "NAME",
@@ -244,21 +258,12 @@ const std::vector<Command>& all_commands() {
        true,
        add_resync_options,
        run_resync},
-      {"readmit",
-       "NAME",
-       "Take a host's image that is another one than before",
-       readmit_details,
-       1,
-       1,
-       true,
-       add_readmit_options,
-       run_readmit},
+      readmit_command,
       lost_writes_command,
       {"add-replica",
        "NAME [HOST]",
        "Add a copy on HOST, or on the host with the best score, or a witness",
-       "A witness votes and has no images: with two copies it makes a failover possible.\n\n"
-       "  replicactl add-replica vm1 --witness c",
+       add_replica_details,
        1,
        2,
        true,
