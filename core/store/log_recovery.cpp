@@ -351,10 +351,10 @@ Result<FoundLog> find_log(LogDirectory& files, const LogRecoveryOptions& options
 Status remove_log_files(LogDirectory& files) {
   const auto listing = list_log(files);
   if (!listing) return tl::unexpected(listing.error());
-  // Highest first: what a crash leaves is a prefix.
-  for (auto at = listing->segments.rbegin(); at != listing->segments.rend(); ++at) {
-    RD_TRY(files.remove(at->second));
-  }
+  // Lowest first: whose log is removed has everything in its image, and a suffix of the log then still continues
+  // the checkpoint. A prefix that ends before the checkpoint would pass for damage.
+  for (const auto& [first, name] : listing->segments)
+    RD_TRY(files.remove(name));
   for (const auto& [number, name] : listing->spares)
     RD_TRY(files.remove(name));
   return files.sync_names();
