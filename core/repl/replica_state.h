@@ -17,7 +17,8 @@ namespace replicad {
 void apply_record(const ReplicaRecord& record, std::uint64_t lost_file, VolumeState& state);
 
 /// The images durably hold `point`, and the log is durable up to there. What a resync has put on record meanwhile
-/// stays: a mark or a commit of a later point, or that the image is no prefix of any history. Result: whether it counts.
+/// stays: a mark or a commit of a later point, or that the image is no prefix of any history. Result: whether it
+/// counts.
 bool apply_checkpoint(const HistoryPoint& point, VolumeState& state);
 
 }  // namespace replicad
