@@ -166,6 +166,26 @@ const Command detach_command{"detach",
                              add_detach_options,
                              run_detach};
 
+const Command import_command{"import",
+                             "NAME FILE|NBD-URI",
+                             "Fill a disk from a raw file, a device or an NBD export",
+                             import_details,
+                             2,
+                             2,
+                             true,
+                             add_import_options,
+                             run_import};
+
+const Command wait_command{"wait",
+                           "NAME",
+                           "Wait for a state of a volume",
+                           wait_details,
+                           1,
+                           1,
+                           true,
+                           add_wait_options,
+                           run_wait};
+
 }  // namespace
 
 const std::vector<Command>& all_commands() {
@@ -287,24 +307,8 @@ const std::vector<Command>& all_commands() {
        true,
        add_delete_options,
        run_delete},
-      {"import",
-       "NAME FILE|NBD-URI",
-       "Fill a disk from a raw file, a device or an NBD export",
-       import_details,
-       2,
-       2,
-       true,
-       add_import_options,
-       run_import},
-      {"wait",
-       "NAME",
-       "Wait for a state of a volume",
-       wait_details,
-       1,
-       1,
-       true,
-       add_wait_options,
-       run_wait},
+      import_command,
+      wait_command,
   };
   return commands;
 }
