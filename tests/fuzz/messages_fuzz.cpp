@@ -40,8 +40,10 @@ void run(std::span<const std::byte> input) {
       return there_and_back(payload, decode_copy_end, encode_copy_end);
     case 5:
       return there_and_back(payload, decode_copy_done, encode_copy_done);
-    case 6:
-      return there_and_back(payload, decode_watermarks, encode_watermarks);
+    case 6: {
+      const auto encode = [](const Watermarks& marks) { return encode_watermarks(marks); };
+      return there_and_back(payload, decode_watermarks, encode);
+    }
     default: {
       const auto decode = [](std::span<const std::byte> bytes) {
         return decode_digest(FrameHeader{}, bytes);
