@@ -165,19 +165,25 @@ class TestHost {
   }
 
   /// Requests that the fake plugin of `volume` has had, in order.
+  /// What was asked of the plugin; what it is told of voters comes at any time and is left out.
+  [[nodiscard]] std::vector<json> plugin_requests(const std::string& volume) const {
+    std::vector<json> requests;
+    std::istringstream lines(file_text(run_file(volume + ".ops")));
+    for (std::string line; std::getline(lines, line);) {
+      json request = json::parse(line);
+      if (request.at("op") != "voter") requests.push_back(std::move(request));
+    }
+    return requests;
+  }
   [[nodiscard]] std::vector<std::string> plugin_ops(const std::string& volume) const {
     std::vector<std::string> ops;
-    std::istringstream lines(file_text(run_file(volume + ".ops")));
-    for (std::string line; std::getline(lines, line);)
-      ops.push_back(json::parse(line).at("op"));
+    for (const json& request : plugin_requests(volume))
+      ops.push_back(request.at("op"));
     return ops;
   }
   [[nodiscard]] json last_plugin_request(const std::string& volume) const {
-    std::istringstream lines(file_text(run_file(volume + ".ops")));
-    json last;
-    for (std::string line; std::getline(lines, line);)
-      last = json::parse(line);
-    return last;
+    const auto requests = plugin_requests(volume);
+    return requests.empty() ? json() : requests.back();
   }
 
   Result<AgentPeer> connect_agent() const { return AgentPeer::connect(options_.agent_socket()); }
