@@ -59,7 +59,14 @@ TEST_CASE("endpoint: clients wait in it while a killed export is replaced, again
     check_served_again(host, socket, pid);
   }
   CHECK(host.get("vm1").at("active") == true);
-  CHECK(host.post("vm1", "deactivate").ok());
+  // The start of the last export may still be under way when it greets.
+  std::string answer;
+  CHECK_MESSAGE(eventually([&] {
+                  const PeerAnswer stopped = host.post("vm1", "deactivate");
+                  answer = stopped.body.dump();
+                  return stopped.ok();
+                }),
+                answer);
 }
 
 TEST_CASE("endpoint: a restart ends the export cleanly and starts another at the same socket") {
