@@ -11,7 +11,6 @@ namespace replicad::e2e {
 
 namespace {
 
-constexpr std::uint64_t mib_bytes = 1 << 20;
 constexpr std::uint64_t disk_size = 24 * mib_bytes;
 /// Image, state, and a log of 16 MiB fit; a full disk is then one that something else fills.
 constexpr std::uint64_t file_system_size = 192 * mib_bytes;

@@ -13,8 +13,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t mib_bytes = 1 << 20;
-
 std::string make_image(const std::string& path, std::uint64_t bytes) {
   std::ofstream file(path, std::ios::binary);
   for (std::uint64_t at = 0; at < bytes; at += 2 * mib_bytes) {

@@ -10,8 +10,6 @@
 namespace replicad::e2e {
 namespace {
 
-constexpr Millis patience(90'000);
-
 /// Every daemon and the export are gone at once.
 void cut_power(Cluster& cluster) {
   const pid_t exporter = cluster.export_pid();

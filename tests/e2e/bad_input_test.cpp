@@ -22,12 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t mib_bytes = 1 << 20;
-
-bool contains(const std::string& text, std::string_view part) {
-  return text.find(part) != std::string::npos;
-}
-
 void check_fails_with(const Finished& finished, int code, std::string_view part) {
   CHECK_MESSAGE(finished.exit_code == code, finished.text());
   CHECK_MESSAGE(contains(finished.err + finished.out, part), finished.text());

@@ -11,12 +11,6 @@
 namespace replicad::e2e {
 namespace {
 
-constexpr std::uint64_t mib_bytes = 1 << 20;
-
-bool contains(const std::string& text, std::string_view part) {
-  return text.find(part) != std::string::npos;
-}
-
 /// A file of 16 MiB with data in its first and third quarter.
 std::string make_source(const std::string& directory) {
   const std::string path = directory + "/source.raw";

@@ -10,8 +10,6 @@
 namespace replicad::e2e {
 namespace {
 
-constexpr std::uint64_t block = 4096;
-
 bool is_held_for(Cluster& cluster, const std::string& host, const std::string& reason) {
   const auto view = cluster.host(host).get("/v1/volumes/vm1");
   return view && view->at("state") == "held" && view->at("error").is_object() &&
@@ -24,7 +22,7 @@ class LateWrite {
   LateWrite(const std::string& uri, std::uint64_t offset)
       : client_(uri), thread_([this, offset] {
           try {
-            client_.write(offset, std::vector<std::byte>(block, std::byte{9}));
+            client_.write(offset, std::vector<std::byte>(block_bytes, std::byte{9}));
             outcome_ = "answered";
           } catch (const NbdError& error) {
             outcome_ = error.connection_lost ? "connection lost" : error.what();
@@ -53,7 +51,7 @@ TEST_CASE(
   const std::string uri = cluster.uri();
   {
     NbdClient client(uri);
-    client.write(0, std::vector<std::byte>(block, std::byte{1}));
+    client.write(0, std::vector<std::byte>(block_bytes, std::byte{1}));
   }
   cluster.host("b").signal(SIGSTOP);
   cluster.host("c").signal(SIGSTOP);
@@ -61,7 +59,7 @@ TEST_CASE(
     return is_held_for(cluster, "a", "no majority of the voters has been heard");
   });
   {
-    LateWrite late(uri, block);
+    LateWrite late(uri, block_bytes);
     // What waits is seen to wait; one voter of the two is enough to go on.
     wait_until("it is still held", Millis(30'000), [&] {
       return is_held_for(cluster, "a", "no majority of the voters has been heard");
@@ -90,7 +88,7 @@ TEST_CASE("cut off: an async primary of two with a witness needs one of them") {
     wait_until("b has left the set", Millis(30'000), [&] {
       return cluster.volume("a").at("in_sync") == json::array({"a"});
     });
-    client.write(i * block, std::vector<std::byte>(block, std::byte{2}));
+    client.write(i * block_bytes, std::vector<std::byte>(block_bytes, std::byte{2}));
   }
   CHECK(cluster.volume("a").at("state") == "serving");
   cluster.host("c").kill9();
@@ -98,7 +96,7 @@ TEST_CASE("cut off: an async primary of two with a witness needs one of them") {
     return is_held_for(cluster, "a", "no majority of the voters has been heard");
   });
   cluster.host("c").start();
-  client.write(0, std::vector<std::byte>(block, std::byte{3}));
+  client.write(0, std::vector<std::byte>(block_bytes, std::byte{3}));
 }
 
 TEST_CASE("cut off: an async primary that was replaced answers nothing any more") {
@@ -109,7 +107,7 @@ TEST_CASE("cut off: an async primary that was replaced answers nothing any more"
   const std::string uri = cluster.uri();
   {
     NbdClient client(uri);
-    client.write(0, std::vector<std::byte>(block, std::byte{1}));
+    client.write(0, std::vector<std::byte>(block_bytes, std::byte{1}));
   }
   // Its replicad cannot tell it; the members refuse its sessions.
   cluster.host("a").signal(SIGSTOP);
@@ -124,7 +122,7 @@ TEST_CASE("cut off: an async primary that was replaced answers nothing any more"
     return false;
   });
   {
-    LateWrite late(uri, block);
+    LateWrite late(uri, block_bytes);
     // It ends with the export, unanswered.
     cluster.host("a").signal(SIGCONT);
     wait_until("a is a replica", Millis(60'000), [&] {

@@ -14,7 +14,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::uint64_t disk_bytes = 16 << 20;
-constexpr Millis patience(90'000);
 /// An export that has served for so long does not count as one that fails at once (replicad waits before it starts the
 /// next of those).
 constexpr Millis lives_at_least(3'200);
@@ -132,10 +131,6 @@ pid_t next_export(Cluster& cluster, pid_t old) {
   return pid;
 }
 
-std::uint64_t copied_bytes(Cluster& cluster) {
-  return cluster.volume("a").at("counters").at("copied_bytes").get<std::uint64_t>();
-}
-
 TEST_CASE("endpoint: nbdkit killed 20 times under two clients, no error, no full copy") {
   Cluster cluster(3, Millis(280'000));
   begin(cluster);
@@ -158,9 +153,9 @@ TEST_CASE("endpoint: nbdkit killed 20 times under two clients, no error, no full
   MESSAGE("longest wait of a request: ",
           guest.load.longest_wait().count(),
           " ms; copied for the last kill: ",
-          copied_bytes(cluster),
+          cluster.copied_bytes(),
           " bytes");
-  CHECK(copied_bytes(cluster) < 2 * disk_bytes);  // what both disks hold
+  CHECK(cluster.copied_bytes() < 2 * disk_bytes);  // what both disks hold
   guest.finish(cluster);
 }
 
@@ -204,7 +199,7 @@ TEST_CASE("endpoint: replicad and export are exchanged one by one under a guest,
   guest.check_alive();
   CHECK(guest.load.reconnects() > 0);
   cluster.wait_streaming();
-  CHECK(copied_bytes(cluster) == 0);
+  CHECK(cluster.copied_bytes() == 0);
   // The next one is taken over by a daemon that did not start it, and exchanged by that.
   cluster.host("a").kill9();
   guest.check_alive();

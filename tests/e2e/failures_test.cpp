@@ -11,8 +11,6 @@
 namespace replicad::e2e {
 namespace {
 
-constexpr std::uint64_t mib_bytes = 1 << 20;
-
 json replica_entry(Cluster& cluster, const std::string& replica) {
   const json volume = cluster.volume(cluster.primary_host());
   for (const json& entry : volume.at("replicas")) {
@@ -107,10 +105,6 @@ TEST_CASE("failures: a replica that hangs leaves the set after ack-timeout and c
   cluster.stop_and_compare();
 }
 
-std::uint64_t copied_bytes(Cluster& cluster) {
-  return cluster.volume(cluster.primary_host()).at("counters").at("copied_bytes");
-}
-
 TEST_CASE("failures: a replica beyond the ring comes back by itself with what it lacks") {
   Cluster cluster(2);
   cluster.create({.members = {"a", "b"},
@@ -137,12 +131,12 @@ TEST_CASE("failures: a replica beyond the ring comes back by itself with what it
       byte = static_cast<std::byte>(random() | 1);
     client.write(at * 4096, block);
   }
-  CHECK(copied_bytes(cluster) == 0);
+  CHECK(cluster.copied_bytes() == 0);
   cluster.host("b").start();
   cluster.wait_streaming();
   const std::uint64_t dirtied = blocks.size() * 4096;
-  CHECK(copied_bytes(cluster) >= dirtied * 3 / 4);  // the last of it may have been in the ring
-  CHECK(copied_bytes(cluster) <= dirtied + dirtied / 20);
+  CHECK(cluster.copied_bytes() >= dirtied * 3 / 4);  // the last of it may have been in the ring
+  CHECK(cluster.copied_bytes() <= dirtied + dirtied / 20);
   client.flush();
   cluster.stop_and_compare();
 }
@@ -165,7 +159,7 @@ TEST_CASE("failures: replicas that fall out of the ring under load come back and
   }
   load.stop();
   CHECK(load.reconnects() == 0);
-  CHECK(copied_bytes(cluster) > 0);
+  CHECK(cluster.copied_bytes() > 0);
   cluster.stop_and_compare();
   load.check_images(cluster);
 }
@@ -293,7 +287,7 @@ TEST_CASE("failures: kill -9 of the export under load, replicas return without a
     load.wait_answered(50);
     cluster.wait_streaming();
     // Three crashed writers and their surroundings, not the whole disk.
-    CHECK(copied_bytes(cluster) < 32 * mib_bytes);
+    CHECK(cluster.copied_bytes() < 32 * mib_bytes);
   }
   load.stop();
   cluster.stop_and_compare();
@@ -346,7 +340,7 @@ TEST_CASE("failures: a clean stop does not forget what an absent replica lacks")
   cluster.activate();
   cluster.host("b").start();
   cluster.wait_streaming();
-  CHECK(copied_bytes(cluster) == 8 * mib_bytes);
+  CHECK(cluster.copied_bytes() == 8 * mib_bytes);
   cluster.stop_and_compare();
 }
 

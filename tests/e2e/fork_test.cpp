@@ -9,8 +9,6 @@
 namespace replicad::e2e {
 namespace {
 
-constexpr Millis patience(90'000);
-
 std::string state_of(Cluster& cluster, const std::string& host) {
   const auto view = cluster.host(host).get("/v1/volumes/vm1");
   return view ? view->value("state", "") : "";

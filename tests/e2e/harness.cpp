@@ -394,6 +394,10 @@ std::string Cluster::image_path(const std::string& host,
   throw HarnessError(fmt::format("host {}: volume {} has no disk {}", host, volume, disk));
 }
 
+std::uint64_t Cluster::copied_bytes() {
+  return volume(primary_host()).at("counters").at("copied_bytes").get<std::uint64_t>();
+}
+
 std::string Cluster::image_differences(const std::string& volume) {
   const std::string primary = primary_host(volume);
   const json answer = this->volume(primary, volume);

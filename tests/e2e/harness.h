@@ -4,6 +4,7 @@
 // daemons' logs are printed first. One cluster at a time; the methods are for the main thread, but
 // for those marked "any thread".
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
@@ -18,6 +19,11 @@
 namespace replicad::e2e {
 
 using nlohmann::json;
+
+constexpr std::uint64_t block_bytes = 4096;
+constexpr std::uint64_t mib_bytes = 1 << 20;
+/// For what takes seconds on an idle machine.
+constexpr Millis patience(90'000);
 
 /// Programs under test, from the build.
 extern const std::string replicad_program;
@@ -145,6 +151,9 @@ class Cluster {
   std::string image_differences(const std::string& volume = "vm1");
   /// Stops the volume, waits for the replicas and compares all images; throws on a difference.
   void stop_and_compare(const std::string& volume = "vm1");
+
+  /// Bytes that the primary of vm1 has sent in full copies and resyncs.
+  std::uint64_t copied_bytes();
 
   /// Prints every daemon's and export's log to stderr.
   void print_logs() const;

@@ -12,13 +12,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t block = 4096;
-
 void write_blocks(Cluster& cluster, unsigned char value) {
   NbdClient client(cluster.uri());
-  const std::vector<std::byte> content(block, std::byte{value});
+  const std::vector<std::byte> content(block_bytes, std::byte{value});
   for (std::uint64_t i = 0; i < 8; ++i)
-    client.write((3 * i + 1) * block, content);
+    client.write((3 * i + 1) * block_bytes, content);
   client.flush();
 }
 
@@ -138,9 +136,9 @@ TEST_CASE("image: a primary's that was replaced is not served, another member ta
   CHECK(cluster.primary_host() != "a");
   {
     NbdClient client(cluster.uri());
-    std::vector<std::byte> content(block);
-    client.read(block, content);
-    CHECK(content == std::vector<std::byte>(block, std::byte{5}));
+    std::vector<std::byte> content(block_bytes);
+    client.read(block_bytes, content);
+    CHECK(content == std::vector<std::byte>(block_bytes, std::byte{5}));
   }
   // It is a replica now, and is compared like any other one.
   wait_until("a can be readmitted", Millis(60'000), [&] {

@@ -11,7 +11,7 @@ namespace replicad::e2e {
 
 namespace {
 
-constexpr std::uint64_t block_bytes = 512;
+constexpr std::uint64_t sector_bytes = 512;
 
 using Clock = std::chrono::steady_clock;
 
@@ -44,9 +44,9 @@ void Load::start() {
   stopping_ = false;
   std::uint64_t seed = options_.seed;
   for (const DiskSpec& disk : options_.disks) {
-    const std::uint64_t blocks = disk.bytes / block_bytes / options_.writers_per_disk;
+    const std::uint64_t blocks = disk.bytes / sector_bytes / options_.writers_per_disk;
     for (unsigned i = 0; i < options_.writers_per_disk; ++i) {
-      const Stripe stripe{disk.name, i * blocks * block_bytes, (i + 1) * blocks * block_bytes};
+      const Stripe stripe{disk.name, i * blocks * sector_bytes, (i + 1) * blocks * sector_bytes};
       threads_.emplace_back([this, stripe, seed] { run_writer(stripe, seed); });
       ++seed;
     }
@@ -113,12 +113,12 @@ void Load::run_writer(const Stripe& stripe, std::uint64_t seed) {
 
 Load::Request Load::draw(const Stripe& stripe, std::mt19937_64& random) const {
   Request request;
-  const std::uint64_t blocks = (stripe.end - stripe.begin) / block_bytes;
+  const std::uint64_t blocks = (stripe.end - stripe.begin) / sector_bytes;
   const std::uint64_t first = random() % blocks;
-  const std::uint64_t most = std::min(blocks - first, options_.write_bytes_max / block_bytes);
+  const std::uint64_t most = std::min(blocks - first, options_.write_bytes_max / sector_bytes);
   const std::uint64_t dice = options_.zeroes ? random() % 32 : 31;
-  request.offset = stripe.begin + first * block_bytes;
-  request.length = (1 + random() % most) * block_bytes;
+  request.offset = stripe.begin + first * sector_bytes;
+  request.length = (1 + random() % most) * sector_bytes;
   if (dice == 0) {
     request.kind = Request::Kind::trim;
   } else if (dice == 1) {

@@ -15,7 +15,6 @@
 namespace replicad::e2e {
 namespace {
 
-constexpr std::uint64_t mib_bytes = 1 << 20;
 constexpr std::uint64_t disk_size = 10 * mib_bytes;
 
 /// Host a, the primary, has a file system on which the image does not fit beside a file that can be

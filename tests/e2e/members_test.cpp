@@ -11,8 +11,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t block = 4096;
-
 /// b has lost its disk: its state and its images.
 void wipe(Cluster& cluster, const std::string& host) {
   cluster.host(host).kill9();
@@ -40,12 +38,12 @@ TEST_CASE(
   CHECK(cluster.ctl_ok({"status", "vm1"}).out.find("witness") != std::string::npos);
   {
     NbdClient client(cluster.uri());
-    client.write(0, std::vector<std::byte>(block, std::byte{1}));
+    client.write(0, std::vector<std::byte>(block_bytes, std::byte{1}));
   }
   cluster.ctl_ok({"set", "vm1", "mode=sync"});
   {
     NbdClient client(cluster.uri());
-    client.write(block, std::vector<std::byte>(block, std::byte{2}));
+    client.write(block_bytes, std::vector<std::byte>(block_bytes, std::byte{2}));
   }
   const pid_t exporter = cluster.export_pid();
   cluster.host("a").kill9();
@@ -54,15 +52,15 @@ TEST_CASE(
   CHECK_MESSAGE(moved.exit_code == 0, moved.text());
   CHECK(cluster.primary_host() == "b");
   NbdClient client(cluster.uri());
-  std::vector<std::byte> read(block);
-  client.read(block, read);
-  CHECK(read == std::vector<std::byte>(block, std::byte{2}));
+  std::vector<std::byte> read(block_bytes);
+  client.read(block_bytes, read);
+  CHECK(read == std::vector<std::byte>(block_bytes, std::byte{2}));
   cluster.host("a").start();
   cluster.ctl_ok({"wait", "vm1", "--for=in-sync", "--timeout=60"});
   cluster.ctl_ok({"remove-replica", "vm1", "c"});
   CHECK_FALSE(cluster.host("c").get("/v1/volumes/vm1").has_value());
   CHECK(cluster.volume("b").at("vote").at("record").at("tie_break") == "b");
-  client.write(2 * block, read);
+  client.write(2 * block_bytes, read);
 }
 
 TEST_CASE("members: a host that was wiped is no voter until it is removed and added anew") {
@@ -71,10 +69,10 @@ TEST_CASE("members: a host that was wiped is no voter until it is removed and ad
   cluster.activate();
   cluster.wait_streaming("vm1", {"b", "c"});
   NbdClient client(cluster.uri());
-  client.write(0, std::vector<std::byte>(block, std::byte{1}));
+  client.write(0, std::vector<std::byte>(block_bytes, std::byte{1}));
   wipe(cluster, "b");
   wipe(cluster, "d");
-  client.write(block, std::vector<std::byte>(block, std::byte{2}));
+  client.write(block_bytes, std::vector<std::byte>(block_bytes, std::byte{2}));
   CHECK(cluster.ctl({"status", "vm1"}).out.find("missing") != std::string::npos);
   // Under its old name it is a member that knows nothing; it does not come back by itself.
   CHECK(cluster.ctl({"add-replica", "vm1", "b"}).exit_code == 3);
@@ -85,7 +83,7 @@ TEST_CASE("members: a host that was wiped is no voter until it is removed and ad
   cluster.ctl_ok({"add-replica", "vm1", "--witness=d"});
   CHECK(cluster.volume("a").at("vote").at("record").at("members").size() == 4);
   cluster.wait_streaming("vm1", {"b", "c"});
-  client.write(2 * block, std::vector<std::byte>(block, std::byte{3}));
+  client.write(2 * block_bytes, std::vector<std::byte>(block_bytes, std::byte{3}));
   cluster.deactivate();
   cluster.wait_applied("vm1", {"b", "c"});
   for (const char* host : {"b", "c"})

@@ -7,6 +7,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <sys/types.h>
@@ -14,6 +15,10 @@
 namespace replicad::e2e {
 
 using Millis = std::chrono::milliseconds;
+
+inline bool contains(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
 
 /// Anything the harness finds wrong; doctest reports it as the test's failure.
 class HarnessError : public std::runtime_error {

@@ -13,8 +13,6 @@
 namespace replicad::e2e {
 namespace {
 
-constexpr std::uint64_t block = 4096;
-
 std::vector<std::byte> filled(std::size_t bytes, unsigned char value) {
   return std::vector<std::byte>(bytes, std::byte{value});
 }
@@ -63,9 +61,9 @@ std::vector<std::byte> extracted(Cluster& cluster,
 void write_alone(Cluster& cluster, NbdClient& client) {
   cluster.host("b").kill9();
   cluster.host("c").kill9();
-  client.write(8 * block, filled(2 * block, 0xa1));
-  client.write(5 << 20, filled(block, 0xa2));
-  client.zero(0, block);
+  client.write(8 * block_bytes, filled(2 * block_bytes, 0xa1));
+  client.write(5 << 20, filled(block_bytes, 0xa2));
+  client.zero(0, block_bytes);
   client.flush();
 }
 
@@ -83,7 +81,7 @@ void fail_over(Cluster& cluster, const std::string& to) {
   });
 }
 
-void begin(Cluster& cluster) {
+void begin_async(Cluster& cluster) {
   cluster.create(
       {.mode = "async",
        .create_options = {"--set=ack-timeout=2s", "--set=segment-bytes=4M", "--set=log-bytes=8M"}});
@@ -93,7 +91,7 @@ void begin(Cluster& cluster) {
 
 TEST_CASE("rewind: a killed primary comes back by itself and keeps what only it had") {
   Cluster cluster(3);
-  begin(cluster);
+  begin_async(cluster);
   NbdClient client(cluster.uri());
   client.write(0, filled(1 << 20, 0x11));
   client.flush();
@@ -107,11 +105,11 @@ TEST_CASE("rewind: a killed primary comes back by itself and keeps what only it 
   kill_first(cluster);
   fail_over(cluster, "b");
   NbdClient moved(cluster.uri());
-  std::vector<std::byte> read(block);
-  moved.read(8 * block, read);
-  CHECK(read == filled(block, 0x11));
-  moved.write(9 * block, filled(block, 0xb1));  // a has something else there
-  moved.write(20 * block, filled(block, 0xb2));
+  std::vector<std::byte> read(block_bytes);
+  moved.read(8 * block_bytes, read);
+  CHECK(read == filled(block_bytes, 0x11));
+  moved.write(9 * block_bytes, filled(block_bytes, 0xb1));  // a has something else there
+  moved.write(20 * block_bytes, filled(block_bytes, 0xb2));
   moved.flush();
   cluster.host("a").start();
   wait_in_sync(cluster);
@@ -122,12 +120,14 @@ TEST_CASE("rewind: a killed primary comes back by itself and keeps what only it 
   CHECK(files[0].at("primary") == "b");
   CHECK(files[0].at("complete") == true);
   // Block 20 differs as well: a lacks what b has written there since.
-  const std::vector<Kept> expected{
-      {0, block}, {8 * block, 2 * block}, {20 * block, block}, {5 << 20, block}};
+  const std::vector<Kept> expected{{0, block_bytes},
+                                   {8 * block_bytes, 2 * block_bytes},
+                                   {20 * block_bytes, block_bytes},
+                                   {5 << 20, block_bytes}};
   CHECK(ranges_of(cluster, "a", 1) == expected);
-  CHECK(extracted(cluster, "a", 0, block) == filled(block, 0));
-  CHECK(extracted(cluster, "a", 8 * block, 2 * block) == filled(2 * block, 0xa1));
-  CHECK(extracted(cluster, "a", 5 << 20, block) == filled(block, 0xa2));
+  CHECK(extracted(cluster, "a", 0, block_bytes) == filled(block_bytes, 0));
+  CHECK(extracted(cluster, "a", 8 * block_bytes, 2 * block_bytes) == filled(2 * block_bytes, 0xa1));
+  CHECK(extracted(cluster, "a", 5 << 20, block_bytes) == filled(block_bytes, 0xa2));
   CHECK(cluster.ctl_ok({"lost-writes", "vm1"}).out.find("kept") != std::string::npos);
 
   cluster.stop_and_compare();
@@ -139,14 +139,14 @@ TEST_CASE("rewind: a killed primary comes back by itself and keeps what only it 
 
 TEST_CASE("rewind: a replica whose tail is longer comes back by itself and keeps the tail") {
   Cluster cluster(3);
-  begin(cluster);
+  begin_async(cluster);
   NbdClient client(cluster.uri());
   client.write(0, filled(1 << 20, 0x11));
   client.flush();
   wait_in_sync(cluster);
   // Only b hears the next write; then c takes over without it.
   cluster.host("c").kill9();
-  client.write(3 * block, filled(block, 0xa3));
+  client.write(3 * block_bytes, filled(block_bytes, 0xa3));
   client.flush();
   const auto sent = cluster.volume("a").at("history").at("sequence").get<std::uint64_t>();
   wait_until("b has it", Millis(30'000), [&] {
@@ -164,8 +164,8 @@ TEST_CASE("rewind: a replica whose tail is longer comes back by itself and keeps
   const json files = lost_files(cluster);
   REQUIRE(files.size() == 2);  // a had it, too
   for (const char* host : {"a", "b"})
-    CHECK(ranges_of(cluster, host, 1) == std::vector<Kept>{{3 * block, block}});
-  CHECK(extracted(cluster, "b", 3 * block, block) == filled(block, 0xa3));
+    CHECK(ranges_of(cluster, host, 1) == std::vector<Kept>{{3 * block_bytes, block_bytes}});
+  CHECK(extracted(cluster, "b", 3 * block_bytes, block_bytes) == filled(block_bytes, 0xa3));
   cluster.stop_and_compare();
 }
 
@@ -180,7 +180,7 @@ TEST_CASE("rewind: without space to keep it nothing is replaced, and it goes on 
     if (*name == 'a') options.state_directory = mount + "/state";
     cluster.add_host(options);
   }
-  begin(cluster);
+  begin_async(cluster);
   NbdClient client(cluster.uri());
   client.write(0, filled(1 << 20, 0x11));
   client.flush();

@@ -11,8 +11,6 @@
 namespace replicad::e2e {
 namespace {
 
-constexpr std::uint64_t mib_bytes = 1 << 20;
-
 std::vector<std::byte> random_bytes(std::size_t count, std::uint64_t seed) {
   std::mt19937_64 random(seed);
   std::vector<std::byte> bytes(count);

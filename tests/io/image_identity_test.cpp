@@ -12,7 +12,7 @@
 namespace replicad {
 namespace {
 
-constexpr std::uint64_t image_size = 1 << 20;
+constexpr std::uint64_t file_size = 1 << 20;
 
 std::string identity_of(const std::string& path) {
   const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -50,7 +50,7 @@ std::string output_of(const std::string& command) {
 TEST_CASE("image identity: of a file it outlives writes and a rename, a copy has another one") {
   const TemporaryDirectory directory;
   const std::string path = directory.file("image");
-  REQUIRE(create_image(path, image_size).has_value());
+  REQUIRE(create_image(path, file_size).has_value());
   const std::string identity = identity_of(path);
   CHECK(identity.starts_with("inode="));
   overwrite(path);
@@ -63,7 +63,7 @@ TEST_CASE("image identity: of a file it outlives writes and a rename, a copy has
 TEST_CASE("image identity: an older copy written over the file is seen in the time of its change") {
   const TemporaryDirectory directory;
   const std::string path = directory.file("image");
-  REQUIRE(create_image(path, image_size).has_value());
+  REQUIRE(create_image(path, file_size).has_value());
   std::filesystem::copy_file(path, directory.file("copy"));
   overwrite(path);
   const std::string identity = identity_of(path);
@@ -84,7 +84,7 @@ TEST_CASE("image identity: of a loop device it is that of its file") {
   std::string identities[3];
   for (int i = 0; i < 3; ++i) {
     const std::string path = directory.file(i == 2 ? "other" : "backing");
-    if (i != 1) REQUIRE(create_image(path, image_size).has_value());
+    if (i != 1) REQUIRE(create_image(path, file_size).has_value());
     const std::string device = output_of("losetup --find --show " + path + " 2>/dev/null");
     if (device.empty()) {
       MESSAGE("no loop device here");

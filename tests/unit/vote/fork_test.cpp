@@ -7,7 +7,7 @@
 namespace replicad {
 namespace {
 
-Record base_record() {
+Record volume_record() {
   return first_record("a", {"a", "b"}, {{"a", "a:1", "a:2", false}, {"b", "b:1", "b:2", false}});
 }
 
@@ -18,7 +18,7 @@ Record next_term(const Record& base, std::uint32_t tag) {
 }
 
 TEST_CASE("fork: whoever has the record it was built on, or an earlier one, is a part of it") {
-  const Record early = base_record();
+  const Record early = volume_record();
   const Record base = next_term(early, 5);
   const auto forced = forced_record(base, "b", {"b"}, {9, 77});
   REQUIRE(forced.has_value());
@@ -29,7 +29,7 @@ TEST_CASE("fork: whoever has the record it was built on, or an earlier one, is a
 }
 
 TEST_CASE("fork: whoever went on, or was forced elsewhere, is no part of it") {
-  const Record base = base_record();
+  const Record base = volume_record();
   const auto forced = forced_record(base, "b", {"b"}, {9, 77});
   REQUIRE(forced.has_value());
   CHECK(meet(*forced, base, next_term(base, 8)) == Meeting::split);
