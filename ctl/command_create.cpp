@@ -191,6 +191,7 @@ Status run_create(Context& context, const OptionValues& values) {
   if (!placement_request) return tl::unexpected(placement_request.error());
   auto request = read_create(context.volume(), values);
   if (!request) return tl::unexpected(request.error());
+  request->overcommit = placement_request->overcommit;
   RD_TRY(read_witnesses(values, *request, *placement_request));
   for (const CreateRequest::Disk& disk : request->disks) {
     placement_request->bytes += disk.bytes;
@@ -217,7 +218,9 @@ Status run_create(Context& context, const OptionValues& values) {
 void add_add_replica_options(OptionSpecs& specs) {
   specs.add_options()("witness",
                       po::value<std::string>()->value_name("HOST"),
-                      "add HOST as a witness instead: it votes and has no images");
+                      "add HOST as a witness instead: it votes and has no images")(
+      "overcommit",
+      "also if the host has less free space than the disks may need (images are sparse)");
 }
 
 namespace {
@@ -232,7 +235,7 @@ Status add_witness(Context& context, const std::string& host) {
                                      host,
                                      context.cluster().ask_volume(context.volume()),
                                      context.cluster().ask_hosts(),
-                                     true);
+                                     AddedMember::witness);
   if (!plan) return tl::unexpected(plan.error());
   return run_plan(context, *plan);
 }
@@ -250,6 +253,7 @@ Status run_add_replica(Context& context, const OptionValues& values) {
   request.version = REPLICAD_VERSION;
   request.copies = 1;
   request.bytes = (*primary)->volume->bytes();
+  request.overcommit = values.count("overcommit") > 0;
   if (context.arguments().size() > 1) {
     request.on = {context.arguments()[1]};
   } else {
@@ -261,7 +265,12 @@ Status run_add_replica(Context& context, const OptionValues& values) {
   }
   const Placement placement = place(hosts, request);
   if (placement.refusal) return tl::unexpected(*placement.refusal);
-  const auto plan = plan_add_replica(volume, placement.chosen.front(), reports, hosts);
+  const auto plan =
+      plan_add_replica(volume,
+                       placement.chosen.front(),
+                       reports,
+                       hosts,
+                       request.overcommit ? AddedMember::overcommitted : AddedMember::copy);
   if (!plan) return tl::unexpected(plan.error());
   return run_plan(context, *plan);
 }

@@ -63,6 +63,7 @@ Status check_member_addresses(const Options& options, const std::vector<MemberSt
 struct CreateRequest {
   VolumeState state;
   bool adopts = false;
+  bool overcommit = false;  ///< images are sparse: they may be larger than the free space
 };
 
 Result<CreateRequest> parse_create(const json& body, const Options& options) {
@@ -91,6 +92,7 @@ Result<CreateRequest> parse_create(const json& body, const Options& options) {
   state.consistent = fields.boolean_or("consistent", true);
   state.in_sync = fields.texts("in_sync", members_max, host_name_bytes_max);
   const bool founder = fields.boolean_or("founder", true);
+  request.overcommit = fields.boolean_or("overcommit", false);
   RD_TRY(fields.finish());
   // Before any of its names becomes part of a path.
   if (!is_valid_name(state.name)) {
@@ -237,7 +239,7 @@ ControlApi::Answer ControlApi::create(const std::string& body) {
     used.push_back(disk.path);
   }
   RD_TRY(check_volume_state(request->state));
-  RD_TRY(check_space(request->state, context_.options.image_dir));
+  if (!request->overcommit) RD_TRY(check_space(request->state, context_.options.image_dir));
   const std::string name = request->state.name;
   RD_TRY(
       run_on_reactor(context_.reactor, [this, name] { return context_.registry.reserve(name); }));

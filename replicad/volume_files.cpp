@@ -90,7 +90,7 @@ Status check_space(const VolumeState& state, const std::string& image_dir) {
   if (wanted > *free) {
     return with_hint(
         fail(Errc::no_space, "the images need {} bytes, {} has {} free", wanted, image_dir, *free),
-        "choose another host with `replicactl place`, or make room");
+        "choose another host with `replicactl place`, make room, or give --overcommit");
   }
   return {};
 }

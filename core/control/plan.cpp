@@ -46,11 +46,14 @@ Json create_body(const CreateRequest& request, const std::string& primary, bool 
                      {"bytes", disk.bytes},
                      {"adopt", adopts ? Json(disk.adopt) : Json()}});
   }
-  return {{"name", request.name},
-          {"uuid", request.uuid},
-          {"primary", primary},
-          {"disks", std::move(disks)},
-          {"settings", request.settings}};
+  Json body = {{"name", request.name},
+               {"uuid", request.uuid},
+               {"primary", primary},
+               {"disks", std::move(disks)},
+               {"settings", request.settings}};
+  if (request.overcommit)
+    body["overcommit"] = true;  // an older daemon refuses what it does not know
+  return body;
 }
 
 bool adopts_any(const CreateRequest& request) {
@@ -163,7 +166,8 @@ Result<Plan> plan_add_replica(const std::string& volume,
                               const std::string& host,
                               const std::vector<MemberReport>& reports,
                               const std::vector<HostReport>& hosts,
-                              bool witness) {
+                              AddedMember added) {
+  const bool witness = added == AddedMember::witness;
   const auto found = find_primary(volume, reports);
   if (!found) return tl::unexpected(found.error());
   const VolumeView& primary = *(*found)->volume;
@@ -190,6 +194,7 @@ Result<Plan> plan_add_replica(const std::string& volume,
   create.name = volume;
   create.uuid = primary.uuid;
   create.settings = primary.settings;
+  create.overcommit = added == AddedMember::overcommitted;
   for (const DiskView& disk : primary.disks) {
     if (!witness) create.disks.push_back({disk.name, disk.bytes, {}});
   }

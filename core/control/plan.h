@@ -61,6 +61,7 @@ struct CreateRequest {
   std::vector<Disk> disks;
   nlohmann::json settings = nlohmann::json::object();
   std::vector<std::string> witnesses;  ///< hosts that vote only
+  bool overcommit = false;             ///< images may be larger than the free space
 };
 
 /// Replicas first, the primary last, each with an undo. `chosen`: primary first, all of them
@@ -128,13 +129,19 @@ struct FailoverOptions {
                                        const std::string& host,
                                        const std::vector<MemberReport>& reports);
 
+enum class AddedMember {
+  copy,
+  overcommitted,  ///< a copy, also where the images do not fit once they are full
+  witness,        ///< no images
+};
+
 /// The new host first (with an undo), then the members' lists, primary first. `host` answered in
 /// `hosts`.
 [[nodiscard]] Result<Plan> plan_add_replica(const std::string& volume,
                                             const std::string& host,
                                             const std::vector<MemberReport>& reports,
                                             const std::vector<HostReport>& hosts,
-                                            bool witness = false);
+                                            AddedMember added = AddedMember::copy);
 
 /// The members' lists, primary first, then the removed host's part. Without `force`: Errc::refused
 /// if that host keeps lost writes.

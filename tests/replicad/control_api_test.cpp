@@ -150,6 +150,17 @@ TEST_CASE("control: too large for the file system is no_space with both figures"
   CHECK(error_code(answer) == "no_space");
 }
 
+TEST_CASE("control: overcommit takes images larger than the free space") {
+  const TestHost host("a");
+  const std::uint64_t space = std::filesystem::space(host.dir()).available;
+  json body = body_for(host);
+  body["disks"][0]["bytes"] = (space / disk_granularity_bytes + 1024) * disk_granularity_bytes;
+  CHECK(error_code(host.ask("POST", "/v1/volumes", body)) == "no_space");
+  body["overcommit"] = true;
+  const PeerAnswer made = host.ask("POST", "/v1/volumes", body);
+  CHECK_MESSAGE(made.ok(), made.body.dump());
+}
+
 TEST_CASE("control: garbage is answered with an error, whatever it is") {
   const TestHost host("a");
   const std::string deep(100'000, '[');

@@ -60,6 +60,22 @@ TEST_CASE("plan: create makes the replicas first, the primary last, and can undo
   }
 }
 
+TEST_CASE("plan: hosts hear of overcommit only where it was asked for") {
+  CreateRequest request = create_request();
+  const auto plain = plan_create(request, {"a", "b"}, {host("a"), host("b")}, nowhere());
+  request.overcommit = true;
+  const auto plan = plan_create(request, {"a", "b"}, {host("a"), host("b")}, nowhere());
+  REQUIRE((plain.has_value() && plan.has_value()));
+  for (const Step& step : plain->steps)
+    CHECK(!step.request.body.contains("overcommit"));
+  for (const Step& step : plan->steps)
+    CHECK(step.request.body.at("overcommit") == true);
+  const auto added = plan_add_replica("vm1", "d", three(), {host("d")}, AddedMember::overcommitted);
+  REQUIRE(added.has_value());
+  CHECK(added->steps[0].request.body.at("overcommit") == true);
+  CHECK(added->steps[0].request.body.at("disks").size() == 1);
+}
+
 TEST_CASE("plan: an adopted image goes to the primary alone, and the replicas need a first copy") {
   CreateRequest request = create_request();
   request.disks = {{"vda", 20 * gib, "/dev/vg0/vm1"}};
