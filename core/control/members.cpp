@@ -185,11 +185,14 @@ std::vector<std::string> volume_problems(const std::string& volume,
   const VolumeView& primary = *(*found)->volume;
   const auto add_error = [&](const std::string& host, const std::optional<Error>& error) {
     if (!error) return;
-    problems.push_back(fmt::format("{}: {}{}{}",
+    std::string text = fmt::format("{}: {}{}{}",
                                    printable(host),
                                    printable(error->message),
                                    error->hint.empty() ? "" : "; ",
-                                   printable(error->hint)));
+                                   printable(error->hint));
+    // The primary may have it from the member itself.
+    if (std::find(problems.begin(), problems.end(), text) == problems.end())
+      problems.push_back(std::move(text));
   };
   add_error(primary.host, primary.error);
   if (primary.transfer) {
@@ -200,7 +203,10 @@ std::vector<std::string> volume_problems(const std::string& volume,
   for (const MemberView& member : primary.members) {
     if (member.host == primary.host) continue;
     const ReplicaView* replica = primary.replica_on(member.host);
-    if (replica != nullptr) add_error(member.host, replica->error);
+    // Nobody is connected to an export that was stopped, which is no problem of a copy that is whole.
+    const bool rests = replica != nullptr && primary.state == "stopped" &&
+                       replica->state == "disconnected" && primary.is_in_sync(member.host);
+    if (replica != nullptr && !rests) add_error(member.host, replica->error);
     if (replica != nullptr && replica->state == "detached" && !replica->error) {
       problems.push_back(
           fmt::format("{} is detached: `replicactl resync {} --host {}` copies it anew",
@@ -210,7 +216,8 @@ std::vector<std::string> volume_problems(const std::string& volume,
     }
     const MemberReport* report = report_of(reports, member.host);
     if (report == nullptr || report->volume) {
-      if (report != nullptr) add_error(member.host, report->volume->error);
+      if (report != nullptr && !(rests && report->volume->state == "disconnected"))
+        add_error(member.host, report->volume->error);
       continue;
     }
     problems.push_back(fmt::format("{} {}",

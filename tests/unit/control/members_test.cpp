@@ -130,6 +130,26 @@ TEST_CASE("members: a healthy volume has no problems") {
   CHECK(volume_problems("vm1", three()).empty());
 }
 
+TEST_CASE("members: that nobody is connected to a stopped export is no problem of whole copies") {
+  VolumeOptions options;
+  options.in_sync = {"a", "b"};
+  auto json = volume_json("a", options);
+  json["state"] = "stopped";
+  for (auto& replica : json["replicas"]) {
+    replica["state"] = "disconnected";
+    replica["error"] = {
+        {"code", "unreachable"}, {"message", "the peer closed the connection"}, {"hint", ""}};
+  }
+  // It says so itself, too.
+  auto own = volume_json("b", options);
+  own["state"] = "disconnected";
+  own["error"] = json["replicas"][0]["error"];
+  const auto problems =
+      volume_problems("vm1", {member_said(json), member_said(own), member("c", options)});
+  REQUIRE(problems.size() == 1);
+  CHECK(mentions(problems, "c: the peer closed the connection"));
+}
+
 TEST_CASE("members: problems name silent, missing, detached, failing and left-over members") {
   VolumeOptions options;
   options.members = {"a", "b", "c", "d"};
