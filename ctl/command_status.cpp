@@ -178,9 +178,10 @@ Result<Look> look(Context& context) {
 
 Status watch(Context& context) {
   std::ostream& out = context.terminal().out;
-  // Ends by Ctrl-C, or when nobody reads any more.
+  // Ends by Ctrl-C, when nobody reads any more, or when every host says that there is no such volume.
   while (out) {
     const auto seen = look(context);
+    if (!seen && seen.error().code == Errc::not_found) return tl::unexpected(seen.error());
     if (context.options().json) {
       if (seen) {
         context.print_json(seen->json);
@@ -188,16 +189,15 @@ Status watch(Context& context) {
         print_error(context.terminal(), true, seen.error());
       }
     } else {
-      // Home, the text with each line's rest cleared, then everything below.
       std::string text = seen ? seen->text : seen.error().message + "\n";
-      std::size_t at = 0;
-      while ((at = text.find('\n', at)) != std::string::npos) {
-        text.replace(at, 1, "\x1b[K\n");
-        at += 4;
+      if (context.terminal().out_is_tty) {
+        // Home, the text with each line's rest cleared, then everything below.
+        for (std::size_t at = 0; (at = text.find('\n', at)) != std::string::npos; at += 4)
+          text.replace(at, 1, "\x1b[K\n");
+        out << "\x1b[H" << text << "\x1b[J" << std::flush;
+      } else {
+        out << text << '\n' << std::flush;
       }
-      out << (context.terminal().out_is_tty ? "\x1b[H" + text + "\x1b[J"
-                                            : (seen ? seen->text : text) + "\n")
-          << std::flush;
     }
     std::this_thread::sleep_for(watch_every);
   }

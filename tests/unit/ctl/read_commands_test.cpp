@@ -100,6 +100,13 @@ TEST_CASE("status: roles, watermarks, lag, copy and the word on failover") {
                  "failover: possible: `replicactl failover vm1` if the primary is lost\n"));
 }
 
+TEST_CASE("status: --watch ends when every host says that there is no such volume") {
+  Trio trio;
+  const Outcome outcome = trio.run({"status", "vm2", "--watch"});
+  CHECK(outcome.code == 5);
+  CHECK(contains(outcome.err, "there is no volume vm2"));
+}
+
 TEST_CASE("status: the JSON has one object per volume and member") {
   Trio trio;
   const Json json = trio.run({"status", "vm1", "-o", "json"}).json();
