@@ -131,7 +131,7 @@ void print_scores(Context& context, const Placement& placement) {
     std::string reasons;
     for (const std::string& reason : host.rejected)
       reasons += (reasons.empty() ? "" : "; ") + reason;
-    if (host.rejected.empty() && choice.empty()) reasons = "enough better ones";
+    if (choice.empty() && !placement.chosen.empty()) reasons = "enough better ones";
     const auto figure = [&](double value) {
       return host.terms.empty() ? std::string() : fmt::format("{:.3f}", value);
     };

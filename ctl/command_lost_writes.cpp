@@ -117,7 +117,12 @@ std::string path_of(const std::string& volume, const std::string& rest) {
 Result<std::vector<MemberReport>> holders(Context& context, const std::string& host) {
   std::vector<MemberReport> found;
   Status status = fail(Errc::not_found, "no host that answers has a volume {}", context.volume());
-  for (const MemberReport& report : context.cluster().ask_volume(context.volume())) {
+  const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
+  const bool exists = std::any_of(
+      reports.begin(), reports.end(), [](const MemberReport& r) { return r.volume.has_value(); });
+  if (exists && !host.empty())
+    status = fail(Errc::not_found, "{} is no member of {}", host, context.volume());
+  for (const MemberReport& report : reports) {
     if (!host.empty() && report.host != host) continue;
     if (report.volume) {
       found.push_back(report);

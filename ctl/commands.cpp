@@ -271,7 +271,7 @@ const std::vector<Command>& all_commands() {
        run_set},
       {"resync",
        "NAME",
-       "Copy all disks to a replica anew",
+       "Compare all disks with a replica's, and send what differs",
        resync_details,
        1,
        1,

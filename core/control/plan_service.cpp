@@ -157,19 +157,14 @@ Result<Plan> plan_resync(const std::string& volume,
         Error{Errc::unreachable, 0, fmt::format("{} does not answer: {}", host, reason), {}});
   }
   if (primary.is_in_sync(host)) {
-    return refuse(
-        fmt::format(
-            "{} is in sync: a full copy would replace a good copy of {} by the same content, and "
-            "leave none there if it were interrupted",
-            host,
-            volume),
-        {});
+    return refuse(fmt::format("{} is in sync: it lacks nothing of {}", host, volume), {});
   }
   Plan plan;
   plan.volume = volume;
-  plan.steps.push_back(make_step(**found,
-                                 {"POST", volume_path(volume, "/resync"), {{"host", host}}},
-                                 fmt::format("copy all disks to {}, beside live writes", host)));
+  plan.steps.push_back(
+      make_step(**found,
+                {"POST", volume_path(volume, "/resync"), {{"host", host}}},
+                fmt::format("compare all disks with {}'s, send what differs", host)));
   return plan;
 }
 

@@ -150,6 +150,14 @@ TEST_CASE("lost-writes: options that do not go together are usage errors") {
   CHECK(world.run({"lost-writes", "vm2"}).code == 5);
 }
 
+TEST_CASE("lost-writes: a host that is no member is named, not the volume") {
+  World world;
+  const Outcome outcome = world.run({"lost-writes", "vm1", "--host", "z"});
+  CHECK(outcome.code == 5);
+  CHECK(contains(outcome.err, "z is no member of vm1"));
+  CHECK(contains(world.run({"lost-writes", "vm2", "--host", "z"}).err, "has a volume vm2"));
+}
+
 TEST_CASE("lost-writes: answers that are not what they say are refused, nothing is written") {
   for (const char* bad : {"length", "content", "disk", "next"}) {
     CAPTURE(bad);

@@ -67,6 +67,8 @@ TEST_CASE("place: too few hosts is exit code 3, with every host's reason") {
   CHECK(contains(outcome.err, "b: 5 B free"));
   CHECK(contains(outcome.err, "c: it does not answer"));
   CHECK(contains(outcome.out, "rejected"));
+  // Nobody was chosen, so nobody was better than a.
+  CHECK_FALSE(contains(outcome.out, "enough better ones"));
 }
 
 TEST_CASE("list: one line per volume") {
