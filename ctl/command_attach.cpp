@@ -218,6 +218,13 @@ Status run_attach(Context& context, const OptionValues& values) {
                             disk->disk,
                             context.volume(),
                             wanted ? device_path(*wanted) : "a free /dev/nbdN"));
+    if (context.options().json) {
+      context.print_json(
+          {{"volume", context.volume()},
+           {"disk", disk->disk},
+           {"device", wanted ? nlohmann::json(device_path(*wanted)) : nlohmann::json()},
+           {"dry_run", true}});
+    }
     return {};
   }
   auto kernel = NbdKernel::open();
@@ -230,8 +237,10 @@ Status run_attach(Context& context, const OptionValues& values) {
   attachment.index = *index;
   tune_queue(*index);
   if (context.options().json) {
-    context.print_json(
-        {{"volume", context.volume()}, {"disk", disk->disk}, {"device", device_path(*index)}});
+    context.print_json({{"volume", context.volume()},
+                        {"disk", disk->disk},
+                        {"device", device_path(*index)},
+                        {"dry_run", false}});
   }
   context.say(device_path(*index));
   const bool foreground = values.count("foreground") > 0;
@@ -263,20 +272,25 @@ Status run_detach(Context& context, const OptionValues& values) {
                        "unmount it first; --force cuts it off all the same");
     }
   }
+  nlohmann::json detached = nlohmann::json::array();
   if (context.options().dry_run) {
-    for (const std::uint32_t index : *devices)
+    for (const std::uint32_t index : *devices) {
       context.say("would: detach " + device_path(index));
+      detached.push_back(device_path(index));
+    }
+    if (context.options().json)
+      context.print_json({{"devices", std::move(detached)}, {"dry_run", true}});
     return {};
   }
   auto kernel = NbdKernel::open();
   if (!kernel) return tl::unexpected(kernel.error());
-  nlohmann::json detached = nlohmann::json::array();
   for (const std::uint32_t index : *devices) {
     RD_TRY(kernel->disconnect(index));
     detached.push_back(device_path(index));
     context.say(device_path(index) + ": detached");
   }
-  if (context.options().json) context.print_json({{"devices", std::move(detached)}});
+  if (context.options().json)
+    context.print_json({{"devices", std::move(detached)}, {"dry_run", false}});
   return {};
 }
 

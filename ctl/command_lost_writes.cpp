@@ -329,6 +329,21 @@ Status run_extract_lost(Context& context,
                         const MemberReport& report,
                         std::uint64_t number,
                         const std::string& directory) {
+  if (context.options().dry_run) {
+    context.say(fmt::format("would: write file {} of {} to {}/DISK.raw, {}/ranges.txt",
+                            number,
+                            printable(report.host),
+                            directory,
+                            directory));
+    if (context.options().json) {
+      context.print_json({{"volume", context.volume()},
+                          {"host", report.host},
+                          {"number", number},
+                          {"directory", directory},
+                          {"dry_run", true}});
+    }
+    return {};
+  }
   RD_TRY(make_directories(directory, extract_directory_mode));
   Extraction extraction(directory);
   const auto file = read_lost_file(
@@ -358,14 +373,22 @@ Status run_remove_lost(Context& context,
                           printable(report.host)),
                      "look at it, or --extract it, then say --force");
   }
-  if (context.options().dry_run) return {};
-  const std::string rest = fmt::format("/{}?uuid={}", number, report.volume->uuid);
-  const ApiAnswer answer = call_api(report.address,
-                                    {"DELETE", path_of(context.volume(), rest), nullptr},
-                                    context.cluster().timeouts());
-  if (!answer.body) return tl::unexpected(answer.body.error());
+  const std::string path =
+      path_of(context.volume(), fmt::format("/{}?uuid={}", number, report.volume->uuid));
+  const bool dry_run = context.options().dry_run;
+  if (!dry_run) {
+    const ApiAnswer answer =
+        call_api(report.address, {"DELETE", path, nullptr}, context.cluster().timeouts());
+    if (!answer.body) return tl::unexpected(answer.body.error());
+  }
   if (context.options().json) {
-    context.print_json(*answer.body);
+    context.print_json({{"volume", context.volume()},
+                        {"host", report.host},
+                        {"number", number},
+                        {"dry_run", dry_run}});
+  } else if (dry_run) {
+    context.say(fmt::format(
+        "would: {}: remove file {}  (DELETE {})", printable(report.host), number, path));
   } else {
     context.say("removed");
   }

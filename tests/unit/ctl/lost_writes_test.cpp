@@ -95,6 +95,10 @@ TEST_CASE("lost-writes: --extract writes the content where it was, and nothing o
   World world;
   const TempDir directory;
   const std::string to = directory.file("out");
+  const Outcome planned =
+      world.run({"lost-writes", "vm1", "--host", "a", "--file", "1", "--extract", to, "--dry-run"});
+  CHECK(contains(planned.out, "would: write file 1 of a to " + to));
+  CHECK_FALSE(fs::exists(to));
   const Outcome outcome =
       world.run({"lost-writes", "vm1", "--host", "a", "--file", "1", "--extract", to});
   CHECK_MESSAGE(outcome.code == 0, outcome.err);
@@ -127,8 +131,12 @@ TEST_CASE("lost-writes: the only copy is removed with --force alone") {
       "lost-writes", "vm1", "--host", "a", "--file", "1", "--remove", "--force"};
   std::vector<std::string> dry = forced;
   dry.emplace_back("--dry-run");
-  CHECK(world.run(dry).code == 0);
+  const Outcome planned = world.run(dry);
+  CHECK(planned.code == 0);
+  CHECK(contains(planned.out, "would: a: remove file 1"));
   CHECK(world.changes().empty());
+  dry.insert(dry.end(), {"-o", "json"});
+  CHECK(world.run(dry).json()["dry_run"] == true);
   CHECK(contains(world.run(forced).out, "removed"));
   CHECK(world.changes() == std::vector<std::string>{"a " + target});
 }
