@@ -179,14 +179,8 @@ TEST_CASE("lost-writes: answers that are not what they say are refused, nothing 
     if (std::string(bad) == "disk") file["ranges"][0]["disk"] = "../../etc/passwd";
     if (std::string(bad) == "next") file["next"] = 0;
     world.a().set_page("GET /v1/volumes/vm1/lost-writes/1", file);
-    const Outcome outcome = world.run({"lost-writes",
-                                       "vm1",
-                                       "--host",
-                                       "a",
-                                       "--file",
-                                       "1",
-                                       "--extract",
-                                       directory.file("out")});
+    const Outcome outcome = world.run(
+        {"lost-writes", "vm1", "--host", "a", "--file", "1", "--extract", directory.file("out")});
     CHECK(outcome.code == 1);
     CHECK_FALSE(fs::exists(directory.file("out") + "/ranges.txt"));
   }

@@ -25,8 +25,8 @@ class Lonely {
                                .congestion = Congestion::detach,
                                .ack_timeout = seconds(1),
                                .voters = std::move(voters),
-                          .terms = {},
-                          .lacks = {}},
+                               .terms = {},
+                               .lacks = {}},
                  now_) {}
 
   void step(const PrimaryEvent& event) {
