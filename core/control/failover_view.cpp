@@ -333,18 +333,25 @@ nlohmann::json copies_json(const FailoverView& view) {
   };
   nlohmann::json copies = nlohmann::json::array();
   for (const CopyInfo& copy : view.copies) {
-    copies.push_back({{"host", copy.host},
-                      {"witness", copy.witness},
-                      {"reachable", copy.reachable},
-                      {"in_sync", copy.in_sync},
-                      {"consistent", copy.consistent},
-                      {"short", copy.is_short},
-                      {"epoch", {{"number", copy.epoch.number}, {"tag", copy.epoch.tag}}},
-                      {"sequence", copy.sequence},
-                      {"writes_behind", nullable(copy.writes_behind)},
-                      {"lag_bytes", nullable(copy.lag_bytes)},
-                      {"lag_seconds", nullable(copy.lag_seconds)},
-                      {"heard_seconds", nullable(copy.heard_seconds)}});
+    nlohmann::json json{{"host", copy.host},
+                        {"witness", copy.witness},
+                        {"reachable", copy.reachable},
+                        {"in_sync", copy.in_sync},
+                        {"consistent", nullptr},
+                        {"short", nullptr},
+                        {"epoch", nullptr},
+                        {"sequence", nullptr},
+                        {"writes_behind", nullable(copy.writes_behind)},
+                        {"lag_bytes", nullable(copy.lag_bytes)},
+                        {"lag_seconds", nullable(copy.lag_seconds)},
+                        {"heard_seconds", nullable(copy.heard_seconds)}};
+    if (copy.reachable && !copy.witness) {
+      json["consistent"] = copy.consistent;
+      json["short"] = copy.is_short;
+      json["epoch"] = {{"number", copy.epoch.number}, {"tag", copy.epoch.tag}};
+      json["sequence"] = copy.sequence;
+    }
+    copies.push_back(std::move(json));
   }
   return copies;
 }

@@ -43,6 +43,21 @@ TEST_CASE("failover: the most complete in-sync replica takes over") {
   CHECK(line_of(*plan, "a") == "a (primary): in sync, does not answer: cannot connect to a:7401");
 }
 
+TEST_CASE("failover: in JSON what a silent member has is not known") {
+  const Json copies = copies_json(look_for_failover("", {silent("a"), orphan("b", 40)}));
+  const auto of = [&](const std::string& name) {
+    const auto found = std::ranges::find(
+        copies, name, [](const Json& copy) { return copy["host"].get<std::string>(); });
+    REQUIRE(found != copies.end());
+    return *found;
+  };
+  CHECK(of("a")["reachable"] == false);
+  for (const char* unknown : {"sequence", "epoch", "consistent", "short"})
+    CHECK(of("a")[unknown].is_null());
+  CHECK(of("b")["sequence"] == 40);
+  CHECK(of("b")["epoch"]["number"] == 3);
+}
+
 TEST_CASE("failover: a copy that may lack what it acknowledged is not taken, unless forced") {
   Json longer = volume_json("c");
   longer["replica"]["connected"] = false;
