@@ -273,9 +273,11 @@ void Volume::note_open(Status status) {
     log(LogLevel::error, "volume_not_open", "volume={} error={}", name_, log_value(error.message));
   }
   open_error_ = error;
-  // Others do not heal by waiting, and reading a large log again and again would disturb the other
-  // volumes.
-  if (error.code == Errc::busy || error.code == Errc::not_found) retry_role();
+  // In use, away, of another size: that is seen before anything is read. Others do not heal by
+  // waiting, and reading a large log again and again would disturb the other volumes.
+  if (error.code == Errc::busy || error.code == Errc::not_found ||
+      error.code == Errc::invalid_argument)
+    retry_role();
 }
 
 void Volume::retry_role() {

@@ -349,6 +349,21 @@ TEST_CASE("control: a volume without its image is failed, and comes back with it
   CHECK(eventually([&] { return host.shows("vm1", "state", "stopped"); }));
 }
 
+TEST_CASE("control: a volume whose image has another size comes back with the right one") {
+  TestHost host("a");
+  REQUIRE(host.ask("POST", "/v1/volumes", body_for(host)).ok());
+  host.stop();
+  const std::string image = host.dir() + "/images/vm1/vda.raw";
+  std::filesystem::rename(image, image + ".away");
+  std::ofstream(image) << "too short";
+  host.start();
+  CHECK(host.get("vm1").at("state") == "failed");
+  CHECK(host.get("vm1").at("error").at("message").get<std::string>().find("has 9 bytes") !=
+        std::string::npos);
+  std::filesystem::rename(image + ".away", image);
+  CHECK(eventually([&] { return host.shows("vm1", "state", "stopped"); }));
+}
+
 TEST_CASE("control: one of many simultaneous creations of a name wins") {
   const TestHost host("a");
   std::atomic<int> made{0};
