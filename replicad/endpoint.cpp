@@ -63,7 +63,10 @@ Result<Fd> Endpoint::open_socket(const ExportCommand& command, const std::string
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return fail_errno(errno, "remove {}", path);
   auto socket = listen_on("unix:" + path);
   if (!socket || group.empty()) return socket;
-  RD_TRY(give_to_group(path, group));
+  if (const Status given = give_to_group(path, group); !given) {
+    ::unlink(path.c_str());
+    return tl::unexpected(given.error());
+  }
   return socket;
 }
 

@@ -107,6 +107,8 @@ Status read_config_file(const std::string& path,
   if (!file) return fail_errno(errno, "cannot read the configuration file {}", path);
   try {
     po::store(po::parse_config_file(file, keys), values);
+    // A directory can be opened, but not read.
+    if (file.bad()) return fail_errno(errno, "cannot read the configuration file {}", path);
   } catch (const po::error& error) {
     return fail(Errc::invalid_argument, "{}: {}", path, error.what());
   }

@@ -247,6 +247,7 @@ TEST_CASE("endpoint: socket-group names who may connect besides the user of repl
   CHECK(refused.status == 404);
   CHECK(refused.body.at("error").at("message").get<std::string>().find("no-such-group") !=
         std::string::npos);
+  CHECK(::access(host.run_file("vm1.sock").c_str(), F_OK) != 0);
   host.stop();
   host.options().socket_group = "daemon";
   host.start();

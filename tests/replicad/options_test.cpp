@@ -85,6 +85,11 @@ TEST_CASE("options: a configuration file that cannot be read is no usage error")
   REQUIRE_FALSE(parsed.has_value());
   CHECK(parsed.error().code == Errc::not_found);
   CHECK(parsed.error().message.find("/nonexistent/replicad.conf") != std::string::npos);
+  // It can be opened, and is not an empty file for that.
+  const DaemonDir dir;
+  const auto directory = parse_options({"--config", dir.path()});
+  REQUIRE_FALSE(directory.has_value());
+  CHECK(directory.error().message.find(dir.path()) != std::string::npos);
 }
 
 TEST_CASE("options: help names every key, version the program") {
