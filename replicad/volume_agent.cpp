@@ -28,6 +28,11 @@ constexpr Duration export_lives = std::chrono::seconds(3);
 constexpr Duration restart_delay_base = std::chrono::seconds(1);
 constexpr unsigned restart_doublings_max = 6;
 
+/// What counts against the host's stability; want of space does not.
+bool is_disk_error(const std::optional<Error>& error) {
+  return error && error->code == Errc::io_error;
+}
+
 /// A claim's change of the state. After an unclean end the images may hold writes that no replica
 /// has, or lack writes that one has: the history is given a new point that no replica can have
 /// reached, so that none of them is taken for equal before it was compared.
@@ -559,7 +564,10 @@ void Volume::on_event(const json& event) {
         log_value(status.error().message));
     return;
   }
+  const bool failed_before = plugin_status_ && is_disk_error(plugin_status_->error);
   plugin_status_ = std::move(*status);
+  if (!failed_before && is_disk_error(plugin_status_->error))
+    environment_.count_trouble(HostTrouble::disk_error);
   if (role_due() == RoleDue::renew && !has_operation()) environment_.wake_keeper();
 }
 

@@ -417,6 +417,35 @@ TEST_CASE("agent: the plugin's status is what the control API shows") {
   CHECK(host.ask("DELETE", std::string("/v1/volumes/vm1?uuid=") + fixture_uuid).status == 409);
 }
 
+TEST_CASE("agent: a disk error of the export counts once against the host's stability") {
+  const TestHost host("a");
+  create_two_member_volume(host);
+  TestPlugin plugin(host);
+  REQUIRE(plugin.claim().at("ok") == true);
+  REQUIRE(plugin.serving().at("ok") == true);
+  const auto report = [&](Sequence at, const json& error) {
+    plugin.peer().send(FrameType::agent_event,
+                       {{"op", "status"},
+                        {"state", error.is_null() ? "serving" : "held"},
+                        {"history", plugin.point(at)},
+                        {"replicas", json::array()},
+                        {"error", error}});
+    REQUIRE(eventually([&] { return host.get("vm1").at("history") == plugin.point(at); }));
+  };
+  const auto disk_errors = [&] {
+    return host.ask("GET", "/v1/host").body.at("metrics").at("disk_errors").get<double>();
+  };
+  const json error = {{"code", "io_error"}, {"message", "write: Input/output error"}, {"hint", ""}};
+  report(1, nullptr);
+  CHECK(disk_errors() == 0);
+  report(2, error);
+  report(3, error);
+  CHECK(disk_errors() == doctest::Approx(1).epsilon(0.01));
+  report(4, nullptr);
+  report(5, error);
+  CHECK(disk_errors() == doctest::Approx(2).epsilon(0.01));
+}
+
 TEST_CASE("agent: a peer's long words do not keep a status from being taken") {
   const TestHost host("a");
   create_two_member_volume(host);
