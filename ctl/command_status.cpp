@@ -152,8 +152,11 @@ Result<Look> look_at_all(Context& context) {
   Json volumes = Json::array();
   for (const auto& [name, reports] : answer->volumes) {
     if (!has_view(reports)) {
-      // Every host that listed it described it in a way that cannot be read.
-      look.text += fmt::format("{}  {}\n", name, printable(reports.front().volume.error().message));
+      // Every host that listed it cannot read it, or described it in a way that cannot be read.
+      volumes.push_back(unreadable_json(name, reports));
+      look.text += fmt::format("{}{}  unknown\n", look.text.empty() ? "" : "\n", name);
+      for (const std::string& problem : volume_problems(name, reports))
+        look.text += fmt::format("  {}: {}\n", context.paint("problem", Tone::bad), problem);
       continue;
     }
     const VolumeReport report = make_volume_report(name, reports);
@@ -276,7 +279,11 @@ Status run_list(Context& context, const OptionValues& /*values*/) {
   Table table({"NAME", "MODE", ">SIZE", ">DISKS", "PRIMARY", "STATE", "REPLICAS", "PROBLEMS"});
   Json volumes = Json::array();
   for (const auto& [name, reports] : answer->volumes) {
-    if (!has_view(reports)) continue;
+    if (!has_view(reports)) {
+      volumes.push_back(unreadable_json(name, reports));
+      table.add_row({name, "", "", "", "", "unknown", "", "1"});
+      continue;
+    }
     const VolumeReport report = make_volume_report(name, reports);
     Json json = status_json(report);
     for (const char* detail : {"settings", "digest", "failover", "transfer", "members"}) {

@@ -74,14 +74,16 @@ MemberRow make_row(const std::string& host,
              : member->witness              ? "witness"
              : report.view->primary == host ? "primary"
                                             : "replica";
-  row.reachable = own != nullptr && (own->volume || says_not_found(*own));
-  row.state = row.reachable ? "missing" : "unreachable";
+  const bool broken = own != nullptr && says_broken(*own);
+  row.reachable = own != nullptr && (own->volume || says_not_found(*own) || broken);
+  row.votes = own != nullptr && own->volume.has_value();
+  row.state = broken ? "failed" : row.reachable ? "missing" : "unreachable";
   row.in_sync = is_member && report.view->is_in_sync(host);
   if (own != nullptr && own->volume) fill_from_self(*own->volume, row);
   if (own != nullptr && !own->volume && !says_not_found(*own)) row.error = own->volume.error();
   const ReplicaView* seen = report.primary == nullptr ? nullptr : report.primary->replica_on(host);
   const bool stopped = report.state == "stopped";
-  if (seen != nullptr && is_member && row.state != "missing") {
+  if (seen != nullptr && is_member && row.state != "missing" && !broken) {
     const std::string own_state = row.state;
     fill_from_primary(*seen, row);
     // With the export stopped nobody is connected, which says nothing about the replica.
@@ -165,7 +167,7 @@ bool can_fail_over(const VolumeReport& report) {
   std::vector<std::string> others;
   bool copy = false;
   for (const MemberRow& row : report.members) {
-    if (!row.reachable || row.host == record->primary || row.role == "none") continue;
+    if (!row.votes || row.host == record->primary || row.role == "none") continue;
     others.push_back(row.host);
     copy = copy || (row.in_sync && row.role == "replica" && !row.is_short.value_or(false));
   }
@@ -180,6 +182,14 @@ std::string failover_text(const VolumeReport& report) {
   if (report.view->members.size() < 2) return "not possible: there is one copy";
   return "not possible now: without the primary there is no majority of the voters, or no replica "
          "in sync";
+}
+
+Json unreadable_json(const std::string& name, const std::vector<MemberReport>& reports) {
+  return {{"name", name},
+          {"primary_known", false},
+          {"state", "unknown"},
+          {"members", Json::array()},
+          {"problems", volume_problems(name, reports)}};
 }
 
 Json status_json(const VolumeReport& report) {

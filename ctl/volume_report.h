@@ -17,6 +17,7 @@ struct MemberRow {
   std::string role;   ///< primary, replica, or none (no member, but it has a part)
   std::string state;  ///< of control-api.md, or unreachable, missing
   bool reachable = false;
+  bool votes = false;  ///< it answers and has a part of the volume that it can read
   bool in_sync = false;
   std::optional<bool> consistent;
   std::optional<bool> is_short;
@@ -48,6 +49,9 @@ struct VolumeReport {
 [[nodiscard]] VolumeReport make_volume_report(const std::string& name,
                                               const std::vector<MemberReport>& reports);
 
+/// docs/json-output.md, "status", for a volume of which no host can say more than the name.
+[[nodiscard]] nlohmann::json unreadable_json(const std::string& name,
+                                             const std::vector<MemberReport>& reports);
 /// docs/json-output.md, "status".
 [[nodiscard]] nlohmann::json status_json(const VolumeReport& report);
 

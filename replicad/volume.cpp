@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "core/base/log.h"
+#include "core/base/names.h"
 #include "io/file.h"
 #include "io/image_identity.h"
 #include "replicad/image_check.h"
@@ -66,7 +67,7 @@ std::shared_ptr<Volume> Volume::load(VolumeEnvironment& environment, const std::
     // Something to show; never written, because every operation on a broken volume is refused.
     VolumeState unknown;
     unknown.name = name;
-    unknown.uuid = "00000000-0000-0000-0000-000000000000";
+    unknown.uuid = unknown_uuid;
     state = std::move(unknown);
   }
   volume->store_ = std::make_unique<StateStore>(

@@ -16,6 +16,12 @@ bool says_not_found(const MemberReport& report) {
   return !report.volume && report.volume.error().code == Errc::not_found;
 }
 
+bool says_broken(const MemberReport& report) {
+  if (report.volume) return false;
+  const Errc code = report.volume.error().code;
+  return code == Errc::corrupt || code == Errc::version_mismatch || code == Errc::io_error;
+}
+
 std::string why_silent(const std::vector<MemberReport>& reports, const std::string& host) {
   const MemberReport* report = report_of(reports, host);
   if (report == nullptr) return "its control address is not known";
@@ -57,7 +63,9 @@ tl::unexpected<Error> no_primary(const std::string& volume,
   const VolumeView* latest = nullptr;
   std::vector<std::string> silent;
   const Error* first_error = nullptr;
+  const MemberReport* broken = nullptr;
   for (const MemberReport& report : reports) {
+    if (broken == nullptr && says_broken(report)) broken = &report;
     if (report.volume) {
       if (latest == nullptr || latest->epoch.number < report.volume->epoch.number)
         latest = &*report.volume;
@@ -87,6 +95,14 @@ tl::unexpected<Error> no_primary(const std::string& volume,
               fmt::format("start replicad there and try again, or let a replica take over: "
                           "`replicactl failover {}`",
                           volume)});
+  }
+  if (broken != nullptr) {
+    const Error& error = broken->volume.error();
+    return tl::unexpected(
+        Error{error.code,
+              error.sys_errno,
+              fmt::format("{}: {}", printable(broken->host), printable(error.message)),
+              printable(error.hint)});
   }
   if (!silent.empty()) {
     return tl::unexpected(
@@ -218,6 +234,10 @@ std::vector<std::string> volume_problems(const std::string& volume,
     if (report == nullptr || report->volume) {
       if (report != nullptr && !(rests && report->volume->state == "disconnected"))
         add_error(member.host, report->volume->error);
+      continue;
+    }
+    if (says_broken(*report)) {
+      add_error(member.host, report->volume.error());
       continue;
     }
     problems.push_back(fmt::format("{} {}",

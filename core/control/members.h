@@ -13,6 +13,8 @@ namespace replicad {
                                             const std::string& host);
 /// The host answered: it has no part of the volume.
 [[nodiscard]] bool says_not_found(const MemberReport& report);
+/// The host answered: it cannot read what it keeps of the volume.
+[[nodiscard]] bool says_broken(const MemberReport& report);
 /// Why nothing is known of the volume at `host`, printable; empty if something is.
 [[nodiscard]] std::string why_silent(const std::vector<MemberReport>& reports,
                                      const std::string& host);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/base/limits.h"
+#include "core/base/names.h"
 #include "core/vote/record_json.h"
 
 namespace replicad {
@@ -364,6 +365,10 @@ Result<VolumeView> parse_volume(const nlohmann::json& json) {
     volume.replica = read_replica_self(*self, fields);
   }
   RD_TRY(fields.status());
+  if (volume.uuid == unknown_uuid) {
+    return tl::unexpected(volume.error.value_or(
+        Error{Errc::corrupt, 0, fmt::format("what {} keeps cannot be read", volume.host), {}}));
+  }
   return volume;
 }
 

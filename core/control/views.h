@@ -153,6 +153,7 @@ struct VolumeView {
 /// Errors of all parsers: Errc::protocol with the name of the field. Any JSON is safe. Unknown
 /// fields are ignored.
 [[nodiscard]] Result<HostFacts> parse_host(const nlohmann::json& json);
+/// Also the host's own error when it says that it cannot read what it keeps of the volume.
 [[nodiscard]] Result<VolumeView> parse_volume(const nlohmann::json& json);
 /// The body of an error answer, `{"error":{"code","message","hint"}}`; nullopt if it is none.
 [[nodiscard]] std::optional<Error> parse_error_body(const nlohmann::json& json);

@@ -1,10 +1,12 @@
 #include "core/control/members.h"
 
+#include "core/base/names.h"
 #include "tests/unit/control/facts.h"
 
 namespace replicad {
 namespace {
 
+using control_test::Json;
 using control_test::member;
 using control_test::member_said;
 using control_test::silent;
@@ -148,6 +150,29 @@ TEST_CASE("members: that nobody is connected to a stopped export is no problem o
       volume_problems("vm1", {member_said(json), member_said(own), member("c", options)});
   REQUIRE(problems.size() == 1);
   CHECK(mentions(problems, "c: the peer closed the connection"));
+}
+
+TEST_CASE("members: one that cannot read its state file is in nobody's way") {
+  Json json = volume_json("c");
+  json["uuid"] = unknown_uuid;
+  json["state"] = "failed";
+  json["error"] = {
+      {"code", "corrupt"}, {"message", "the checksum is wrong"}, {"hint", "restore the file"}};
+  const MemberReport broken{"c", "c:7401", parse_volume(json)};
+  REQUIRE_FALSE(broken.volume.has_value());
+  CHECK(says_broken(broken));
+  const std::vector<MemberReport> reports{member("a"), member("b"), broken};
+  const auto primary = find_primary("vm1", reports);
+  REQUIRE(primary.has_value());
+  CHECK((*primary)->host == "a");
+  const auto problems = volume_problems("vm1", reports);
+  REQUIRE(problems.size() == 1);
+  CHECK(problems[0] == "c: the checksum is wrong; restore the file");
+  // Where nobody knows more, its own words are the error.
+  const auto alone = find_primary("vm1", {broken});
+  REQUIRE_FALSE(alone.has_value());
+  CHECK(alone.error().code == Errc::corrupt);
+  CHECK(alone.error().message == "c: the checksum is wrong");
 }
 
 TEST_CASE("members: problems name silent, missing, detached, failing and left-over members") {

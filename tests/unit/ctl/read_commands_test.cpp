@@ -1,6 +1,7 @@
 #include <chrono>
 #include <fstream>
 
+#include "core/base/names.h"
 #include "tests/unit/ctl/run_ctl.h"
 #include "tests/unit/ctl/temp_dir.h"
 
@@ -107,6 +108,32 @@ TEST_CASE("status: --watch ends when every host says that there is no such volum
   const Outcome outcome = trio.run({"status", "vm2", "--watch"});
   CHECK(outcome.code == 5);
   CHECK(contains(outcome.err, "there is no volume vm2"));
+}
+
+TEST_CASE("status: a member that cannot read its state is failed, and no vote for a failover") {
+  Trio trio;
+  Json broken = trio.view("c");
+  broken["uuid"] = unknown_uuid;
+  broken["state"] = "failed";
+  broken["error"] = {
+      {"code", "corrupt"}, {"message", "the checksum is wrong"}, {"hint", "restore the file"}};
+  trio.c().set_volume(broken);
+  const Outcome outcome = trio.run({"status", "vm1"});
+  CHECK(outcome.code == 0);
+  CHECK(contains(outcome.out, "vm1  sync  serving on a"));
+  CHECK(contains(outcome.out, "c     replica  failed"));
+  CHECK(contains(outcome.out, "problem: c: the checksum is wrong; restore the file\n"));
+  CHECK(contains(outcome.out, "failover: not possible now"));
+  CHECK(trio.run({"deactivate", "vm1"}).code == 0);
+  // The last copy of all.
+  const std::string alone = trio.c().entry();
+  const Outcome status = run_words({"--hosts", alone, "status"});
+  CHECK(status.code == 0);
+  CHECK(contains(status.out, "problem: c: the checksum is wrong; restore the file\n"));
+  const Json listed = run_words({"--hosts", alone, "list", "-o", "json"}).json();
+  CHECK(listed["volumes"][0]["name"] == "vm1");
+  CHECK(listed["volumes"][0]["state"] == "unknown");
+  CHECK(run_words({"--hosts", alone, "status", "vm1"}).code == 1);
 }
 
 TEST_CASE("status: the JSON has one object per volume and member") {
