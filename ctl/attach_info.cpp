@@ -113,6 +113,11 @@ std::string xml_escape(const std::string& text) {
 }
 
 Result<std::vector<AttachInfo>> attach_infos(const VolumeView& volume) {
+  if (!volume.nbd) {
+    return with_hint(
+        fail(Errc::refused, "{} is not active ({} on {})", volume.name, volume.state, volume.host),
+        fmt::format("`replicactl activate {}` first", volume.name));
+  }
   const std::string& socket = volume.nbd->socket;
   if (!socket.starts_with('/') || printable(socket) != socket) {
     return fail(Errc::protocol,

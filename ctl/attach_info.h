@@ -17,8 +17,8 @@ struct AttachInfo {
   std::string libvirt_xml;
 };
 
-/// One per disk. Requires volume.nbd. Errors: Errc::protocol when the daemon's answer has no URI of
-/// a disk or no unix socket.
+/// One per disk. Errors: Errc::refused when the volume is not served; Errc::protocol when the daemon's
+/// answer has no URI of a disk or no unix socket.
 [[nodiscard]] Result<std::vector<AttachInfo>> attach_infos(const VolumeView& volume);
 /// `format`: uri, qemu, libvirt or all.
 [[nodiscard]] std::string attach_text(const std::vector<AttachInfo>& disks,

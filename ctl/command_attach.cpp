@@ -52,11 +52,6 @@ Result<AttachInfo> find_disk(Context& context, const std::string& disk) {
   const auto primary = find_primary(context.volume(), reports);
   if (!primary) return tl::unexpected(primary.error());
   const VolumeView& volume = *(*primary)->volume;
-  if (!volume.nbd) {
-    return with_hint(
-        fail(Errc::refused, "{} is not active ({} on {})", volume.name, volume.state, volume.host),
-        fmt::format("`replicactl activate {}` first", volume.name));
-  }
   const auto disks = attach_infos(volume);
   if (!disks) return tl::unexpected(disks.error());
   for (const AttachInfo& info : *disks) {

@@ -149,11 +149,6 @@ Status run_attach_info(Context& context, const OptionValues& values) {
   const auto primary = find_primary(context.volume(), reports);
   if (!primary) return tl::unexpected(primary.error());
   const VolumeView& volume = *(*primary)->volume;
-  if (!volume.nbd) {
-    return with_hint(
-        fail(Errc::refused, "{} is not active ({} on {})", volume.name, volume.state, volume.host),
-        fmt::format("`replicactl activate {}` first", volume.name));
-  }
   const auto disks = attach_infos(volume);
   if (!disks) return tl::unexpected(disks.error());
   if (context.options().json) {

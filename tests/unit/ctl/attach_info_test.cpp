@@ -55,6 +55,15 @@ TEST_CASE("attach info: strings are quoted for the shell and for XML") {
   CHECK(attach_text(*infos, "qemu").find("it'\\''s") != std::string::npos);
 }
 
+TEST_CASE("attach info: a volume that is not served is refused with what to do") {
+  auto json = control_test::volume_json("a");
+  json["export"] = nullptr;
+  const auto infos = attach_infos(primary_view(json));
+  REQUIRE(!infos.has_value());
+  CHECK(infos.error().code == Errc::refused);
+  CHECK(infos.error().hint.find("activate vm1") != std::string::npos);
+}
+
 TEST_CASE("attach info: an answer without socket or URI is an error") {
   auto json = control_test::volume_json("a");
   json["export"]["socket"] = "relative";
