@@ -45,6 +45,8 @@ run quick restart ok -DSEMI -DNP=1 -DNK=1
 run quick fork ok
 run quick resync ok -DNV=2 -DNC=1 -DNP=2
 run quick failover ok -DNB=3 -DNW=1 -DNC=1 -DDM=3
+run quick handover ok -DNW=2
+run quick handover ok -DNID=2 -DNW=2 -DNK=0 -DNR=0
 run all vote ok -DNH=2 -DNB=6 -DCHANGE=0 -DTWO
 run all vote ok -DNH=3 -DV0=7 -DNB=4
 run all vote ok -DNH=4 -DV0=15 -DNB=4 -DCHANGE=0
@@ -60,6 +62,7 @@ run all failover ok -DNB=4 -DNW=1 -DNC=0 -DDM=7
 run all failover ok -DNB=3 -DNW=1 -DNC=2 -DDM=7
 run all resync ok -DNV=2 -DNC=2 -DNP=2
 run all resync ok -DNV=2 -DNC=1 -DNP=3
+run all handover ok -DKEEPONLEAVE -DNW=2 -DNK=0 -DNR=0 -DNE=3
 
 # --- one rule less
 for rule in NOTIE NEWONLY OLDONLY ACCOLD ACCNEW BUILDEARLY COMPLETENEW LOWBASE; do
@@ -82,6 +85,11 @@ run all failover fail -DM_GROWACKED -DNB=4 -DNW=1 -DNC=0 -DDM=7
 for rule in NOREPAL ALEARLY NOUNION ALISR ALOFFNOMASK NOTHIRD; do
   run quick resync fail -DM_$rule -DNV=2 -DNC=2 -DNP=2
 done
+for rule in NOASK OWNLOG CACHEASK NOID NOREFUSE ANSWEREDONLY KEEPHELD NOSYNC SYNCLATE RESUMEOLD UNAPPLIED \
+            SOURCEREADS ASKENDED; do
+  run quick handover fail -DM_$rule -DNW=2 -DNK=0 -DNR=0 -DNE=3
+done
+run quick handover fail -DM_CLAIMKEEPS -DNW=2 -DNK=0 -DNR=1 -DNE=4
 
 # --- not vacuous: the state that the run is about is reached
 run quick vote fail -DREACHTWO -DNH=2 -DNB=4 -DCHANGE=0
@@ -93,6 +101,9 @@ run quick restart fail -DREACHSHORT
 run quick restart fail -DSEMI -DREACHSHORT
 run quick fork fail -DREACH
 run quick resync fail -DREACH -DNV=2 -DNC=1 -DNP=2
+run quick handover fail -DREACHEND -DNW=2 -DNK=0 -DNR=0 -DNE=3
+run quick handover fail -DREACHBACK -DNW=2 -DNK=0 -DNR=0 -DNE=3
+run quick handover fail -DREACHTWICE -DNID=2 -DNW=1 -DNK=0 -DNR=0 -DNE=4
 run all failover fail -DREACH -DNB=5 -DNW=2 -DNC=2 -DDM=3
 
 echo "$runs runs, $bad not as expected"
