@@ -34,6 +34,7 @@ ActivityModel::ActivityModel(
 
 // --- one after the other
 
+/// A job that waits here must not hold this object, which would then never end.
 void ActivityModel::enqueue(Job job) {
   jobs_.push_back(std::move(job));
   if (!running_) run_next();
@@ -105,7 +106,8 @@ void ActivityModel::open(std::function<void(int, Known)> done) {
     }
     known.lacks.push_back(std::move(lack));
   }
-  enqueue([self = shared_from_this(), done, known](const std::function<void()>& over) {
+  enqueue([this, done, known](const std::function<void()>& over) {
+    const auto self = shared_from_this();
     self->write_pages([self, done, known, over](int error) {
       if (error != 0) return done(error, {});
       self->write_header([done, known, over](int failed) {
@@ -147,8 +149,8 @@ bool ActivityModel::is_hot(const Range& range) {
 void ActivityModel::mark(const Range& range, std::function<void(int)> done) {
   if (range.length_bytes == 0 || is_hot(range)) return done(0);
   if (planted_ == Planted::unmarked_writes) return done(0);
-  enqueue([self = shared_from_this(), range, done = std::move(done)](
-              const std::function<void()>& over) {
+  enqueue([this, range, done = std::move(done)](const std::function<void()>& over) {
+    const auto self = shared_from_this();
     self->mark_in_job(range, [done, over](int error) {
       done(error);
       over();
@@ -190,7 +192,8 @@ void ActivityModel::mark_in_job(const Range& range, std::function<void(int)> don
 // --- going cold
 
 void ActivityModel::cool(const Environment& environment) {
-  enqueue([self = shared_from_this(), environment](const std::function<void()>& over) {
+  enqueue([this, environment](const std::function<void()>& over) {
+    const auto self = shared_from_this();
     if (++self->passes_ % passes_per_choice == 0) self->choose_cooling();
     if (self->cooling_.empty() && self->passes_ % passes_per_choice != 0) return over();
     const Primary& primary = environment.core();
@@ -286,8 +289,8 @@ void ActivityModel::settle_regions(const Settlement& settlement, std::function<v
 void ActivityModel::finish(const HistoryPoint& point,
                            std::vector<KnownLack> lacks,
                            std::function<void()> done) {
-  enqueue([self = shared_from_this(), point, lacks = std::move(lacks), done](
-              const std::function<void()>& over) {
+  enqueue([this, point, lacks = std::move(lacks), done](const std::function<void()>& over) {
+    const auto self = shared_from_this();
     for (const Region& region : self->hot_)
       self->entry(region) &= static_cast<ActivityEntry>(~activity_hot);
     for (const KnownLack& lack : lacks) {
