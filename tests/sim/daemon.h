@@ -108,6 +108,7 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   void finish(const std::shared_ptr<Proposal>& proposal, const Result<Record>& result);
   [[nodiscard]] RoleDue role_due() const;
   void keep_role();
+  void follow_role();
   void watch_voters();
   void demote();
   void renew(const std::shared_ptr<Plugin>& plugin);

@@ -199,10 +199,17 @@ void Daemon::keep_role() {
       end_operation();
       // What could not be written here is not known here.
       if (record && state().vote.chosen && state().vote.record == *record) recheck_ = false;
+      // At once: a voter with a later promise is heard of again and again.
+      follow_role();
     });
     return;
   }
-  if (state().transfer) return;
+  follow_role();
+}
+
+/// Draws the conclusion from the record, as far as it is known.
+void Daemon::follow_role() {
+  if (is_busy() || state().transfer) return;
   const auto serving = plugin();
   if (role_due() == RoleDue::none && is_primary() && serving && serving->is_serving() &&
       serving->is_outdated()) {
