@@ -1,8 +1,11 @@
 #include "replicad/replica_images.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include "core/base/check.h"
 #include "io/file.h"
@@ -82,22 +85,37 @@ std::vector<int> ImageSet::fds() const {
   return all;
 }
 
+/// One at a time: the kernel tells of a failed write-back once, so that of two at once one might hear of it and the
+/// other be taken for good.
 void ImageSet::sync(Reactor& reactor, std::function<void(Status)> done) {
+  syncs_.push_back(std::move(done));
+  if (!syncing_) sync_next(reactor);
+}
+
+void ImageSet::sync_next(Reactor& reactor) {
   struct Job {
     std::size_t waits = 1;
     Status status;
-    std::function<void(Status)> done;
+    std::deque<std::function<void(Status)>> done;
   };
   auto job = std::make_shared<Job>();
-  job->done = std::move(done);
-  const auto finish = [job] {
-    if (--job->waits == 0) job->done(job->status);
+  job->done.swap(syncs_);
+  syncing_ = true;
+  const auto finish = [self = shared_from_this(), job, &reactor] {
+    if (--job->waits > 0) return;
+    // What the later ones rely on may be just what was lost.
+    if (!job->status) std::ranges::move(self->syncs_, std::back_inserter(job->done));
+    if (!job->status) self->syncs_.clear();
+    self->syncing_ = false;
+    if (!self->syncs_.empty()) self->sync_next(reactor);
+    for (const auto& done : job->done)
+      done(job->status);
   };
   for (Image& image : images_) {
     if (!image.dirty) continue;
     image.dirty = false;
     ++job->waits;
-    reactor.fdatasync(image.fd.get(), [self = shared_from_this(), &image, job, finish](int result) {
+    reactor.fdatasync(image.fd.get(), [&image, job, finish](int result) {
       if (result < 0) {
         image.dirty = true;
         job->status = fail_errno(-result, "fdatasync image {}", image.path);
@@ -105,7 +123,16 @@ void ImageSet::sync(Reactor& reactor, std::function<void(Status)> done) {
       finish();
     });
   }
-  reactor.post([self = shared_from_this(), finish] { finish(); });
+  reactor.post(finish);
+}
+
+Status ImageSet::drop_cache() const {
+  for (const Image& image : images_) {
+    if (::fdatasync(image.fd.get()) != 0) return fail_errno(errno, "fdatasync of {}", image.path);
+    if (const int error = ::posix_fadvise(image.fd.get(), 0, 0, POSIX_FADV_DONTNEED); error != 0)
+      return fail_errno(error, "drop the cache of {}", image.path);
+  }
+  return {};
 }
 
 // --- ImageWriter

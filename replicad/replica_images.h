@@ -40,10 +40,15 @@ class ImageSet : public std::enable_shared_from_this<ImageSet> {
                                                     bool at_rest) const;
   [[nodiscard]] std::vector<int> fds() const;
 
-  /// fdatasync of every image that was written to; `done` later. On error the images stay marked.
+  /// fdatasync of every image that was written to; `done` later, in the order of the calls. One that finds nothing
+  /// written waits for those before it, and fails with them. On error the images stay marked.
   void sync(Reactor& reactor, std::function<void(Status)> done);
+  /// After a failed sync the kernel may hold pages that it takes for written and that are not on the disk. It is made
+  /// to forget them: what is read from here on is what the disk has. Blocking, any thread.
+  [[nodiscard]] Status drop_cache() const;
 
  private:
+  void sync_next(Reactor& reactor);
   struct Image {
     Fd fd;
     std::string path;
@@ -52,6 +57,8 @@ class ImageSet : public std::enable_shared_from_this<ImageSet> {
     std::deque<std::uint64_t> recent = {};  ///< blocks that were written last, the last one first
   };
   std::vector<Image> images_;
+  bool syncing_ = false;
+  std::deque<std::function<void(Status)>> syncs_;  ///< that wait for the one under way
 };
 
 class ImageWriter : public std::enable_shared_from_this<ImageWriter> {

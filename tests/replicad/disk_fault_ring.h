@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include <doctest/doctest.h>
 #include <sys/uio.h>
 
 #include "io/ring.h"
@@ -182,5 +183,13 @@ class DiskFaultRing final : public Ring {
   std::vector<iovec> next_vectors_;
   std::vector<InFlight> finished_;
 };
+
+/// A reactor on such a ring.
+inline std::unique_ptr<Reactor> faulty_reactor(const std::shared_ptr<DiskFaults>& faults,
+                                               std::uint64_t seed = 1) {
+  auto ring = create_uring_ring(256);
+  REQUIRE(ring.has_value());
+  return create_reactor(std::make_unique<DiskFaultRing>(std::move(*ring), faults, seed));
+}
 
 }  // namespace replicad

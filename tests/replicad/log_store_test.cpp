@@ -8,12 +8,6 @@
 namespace replicad {
 namespace {
 
-std::unique_ptr<Reactor> faulty_reactor(const std::shared_ptr<DiskFaults>& faults) {
-  auto ring = create_uring_ring(256);
-  REQUIRE(ring.has_value());
-  return create_reactor(std::make_unique<DiskFaultRing>(std::move(*ring), faults, 1));
-}
-
 /// A log without anything around it.
 class OpenLog {
  public:
