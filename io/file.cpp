@@ -4,6 +4,8 @@
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
+#include <memory>
 
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -22,6 +24,8 @@ namespace {
 // Boundaries of what fallocate() of a block device takes: a multiple of every logical block size in use.
 constexpr std::uint64_t zero_alignment_bytes = 4096;
 constexpr std::uint64_t fallocate_bytes_max = 1 * gib;
+// What reads past the page cache take: likewise.
+constexpr std::size_t direct_alignment_bytes = 4096;
 
 Result<struct stat> stat_of(int fd) {
   struct stat status {};
@@ -246,6 +250,31 @@ Status read_all_at(int fd, std::span<std::byte> data, std::uint64_t offset) {
     data = data.subspan(static_cast<std::size_t>(count));
     offset += static_cast<std::uint64_t>(count);
   }
+  return {};
+}
+
+Status read_medium_at(const std::string& path, std::span<std::byte> data, std::uint64_t offset) {
+  const Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd.valid()) return fail_errno(errno, "open {} past the page cache", path);
+  const std::uint64_t begin = offset / direct_alignment_bytes * direct_alignment_bytes;
+  const std::size_t skipped = offset - begin;
+  const std::size_t length = (skipped + data.size() + direct_alignment_bytes - 1) /
+                             direct_alignment_bytes * direct_alignment_bytes;
+  const std::unique_ptr<void, decltype(&std::free)> buffer(
+      std::aligned_alloc(direct_alignment_bytes, length), &std::free);
+  RD_CHECK(buffer != nullptr);
+  auto* bytes = static_cast<std::byte*>(buffer.get());
+  // The file may end within the last block.
+  std::size_t filled = 0;
+  while (filled < skipped + data.size()) {
+    const ssize_t count =
+        ::pread(fd.get(), bytes + filled, length - filled, static_cast<off_t>(begin + filled));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return fail_errno(errno, "read {} bytes at {} of {}", length, begin, path);
+    if (count == 0) return fail(Errc::corrupt, "{} ends before {}", path, offset + data.size());
+    filled += static_cast<std::size_t>(count);
+  }
+  std::copy_n(bytes + skipped, data.size(), data.begin());
   return {};
 }
 

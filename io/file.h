@@ -36,6 +36,11 @@ constexpr std::size_t cached_write_bytes_max = 128 * kib;
 [[nodiscard]] Status write_all_at(int fd, std::span<const std::byte> data, std::uint64_t offset);
 /// Fills `data`. Errors: errno's, Errc::corrupt if the file ends before.
 [[nodiscard]] Status read_all_at(int fd, std::span<std::byte> data, std::uint64_t offset);
+/// Fills `data` with what the disk itself has, past the page cache. What is dirty there is written first. Errors:
+/// errno's, as a rule because this cannot be done here; Errc::corrupt if the file ends before.
+[[nodiscard]] Status read_medium_at(const std::string& path,
+                                    std::span<std::byte> data,
+                                    std::uint64_t offset);
 
 /// Replaces `path` by `content`: temporary file `path`.tmp, fsync, rename, fsync of the directory. Durable on
 /// return; on error the old content is still there, except when the last fsync fails: then a crash decides

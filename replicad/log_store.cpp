@@ -306,7 +306,6 @@ void LogStore::sync(SyncDone done) {
     reactor_.fdatasync(
         segment->file->fd.get(), [self = shared_from_this(), job, segment](int result) {
           if (result < 0) {
-            self->sync_failed_ = true;
             job->error = errno_to_error(
                 -result, fmt::format("fdatasync {}", self->path(segment->file->name)));
           }

@@ -84,8 +84,6 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
   /// Space that segments and spares take.
   [[nodiscard]] std::uint64_t bytes() const;
   [[nodiscard]] const std::string& directory() const { return directory_; }
-  /// A sync has failed; the next recovery must write again what it reads.
-  [[nodiscard]] bool sync_failed() const { return sync_failed_; }
 
  private:
   struct Queued {
@@ -151,7 +149,6 @@ class LogStore : public std::enable_shared_from_this<LogStore> {
   std::array<std::byte, segment_header_bytes> header_{};
 
   bool directory_syncing_ = false;
-  bool sync_failed_ = false;
   std::vector<std::shared_ptr<SyncJob>> directory_waiters_;
   std::deque<std::shared_ptr<SyncJob>> syncs_;  ///< unanswered, in the order of the calls
 

@@ -44,6 +44,11 @@ class LogFiles : public LogDirectory {
               std::uint64_t offset_bytes) override {
     return read_all_at(fd(name), to, offset_bytes);
   }
+  Status read_medium(const std::string& name,
+                     std::span<std::byte> to,
+                     std::uint64_t offset_bytes) override {
+    return read_medium_at(path(name), to, offset_bytes);
+  }
   Status write(const std::string& name,
                std::span<const std::byte> from,
                std::uint64_t offset_bytes) override {

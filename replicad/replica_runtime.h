@@ -42,12 +42,12 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   ReplicaRuntime& operator=(ReplicaRuntime&&) = delete;
   ~ReplicaRuntime();
 
-  /// What the log of this volume holds, as recovery proves it; an inconsistent replica's log is removed. Blocking,
-  /// any thread.
+  /// What the log of this volume holds, as recovery proves it; an inconsistent replica's log is removed, and its
+  /// images' cache dropped. Blocking, any thread.
   [[nodiscard]] static Result<RecoveredLog> recover(const std::string& log_dir,
                                                     const VolumeState& state,
                                                     const std::string& host,
-                                                    bool rewrite);
+                                                    const ImageSet& images);
   /// Goes on from there.
   void begin(RecoveredLog recovered);
 
@@ -214,8 +214,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   bool checkpointing_ = false;
 
   std::optional<Error> failure_;
-  bool rewrite_ = false;  ///< a sync of the log has failed: recovery writes again what it reads
-  bool quiet_ = false;    ///< nothing runs: log, applier and writer are gone
+  bool quiet_ = false;  ///< nothing runs: log, applier and writer are gone
   bool recovering_ = false;
   bool marked_kept_ = false;
   bool retrying_ =

@@ -44,9 +44,11 @@ std::function<void()> stop_then(std::shared_ptr<Part> part, std::function<void()
 Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
                                              const VolumeState& state,
                                              const std::string& host,
-                                             bool rewrite) {
+                                             const ImageSet& images) {
   if (!state.consistent) {
-    // The image is no prefix of any history: the log continues nothing.
+    // The image is no prefix of any history: the log continues nothing. Of what a copy has brought a sync may have
+    // failed; the next one compares with what is on the disk.
+    RD_TRY(images.drop_cache());
     RD_TRY(remove_log(log_dir));
     return RecoveredLog{};
   }
@@ -54,7 +56,7 @@ Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
   return recover_log({.directory = log_dir,
                       .volume_uuid = state.uuid,
                       .checkpoint = state.checkpoint,
-                      .rewrite = rewrite,
+                      .is_synced = state.whole,
                       .watched = sampled_ranges(state, host)});
 }
 
@@ -332,15 +334,12 @@ void ReplicaRuntime::stop_all(std::function<void()> then) {
   ++generation_;
   const auto store = std::exchange(log_, nullptr);
   auto done = stop_then(std::exchange(stage_, nullptr), std::move(then));
-  stop_images([store, done = std::move(done), weak = weak_from_this()] {
+  stop_images([store, done = std::move(done)] {
     if (!store) {
       done();
       return;
     }
-    store->stop([store, done, weak] {
-      if (const auto self = weak.lock(); self && store->sync_failed()) self->rewrite_ = true;
-      done();
-    });
+    store->stop(done);
   });
 }
 
@@ -363,7 +362,7 @@ void ReplicaRuntime::recover_again() {
       [log_dir = setup_.log_dir,
        state = setup_.hooks.state(),
        host = setup_.host,
-       rewrite = rewrite_] { return recover(log_dir, state, host, rewrite); },
+       images = setup_.images] { return recover(log_dir, state, host, *images); },
       [weak = weak_from_this()](Result<RecoveredLog> recovered) {
         if (const auto self = weak.lock()) self->on_recovered(std::move(recovered));
       });
@@ -381,7 +380,6 @@ void ReplicaRuntime::on_recovered(Result<RecoveredLog> recovered) {
     return;
   }
   failure_.reset();
-  rewrite_ = false;
   retrying_ = true;
   begin(std::move(*recovered));
   take_pending_attach();

@@ -44,8 +44,7 @@ class Door final : public ReplicaVolume {
 
 namespace {
 
-/// A sync failed while this host was the primary: the kernel may hold pages that it takes for written and that are
-/// not on the disk. It is made to forget them, so that what is compared from here on is what the disk has.
+/// A sync failed while this host was the primary: what is compared from here on is what the disk has.
 Status distrust_cache(const std::string& log_dir, const ImageSet& images) {
   const std::string directory = log_dir.substr(0, log_dir.rfind('/'));
   const std::string mark = directory + "/" + failed_sync_name;
@@ -53,12 +52,7 @@ Status distrust_cache(const std::string& log_dir, const ImageSet& images) {
     if (errno == ENOENT) return {};
     return fail_errno(errno, "look at {}", mark);
   }
-  for (DiskIndex disk = 0; disk < images.count(); ++disk) {
-    if (::fdatasync(images.fd(disk)) != 0)
-      return fail_errno(errno, "fdatasync of {}, which had failed before", images.path(disk));
-    if (const int error = ::posix_fadvise(images.fd(disk), 0, 0, POSIX_FADV_DONTNEED); error != 0)
-      return fail_errno(error, "drop the cache of {}", images.path(disk));
-  }
+  RD_TRY(images.drop_cache());
   log(LogLevel::warn, "cache_dropped", "mark={}", mark);
   if (::unlink(mark.c_str()) != 0) return fail_errno(errno, "remove {}", mark);
   return sync_directory(directory);
@@ -88,7 +82,7 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
   RD_TRY(forget_activity(log_dir.substr(0, log_dir.rfind('/'))));
   auto boot = boot_id();
   if (!boot) return tl::unexpected(boot.error());
-  auto recovered = ReplicaRuntime::recover(log_dir, state, host, false);
+  auto recovered = ReplicaRuntime::recover(log_dir, state, host, **images);
   if (!recovered) {
     const auto error = tl::unexpected(recovered.error());
     if (recovered.error().code != Errc::corrupt) return error;

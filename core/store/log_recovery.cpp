@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "core/base/check.h"
+#include "core/base/sectors.h"
 
 namespace replicad {
 
@@ -78,7 +79,11 @@ class LogScan {
   Status follow();
   [[nodiscard]] bool continues(const Candidate& candidate);
   Status scan(const Candidate& candidate);
-  Status rewrite_header(const Candidate& candidate);
+  Status secure_header(const Candidate& candidate);
+  Status secure_frames(const Candidate& candidate,
+                       std::span<const std::byte> frames,
+                       std::uint64_t offset);
+  Status secure(const Candidate& candidate, std::span<const std::byte> bytes, std::uint64_t offset);
   Status take_frames(const ScanResult& found, std::uint64_t window_offset);
   void note_touched(const Range& range);
   Status check_checkpoint(const HistoryPoint& point) const;
@@ -94,6 +99,7 @@ class LogScan {
   std::string end_;           ///< file and offset where the last scan ended
   bool apply_found_ = false;  ///< apply_segment and apply_offset are set
   std::vector<std::byte> window_;
+  std::vector<std::byte> medium_;
 };
 
 Result<FoundLog> LogScan::run() {
@@ -229,7 +235,11 @@ Status LogScan::scan(const Candidate& candidate) {
   log_.segments.push_back({candidate.name, point_});
   FoundSegment& segment = log_.segments.back();
   std::uint64_t offset = segment_header_bytes;
-  if (options_.rewrite) RD_TRY(rewrite_header(candidate));
+  const bool secures = !options_.is_synced && !options_.look_only;
+  if (secures) {
+    RD_TRY(files_.sync_file(candidate.name));
+    RD_TRY(secure_header(candidate));
+  }
   for (;;) {
     const std::uint64_t left = candidate.bytes - offset;
     const std::span<std::byte> window(window_.data(), std::min<std::uint64_t>(left, window_bytes));
@@ -237,9 +247,7 @@ Status LogScan::scan(const Candidate& candidate) {
     RD_TRY(files_.read(candidate.name, window, offset));
     const ScanResult found = scan_frames(window, point_);
     RD_TRY(take_frames(found, offset));
-    if (options_.rewrite && found.valid_bytes > 0) {
-      RD_TRY(files_.write(candidate.name, window.first(found.valid_bytes), offset));
-    }
+    if (secures) RD_TRY(secure_frames(candidate, window.first(found.valid_bytes), offset));
     offset += found.valid_bytes;
     segment.end_bytes = offset;
     end_ = fmt::format("{} at offset {}", path(candidate.name), offset);
@@ -254,10 +262,38 @@ Status LogScan::scan(const Candidate& candidate) {
   }
 }
 
-Status LogScan::rewrite_header(const Candidate& candidate) {
+/// The head of the segment that holds the checkpoint was synced with it.
+Status LogScan::secure_header(const Candidate& candidate) {
+  if (point_.sequence < options_.checkpoint.sequence) return {};
   const auto header = std::span(window_).first(segment_header_bytes);
   RD_TRY(files_.read(candidate.name, header, 0));
-  return files_.write(candidate.name, header, 0);
+  return secure(candidate, header, 0);
+}
+
+/// `frames`: whole ones, at `offset` of the last segment found.
+Status LogScan::secure_frames(const Candidate& candidate,
+                              std::span<const std::byte> frames,
+                              std::uint64_t offset) {
+  if (!apply_found_) return {};
+  std::uint64_t begin = offset;
+  if (log_.apply_segment == log_.segments.size() - 1) begin = std::max(begin, log_.apply_offset);
+  if (begin >= offset + frames.size()) return {};
+  return secure(candidate, frames.subspan(begin - offset), begin);
+}
+
+/// Only what the medium lacks is written: of what was durable before, a loss of power in the middle of a second write
+/// could make garbage.
+Status LogScan::secure(const Candidate& candidate,
+                       std::span<const std::byte> bytes,
+                       std::uint64_t offset) {
+  medium_.resize(bytes.size());
+  if (!files_.read_medium(candidate.name, medium_, offset)) {
+    return files_.write(candidate.name, bytes, offset);
+  }
+  for (const SectorRun& run : differing_sectors(bytes, medium_, offset)) {
+    RD_TRY(files_.write(candidate.name, bytes.subspan(run.begin, run.length), offset + run.begin));
+  }
+  return {};
 }
 
 Status LogScan::take_frames(const ScanResult& found, std::uint64_t window_offset) {

@@ -31,6 +31,11 @@ class LogDirectory {
   [[nodiscard]] virtual Status read(const std::string& name,
                                     std::span<std::byte> to,
                                     std::uint64_t offset_bytes) = 0;
+  /// Fills `to` with what the disk itself has, past whatever the kernel holds in memory; requires sync_file() before.
+  /// An error means that this cannot be told here, as a rule.
+  [[nodiscard]] virtual Status read_medium(const std::string& name,
+                                           std::span<std::byte> to,
+                                           std::uint64_t offset_bytes) = 0;
   [[nodiscard]] virtual Status write(const std::string& name,
                                      std::span<const std::byte> from,
                                      std::uint64_t offset_bytes) = 0;
@@ -47,9 +52,10 @@ struct LogRecoveryOptions {
   std::string directory;  ///< for messages
   std::string volume_uuid;
   HistoryPoint checkpoint;  ///< the image durably holds everything up to here
-  /// A sync has failed before: what is read is written again, because the kernel may take pages for clean that
-  /// never reached the disk.
-  bool rewrite = false;
+  /// Whoever wrote it last ended with all of it synced. Otherwise a sync may have failed, and the kernel take pages for
+  /// clean that never reached the disk: what is behind the checkpoint is compared with the medium, and written again
+  /// where that lacks it.
+  bool is_synced = false;
   std::vector<Range> watched = {};  ///< FoundLog::touched tells of these
   bool look_only = false;  ///< nothing is cut, removed or synced: only what would be proven is told
 };
@@ -75,7 +81,7 @@ struct FoundLog {
 };
 
 /// Finds the segments, follows the history from the checkpoint, cuts the torn tail (files behind it are removed)
-/// and syncs the rest. The result is a strict prefix of what was appended.
+/// and brings the rest to stable storage. The result is a strict prefix of what was appended.
 /// Errors: Errc::corrupt (names file and offset) when something is missing or damaged that was on stable
 /// storage: behind the checkpoint, or before what a later segment knows to be durable; those of `files`.
 /// On error no file was changed, except that a torn tail may be cut already.

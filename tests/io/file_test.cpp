@@ -281,6 +281,30 @@ TEST_CASE("file: read_all_at reports a file that ends too early") {
   CHECK(write_all_at(fd.get(), buffer, 0).error().sys_errno == EBADF);
 }
 
+TEST_CASE("file: read_medium_at reads what was synced, aligned or not") {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("file");
+  std::vector<std::byte> content(10'000);
+  for (std::size_t i = 0; i < content.size(); ++i)
+    content[i] = static_cast<std::byte>(i * 7);
+  const Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  REQUIRE(fd.valid());
+  REQUIRE(write_all_at(fd.get(), content, 0).has_value());
+  REQUIRE(::fdatasync(fd.get()) == 0);
+  std::vector<std::byte> bytes(300);
+  if (!read_medium_at(path, bytes, 0)) {
+    MESSAGE("this file system cannot do it: ", path);
+    return;
+  }
+  for (const unsigned offset : {0U, 1U, 511U, 4000U, 4096U, 9700U}) {
+    CAPTURE(offset);
+    REQUIRE(read_medium_at(path, bytes, offset).has_value());
+    CHECK(std::ranges::equal(bytes, std::span(content).subspan(offset, bytes.size())));
+  }
+  CHECK(read_medium_at(path, bytes, 9701).error().code == Errc::corrupt);
+  CHECK(read_medium_at(path + "x", bytes, 0).error().code == Errc::not_found);
+}
+
 TEST_CASE("file: make_directories makes the whole path and accepts what is there") {
   const TemporaryDirectory directory;
   const std::string path = directory.file("a/b/c");

@@ -56,7 +56,8 @@ class WrittenLog {
   }
   [[nodiscard]] std::uint64_t end() const { return offset_; }
   [[nodiscard]] Result<RecoveredLog> recover(const HistoryPoint& checkpoint) const {
-    return recover_log({directory_, log_uuid, checkpoint, false});
+    return recover_log(
+        {.directory = directory_, .volume_uuid = log_uuid, .checkpoint = checkpoint});
   }
 
  private:

@@ -77,6 +77,11 @@ void Image::lose_sync(std::uint64_t begun) {
   std::erase_if(pending_, [&](const Pending& pending) { return pending.id <= begun; });
 }
 
+void Image::drop_cache() {
+  end_sync(last_id_);
+  cache_ = stable_;
+}
+
 void Image::lose_power(Random& random, bool garbage) {
   for (const Pending& pending : pending_) {
     const auto fate = random.below(8);
@@ -205,6 +210,14 @@ Status RecoveryFiles::read(const std::string& name, std::span<std::byte> to, std
   return {};
 }
 
+Status RecoveryFiles::read_medium(const std::string& name,
+                                  std::span<std::byte> to,
+                                  std::uint64_t offset) {
+  RD_TRY(attempt(name));
+  std::ranges::copy(directory_.find(name)->stable().subspan(offset, to.size()), to.begin());
+  return {};
+}
+
 Status RecoveryFiles::write(const std::string& name,
                             std::span<const std::byte> from,
                             std::uint64_t offset) {
@@ -226,10 +239,14 @@ Status RecoveryFiles::remove(const std::string& name) {
 }
 
 Status RecoveryFiles::sync_file(const std::string& name) {
-  RD_TRY(attempt(name));
   File& file = *directory_.find(name);
-  file.end_sync(file.begin_sync());
-  return {};
+  const Status synced = attempt(name);
+  if (synced) {
+    file.end_sync(file.begin_sync());
+  } else {
+    file.lose_sync(file.begin_sync());
+  }
+  return synced;
 }
 
 Status RecoveryFiles::sync_names() {

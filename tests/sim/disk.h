@@ -2,9 +2,9 @@
 // The disks of simulated hosts. Fault model: what was written is in the page cache; a sync that was begun after a
 // write ended makes it stable. When power is lost each sector that was written and not synced is, by itself, as it
 // was before, as it was written, or garbage; names go back to some prefix of what was done since the directory was
-// synced. A sync that fails may leave what it should have made stable "clean": later syncs do not write it (log files
-// and images of replicas). Synced sectors are never lost. Images hold one number per block of 512 bytes, log files
-// hold bytes.
+// synced. A sync that fails leaves what it should have made stable "clean": it can be read until power is lost, and
+// later syncs do not write it (log files and images of replicas). Synced sectors are never lost. Images hold one
+// number per block of 512 bytes, log files hold bytes.
 
 #include <cstddef>
 #include <cstdint>
@@ -49,6 +49,8 @@ class Image {
   void end_sync(std::uint64_t begun);
   /// A failed sync: what it was to write is believed to be clean.
   void lose_sync(std::uint64_t begun);
+  /// Everything is synced, then read from the disk again.
+  void drop_cache();
   void lose_power(Random& random, bool garbage);
 
  private:
@@ -68,6 +70,7 @@ class File {
   explicit File(std::size_t bytes) : cache_(bytes), stable_(bytes) {}
 
   [[nodiscard]] std::span<const std::byte> bytes() const { return cache_; }
+  [[nodiscard]] std::span<const std::byte> stable() const { return stable_; }
   [[nodiscard]] std::size_t size() const { return cache_.size(); }
   void write(std::size_t offset, std::span<const std::byte> data);
   void zero_tail(std::size_t offset);
@@ -126,6 +129,9 @@ class RecoveryFiles : public LogDirectory {
   Result<std::vector<std::string>> list() override;
   Result<std::uint64_t> open(const std::string& name) override;
   Status read(const std::string& name, std::span<std::byte> to, std::uint64_t offset) override;
+  Status read_medium(const std::string& name,
+                     std::span<std::byte> to,
+                     std::uint64_t offset) override;
   Status write(const std::string& name,
                std::span<const std::byte> from,
                std::uint64_t offset) override;

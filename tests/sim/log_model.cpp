@@ -224,7 +224,6 @@ void LogModel::sync_segment(const std::shared_ptr<Segment>& segment,
   io([segment, begun] { segment->file->end_sync(begun); },
      [this, segment, begun, job](int error) {
        if (error != 0) {
-         sync_failed_ = true;
          segment->file->lose_sync(begun);
          world_.reached("fdatasync of the log failed");
          job->error = errno_to_error(error, "fdatasync " + segment->name);

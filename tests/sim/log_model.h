@@ -45,7 +45,6 @@ class LogModel : public std::enable_shared_from_this<LogModel> {
   [[nodiscard]] const HistoryPoint& logged() const { return logged_; }
   [[nodiscard]] Sequence durable() const { return durable_; }
   [[nodiscard]] bool waits_for_space() const { return waits_for_space_; }
-  [[nodiscard]] bool sync_failed() const { return sync_failed_; }
 
  private:
   struct Queued {
@@ -89,7 +88,6 @@ class LogModel : public std::enable_shared_from_this<LogModel> {
   bool header_unwritten_ = false;
   bool pump_scheduled_ = false;
   bool names_syncing_ = false;
-  bool sync_failed_ = false;
   std::vector<std::shared_ptr<SyncJob>> names_waiters_;
   std::size_t in_flight_ = 0;
   bool stopped_ = false;

@@ -35,6 +35,7 @@ constexpr std::size_t fault_count = 13;
 enum class Planted : std::uint8_t {
   none,
   sync_without_effect,   ///< P1: a replica's log is called durable before it is
+  trusted_cache,         ///< P1: after a crash what the page cache holds is taken for durable
   mark_without_effect,   ///< P2: a copy begins before the replica's mark is on record
   forgotten_promise,     ///< P3: a voter keeps no promise
   shared_term,           ///< P3: a replica answers before its promise of the term is on record

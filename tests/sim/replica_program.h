@@ -74,6 +74,7 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   }
 
   Result<FoundLog> recover() const;
+  Status drop_image_cache() const;
   void begin(const FoundLog& found);
   void feed(ReplicaEvent event);
   void after_step();
@@ -156,7 +157,6 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   bool checkpointing_ = false;
 
   std::optional<Error> failure_;
-  bool rewrite_ = false;
   bool quiet_ = false;
   bool recovering_ = false;
   bool retrying_ = false;

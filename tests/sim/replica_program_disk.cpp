@@ -1,6 +1,7 @@
 // The disk side of ReplicaProgram: recovery, applying, checkpoints, failures and the end.
 
 #include <algorithm>
+#include <cerrno>
 
 #include "core/base/check.h"
 #include "tests/sim/replica_program.h"
@@ -16,7 +17,9 @@ constexpr std::size_t read_ahead_max = 16;
 Result<FoundLog> ReplicaProgram::recover() const {
   RecoveryFiles files(machine_.log, [this] { return machine_.draw_error(); });
   const VolumeState& state = hooks_.state();
+  const bool trusts = options_.planted == Planted::trusted_cache;
   if (!state.consistent) {
+    if (!trusts) RD_TRY(drop_image_cache());
     RD_TRY(remove_log_files(files));
     remove_stage(machine_);
     return FoundLog{};
@@ -26,7 +29,7 @@ Result<FoundLog> ReplicaProgram::recover() const {
                         {.directory = "log",
                          .volume_uuid = volume_uuid,
                          .checkpoint = state.checkpoint,
-                         .rewrite = rewrite_});
+                         .is_synced = state.whole || trusts});
   if (!found && found.error().code == Errc::corrupt) {
     world_.violate(fmt::format("P2 log: recovery of {} takes what power loss leaves for damage: {}",
                                machine_.name,
@@ -46,6 +49,17 @@ Result<FoundLog> ReplicaProgram::recover() const {
                  machine_.told_durable,
                  found->logged.sequence);
   return found;
+}
+
+Status ReplicaProgram::drop_image_cache() const {
+  for (Image& image : machine_.images) {
+    if (machine_.draw_error()) {
+      image.lose_sync(image.begin_sync());
+      return fail_errno(EIO, "fdatasync image");
+    }
+    image.drop_cache();
+  }
+  return {};
 }
 
 void ReplicaProgram::begin(const FoundLog& found) {
@@ -382,15 +396,12 @@ void ReplicaProgram::stop_all(std::function<void()> done) {
   ++generation_;
   if (const auto stage = std::exchange(stage_, nullptr)) stage->stop();
   const auto store = std::exchange(log_, nullptr);
-  stop_images([store, done = std::move(done), weak = weak_from_this()] {
+  stop_images([store, done = std::move(done)] {
     if (!store) {
       done();
       return;
     }
-    store->stop([store, done, weak] {
-      if (const auto self = weak.lock(); self && store->sync_failed()) self->rewrite_ = true;
-      done();
-    });
+    store->stop(done);
   });
 }
 
@@ -413,7 +424,6 @@ void ReplicaProgram::retry() {
     }
     self->world_.reached("replica recovered after a failure");
     self->failure_.reset();
-    self->rewrite_ = false;
     self->retrying_ = true;
     self->begin(*found);
     self->take_pending_attach();
