@@ -16,6 +16,7 @@
 
 #include "core/base/check.h"
 #include "core/base/limits.h"
+#include "core/base/sectors.h"
 
 namespace replicad {
 
@@ -26,6 +27,7 @@ constexpr std::uint64_t zero_alignment_bytes = 4096;
 constexpr std::uint64_t fallocate_bytes_max = 1 * gib;
 // What reads past the page cache take: likewise.
 constexpr std::size_t direct_alignment_bytes = 4096;
+constexpr std::uint64_t secure_window_bytes = 4 * mib;
 
 Result<struct stat> stat_of(int fd) {
   struct stat status {};
@@ -275,6 +277,30 @@ Status read_medium_at(const std::string& path, std::span<std::byte> data, std::u
     filled += static_cast<std::size_t>(count);
   }
   std::copy_n(bytes + skipped, data.size(), data.begin());
+  return {};
+}
+
+Status secure_file(const std::string& path) {
+  const Fd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd.valid()) return fail_errno(errno, "open {}", path);
+  if (::fdatasync(fd.get()) != 0) return fail_errno(errno, "fdatasync {}", path);
+  const auto size = stat_of(fd.get());
+  if (!size) return tl::unexpected(size.error());
+  const auto end = static_cast<std::uint64_t>(size->st_size);
+  std::vector<std::byte> bytes(std::min(end, secure_window_bytes));
+  std::vector<std::byte> medium(bytes.size());
+  for (std::uint64_t at = 0; at < end; at += bytes.size()) {
+    const std::size_t length = std::min<std::uint64_t>(bytes.size(), end - at);
+    const auto part = std::span(bytes).first(length);
+    RD_TRY(read_all_at(fd.get(), part, at));
+    std::vector<SectorRun> lacking = {{0, length}};
+    if (read_medium_at(path, std::span(medium).first(length), at)) {
+      lacking = differing_sectors(part, std::span(medium).first(length), at);
+    }
+    for (const SectorRun& run : lacking)
+      RD_TRY(write_all_at(fd.get(), part.subspan(run.begin, run.length), at + run.begin));
+  }
+  if (::fdatasync(fd.get()) != 0) return fail_errno(errno, "fdatasync {}", path);
   return {};
 }
 

@@ -42,6 +42,11 @@ constexpr std::size_t cached_write_bytes_max = 128 * kib;
                                     std::span<std::byte> data,
                                     std::uint64_t offset);
 
+/// Whatever a process that is gone has written to the file is on stable storage on return, also where a sync of it had
+/// failed and the kernel takes pages for clean that the disk never got: those are written again. Reads all of the file.
+/// Blocking. Errors: errno's, Errc::not_found.
+[[nodiscard]] Status secure_file(const std::string& path);
+
 /// Replaces `path` by `content`: temporary file `path`.tmp, fsync, rename, fsync of the directory. Durable on
 /// return; on error the old content is still there, except when the last fsync fails: then a crash decides
 /// between the two. One writer per path at a time.

@@ -55,6 +55,8 @@ ActivityLog::ActivityLog(const Setup& setup, Fd file)
 Result<std::unique_ptr<ActivityLog>> ActivityLog::open(const Setup& setup, Known& known) {
   Fd file(::open(setup.path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640));
   if (!file.valid()) return tl::unexpected(errno_to_error(errno, "open " + setup.path));
+  // Headers take turns, and pages that are not hot are not written again: what is read must be there.
+  RD_TRY(secure_file(setup.path));
   std::unique_ptr<ActivityLog> activity(new ActivityLog(setup, std::move(file)));
   RD_TRY(activity->load(setup, known));
   RD_TRY(sync_directory(setup.path.substr(0, setup.path.rfind('/'))));
@@ -354,7 +356,7 @@ void ActivityLog::settle_cooling(const Environment& environment) {
     has_changed = has_changed || member.base != base;
     member.base = base;
   }
-  if (has_changed && !write_header()) return;
+  if ((has_changed || !header_written_) && !write_header()) return;
   // Before new bits are set: those are of changes that it may not have.
   for (const Standing& standing : members) {
     if (standing.has_all && standing.bit != 0) clear_slot(slot_of(standing.host), pages);
@@ -474,11 +476,13 @@ Status ActivityLog::write_pages(const Pages& pages) {
 }
 
 Status ActivityLog::write_header() {
+  header_written_ = false;
   ++header_.generation;
   const auto bytes = encode_activity_header(header_);
   const std::uint64_t at = header_.generation % 2 == 0 ? 0 : activity_header_bytes;
   RD_TRY(write_all_at(file_.get(), bytes, at));
   if (::fdatasync(file_.get()) != 0) return fail_errno(errno, "fdatasync of {}", path_);
+  header_written_ = true;
   return {};
 }
 

@@ -113,6 +113,7 @@ class ActivityLog {
   std::atomic<std::size_t> hot_count_{0};
   std::mutex mutex_;  ///< guards the file and all below but for Disk::heat
   ActivityHeader header_;
+  bool header_written_ = true;  ///< the last attempt to write it has worked
   std::vector<Disk> disks_;
   int passes_ = 0;
   Sequence cold_through_ = 0;     ///< no cold region has a later change

@@ -136,6 +136,8 @@ Status mark_saved(const std::string& directory, std::uint64_t first, BlockMap& s
   if (!numbers) return tl::unexpected(numbers.error());
   for (const std::uint64_t number : *numbers) {
     if (number < first) continue;
+    // What is changed because its old content is kept must not lose that with power.
+    if (!secure_file(directory + "/" + lost_file_name(number))) continue;
     auto reader = LostFileReader::open(directory, number);
     while (reader) {
       const auto record = reader->next(true);

@@ -92,8 +92,8 @@ class LostFileWriter {
 
 /// Removes the files from number `first` on that hold no record: a crash has left them.
 void remove_empty_lost_files(const std::string& directory, std::uint64_t first);
-/// Marks in `saved` what the files from number `first` on hold, with its checksum right. Files that cannot be
-/// read hold nothing.
+/// Marks in `saved` what the files from number `first` on hold, with its checksum right, and durably. Files that
+/// cannot be read hold nothing.
 [[nodiscard]] Status mark_saved(const std::string& directory, std::uint64_t first, BlockMap& saved);
 
 }  // namespace replicad

@@ -20,6 +20,8 @@ Result<VolumeState> StateStore::load(const std::string& path) {
                      "nothing was changed; restore the file from a backup, or move the volume's "
                      "directory away and add this host to the volume again");
   }
+  // A process that is gone may have renamed it and not synced that: nobody acts on what power could take back.
+  RD_TRY(sync_directory(path.substr(0, path.rfind('/'))));
   return state;
 }
 

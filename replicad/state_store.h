@@ -27,7 +27,7 @@ class StateStore {
   StateStore& operator=(const StateStore&) = delete;
   ~StateStore();
 
-  /// Reads the file. Blocking. Errors: Errc::not_found, Errc::corrupt and Errc::version_mismatch
+  /// Reads the file, which is durable then. Blocking. Errors: Errc::not_found, Errc::corrupt and Errc::version_mismatch
   /// with the path.
   [[nodiscard]] static Result<VolumeState> load(const std::string& path);
 

@@ -4,6 +4,7 @@
 //
 // RD_POWER_SEEDS=n: so many scenarios (1), RD_POWER_STATES=n: crash states of each (60).
 
+#include "replicad/lost_writes.h"
 #include "tests/power/scenario.h"
 
 namespace replicad {
@@ -157,6 +158,74 @@ TEST_CASE("power: the state file has the old or the new content, and what was an
   const auto failure = find_state_failure(scenario, nullptr, random);
   INFO(failure.value_or(""));
   CHECK_FALSE(failure.has_value());
+}
+
+TEST_CASE("power: what was read of a state file is there afterwards, whoever renamed it") {
+  auto random = seeded_random();
+  const TempDirectory directory;
+  const std::string path = directory.path() + "/state";
+  VolumeState state = first_state();
+  REQUIRE(write_file_durably(path, encode_volume_state(state)).has_value());
+  ++state.generation;
+  // This process ended before it synced the directory.
+  const std::string temporary = path + ".tmp";
+  REQUIRE(write_file_durably(temporary, encode_volume_state(state)).has_value());
+  DiskRecorder recorder(directory.path());
+  REQUIRE(::rename(temporary.c_str(), path.c_str()) == 0);
+  const auto read = StateStore::load(path);
+  REQUIRE(read.has_value());
+  CHECK(read->generation == state.generation);
+  recorder.mark("read", 1);
+  const DiskRecord record = recorder.finish();
+  for (int kind = 0; kind < crash_kinds; ++kind) {
+    const auto crash =
+        make_crash_state(record, record.last, static_cast<CrashKind>(kind), nullptr, random);
+    const TempDirectory after;
+    crash.write_to(after.path());
+    const auto found = StateStore::load(after.path() + "/state");
+    REQUIRE(found.has_value());
+    CHECK(found->generation == state.generation);
+  }
+}
+
+TEST_CASE("power: what a rewind takes for kept is there afterwards, whoever wrote it") {
+  auto random = seeded_random();
+  const TempDirectory directory;
+  const std::string kept = directory.path() + "/lost-writes";
+  LostHeader header;
+  header.volume = "vm1";
+  header.volume_uuid = first_state().uuid;
+  header.host = header.primary = "a";
+  header.disks = {{"vda", 1 * mib}};
+  auto file = LostFileWriter::create(kept, header);
+  REQUIRE(file.has_value());
+  const std::vector<std::byte> content(8192, std::byte{7});
+  DiskRecorder recorder(directory.path());
+  {
+    // What a process that ended before its sync had written.
+    const Fd fd(
+        ::open((kept + "/" + lost_file_name((*file)->number())).c_str(), O_RDWR | O_CLOEXEC));
+    REQUIRE(fd.valid());
+    const FrameHeader record = lost_record({0, 4096, content.size()}, content);
+    std::array<std::byte, frame_header_bytes> bytes{};
+    encode_header(record, bytes);
+    REQUIRE(write_all_at(fd.get(), bytes, lost_header_bytes).has_value());
+    REQUIRE(write_all_at(fd.get(), content, lost_header_bytes + frame_header_bytes).has_value());
+  }
+  BlockMap saved({1 * mib});
+  REQUIRE(mark_saved(kept, 1, saved).has_value());
+  REQUIRE(saved.overlaps_any({0, 4096, 512}));
+  recorder.mark("read", 1);
+  const DiskRecord record = recorder.finish();
+  for (int kind = 0; kind < crash_kinds; ++kind) {
+    const auto crash =
+        make_crash_state(record, record.last, static_cast<CrashKind>(kind), nullptr, random);
+    const TempDirectory after;
+    crash.write_to(after.path());
+    BlockMap found({1 * mib});
+    REQUIRE(mark_saved(after.path() + "/lost-writes", 1, found).has_value());
+    CHECK(found.overlaps_any({0, 4096, 512}));
+  }
 }
 
 TEST_CASE("power: planted bug: the state file's directory is not synced") {
