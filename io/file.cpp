@@ -280,6 +280,13 @@ Status read_medium_at(const std::string& path, std::span<std::byte> data, std::u
   return {};
 }
 
+Status check_written_back(int fd) {
+  // Without a write of its own, and without waiting for all that is dirty, as a sync would.
+  if (::sync_file_range(fd, 0, direct_alignment_bytes, SYNC_FILE_RANGE_WAIT_BEFORE) != 0)
+    return fail_errno(errno, "write back");
+  return {};
+}
+
 Status secure_file(const std::string& path) {
   const Fd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
   if (!fd.valid()) return fail_errno(errno, "open {}", path);

@@ -47,6 +47,11 @@ constexpr std::size_t cached_write_bytes_max = 128 * kib;
 /// Blocking. Errors: errno's, Errc::not_found.
 [[nodiscard]] Status secure_file(const std::string& path);
 
+/// Whether nothing that anybody wrote to the file has failed to reach the disk since `fd` was opened. Each open file is
+/// told of such a failure once, also if others were told before; this waits for its first block only. Errors: errno's,
+/// which are the failure.
+[[nodiscard]] Status check_written_back(int fd);
+
 /// Replaces `path` by `content`: temporary file `path`.tmp, fsync, rename, fsync of the directory. Durable on
 /// return; on error the old content is still there, except when the last fsync fails: then a crash decides
 /// between the two. One writer per path at a time.

@@ -78,6 +78,7 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
   RD_TRY(make_directories(log_dir, log_directory_mode));
   auto images = ImageSet::open(state.disks);
   if (!images) return tl::unexpected(images.error());
+  if (hooks.on_locked) RD_TRY(hooks.on_locked());
   RD_TRY(distrust_cache(log_dir, **images));
   RD_TRY(forget_activity(log_dir.substr(0, log_dir.rfind('/'))));
   auto boot = boot_id();

@@ -38,6 +38,8 @@ class ReplicaVolume {
         update_state;
     /// The state as last applied.
     std::function<const VolumeState&()> state;
+    /// The images are locked, so nobody else has them any more, and nothing was read yet. An error ends open().
+    std::function<Status()> on_locked;
     std::function<void()> on_link_lost;   ///< counted in the host's stability
     std::function<void()> on_disk_error;  ///< likewise
   };

@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <filesystem>
 
+#include <fcntl.h>
+
 #include "core/base/log.h"
 #include "core/base/names.h"
+#include "core/store/failed_sync.h"
 #include "io/file.h"
 #include "io/image_identity.h"
 #include "replicad/image_check.h"
@@ -198,12 +201,39 @@ void Volume::lock_images() {
   std::vector<int> fds;
   for (const Fd& image : images)
     fds.push_back(image.get());
+  if (auto noted = note_failed_writes(); !noted) return note_open(std::move(noted));
   if (auto checked = check_images(state(), environment_.options.host, fds, {}); !checked)
     return note_open(std::move(checked));
   images_ = std::move(images);
   note_open({});
   learn_identities(fds);
   if (awaits_start()) environment_.wake_keeper();
+}
+
+void Volume::watch_images() {
+  watches_.clear();
+  for (const DiskState& disk : state().disks) {
+    Fd fd(::open(disk.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    watches_.push_back(std::move(fd));  // invalid: it cannot be watched
+  }
+}
+
+/// A plugin that was killed while a sync failed has left no mark of that (nbd-plugin/durable_fds.h).
+Status Volume::note_failed_writes() {
+  for (std::size_t i = 0; i < watches_.size(); ++i) {
+    if (!watches_[i].valid()) continue;
+    const Status written = check_written_back(watches_[i].get());
+    if (written) continue;
+    const std::string mark = environment_.volume_dir(name_) + "/" + failed_sync_name;
+    log(LogLevel::error,
+        "durability_lost",
+        "volume={} error={}",
+        name_,
+        log_value(written.error().message));
+    RD_TRY(write_file_durably(mark, state().disks[i].path + "\n"));
+  }
+  watches_.clear();
+  return {};
 }
 
 /// Of images that have not been looked at before.
@@ -307,6 +337,7 @@ ReplicaVolume::Hooks Volume::replica_hooks() {
         std::move(done));
   };
   hooks.state = [this]() -> const VolumeState& { return state(); };
+  hooks.on_locked = [this] { return note_failed_writes(); };
   hooks.on_link_lost = [this] { environment_.count_trouble(HostTrouble::link_loss); };
   hooks.on_disk_error = [this] { environment_.count_trouble(HostTrouble::disk_error); };
   return hooks;

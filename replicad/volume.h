@@ -231,6 +231,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   // volume.cpp
   void open_replica();
   void lock_images();
+  void watch_images();
+  Status note_failed_writes();
   void retry_role();
   void note_open(Status status);
   void learn_identities(const std::vector<int>& fds);
@@ -291,6 +293,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   std::unique_ptr<ReplicaVolume> replica_;
   bool replica_busy_ = false;  ///< a promotion or shutdown of it is under way
   std::vector<Fd> images_;     ///< primary without a plugin
+  /// Of the images that a plugin has, opened before it wrote: of writes that failed the kernel tells these, too.
+  std::vector<Fd> watches_;
   std::optional<Error> open_error_;
   Instant open_since_{};  ///< when the images were first wanted
   bool opening_ = false;  ///< a retry is scheduled

@@ -250,6 +250,7 @@ void Volume::on_claimed(Status written, bool was_clean, const Reply& reply) {
   claim_was_clean_ = was_clean;
   last_end_.reset();
   phase_ = Phase::claimed;
+  watch_images();
   images_.clear();
   reply(claim_result(!was_clean));
   if (!session_->is_open()) undo_claim();
@@ -368,6 +369,7 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
     return reply(fail(Errc::refused, "{} has taken the images of volume {} back", host, name_));
   }
   bind_session(session);
+  watch_images();
   phase_ = Phase::serving;
   plugin_pid_ = static_cast<std::int64_t>(pid);
   plugin_status_.reset();

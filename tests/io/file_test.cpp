@@ -211,6 +211,41 @@ TEST_CASE("file: zero_range handles the unaligned edges of a block device") {
   CHECK(run({"losetup", "--detach", device}).exit_code == 0);
 }
 
+TEST_CASE("file: a failed write-back is told to whoever had the file open, once") {
+  const TemporaryDirectory directory;
+  const std::string small = directory.file("small");
+  REQUIRE(::mkdir(small.c_str(), 0700) == 0);
+  if (run({"mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small}).exit_code != 0) {
+    MESSAGE("no mount here");
+    return;
+  }
+  // A device that has no room for what is written to it.
+  REQUIRE(create_image(small + "/backing", 4 * image_size).has_value());
+  const auto attached = run({"losetup", "--find", "--show", small + "/backing"});
+  if (attached.exit_code == 0) {
+    const std::string device = attached.output.substr(0, attached.output.find('\n'));
+    {
+      const Fd writer(::open(device.c_str(), O_RDWR | O_CLOEXEC));
+      const Fd watch(::open(device.c_str(), O_RDONLY | O_CLOEXEC));
+      const Fd untold(::open(device.c_str(), O_RDONLY | O_CLOEXEC));
+      CHECK(check_written_back(watch.get()).has_value());
+      const std::vector<std::byte> bytes(4 * image_size, std::byte{1});
+      CHECK(write_all_at(writer.get(), bytes, 0).has_value());
+      CHECK(::fdatasync(writer.get()) != 0);
+      CHECK_FALSE(check_written_back(watch.get()).has_value());
+      CHECK(check_written_back(watch.get()).has_value());
+      CHECK_FALSE(check_written_back(untold.get()).has_value());
+      // Who comes later is told nothing: the others know.
+      const Fd late(::open(device.c_str(), O_RDONLY | O_CLOEXEC));
+      CHECK(check_written_back(late.get()).has_value());
+    }
+    CHECK(run({"losetup", "--detach", device}).exit_code == 0);
+  } else {
+    MESSAGE("no loop device here");
+  }
+  CHECK(run({"umount", "--lazy", small}).exit_code == 0);
+}
+
 TEST_CASE("file: write_file_durably replaces the content and leaves nothing else") {
   const TemporaryDirectory directory;
   const std::string path = directory.file("state");
