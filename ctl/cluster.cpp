@@ -7,6 +7,7 @@
 
 #include "core/base/limits.h"
 #include "core/base/names.h"
+#include "core/control/failover_view.h"
 #include "core/control/text.h"
 
 namespace replicad::ctl {
@@ -149,6 +150,20 @@ std::vector<MemberReport> Cluster::ask_volume(const std::string& name) {
     }
   }
   return reports;
+}
+
+void Cluster::ask_losses(const std::string& name, std::vector<MemberReport>& reports) const {
+  for (const LogQuestion& question : log_questions(reports)) {
+    const std::string path = fmt::format("/v1/volumes/{}/log?after={}", name, question.after);
+    const ApiAnswer answer = call_api(question.address, {"GET", path, nullptr}, timeouts_);
+    const auto losses =
+        answer.body ? parse_log_count(*answer.body) : tl::unexpected(answer.body.error());
+    if (!losses || !*losses) continue;
+    const auto of = std::find_if(reports.begin(), reports.end(), [&](const MemberReport& report) {
+      return report.host == question.of;
+    });
+    of->lacks = **losses;
+  }
 }
 
 Result<VolumesAnswer> Cluster::ask_volumes() {

@@ -33,6 +33,9 @@ class Cluster {
   [[nodiscard]] std::vector<HostReport> ask_hosts();
   /// GET /v1/volumes/NAME of every host, and of members that only the answers name.
   [[nodiscard]] std::vector<MemberReport> ask_volume(const std::string& name);
+  /// Asks the furthest copy's log what the others lack, and puts the answers into `reports`. A host that cannot say
+  /// leaves them as they are.
+  void ask_losses(const std::string& name, std::vector<MemberReport>& reports) const;
   /// GET /v1/volumes of every host, and of members that only the answers name. Errors:
   /// Errc::unreachable when no host answers.
   [[nodiscard]] Result<VolumesAnswer> ask_volumes();

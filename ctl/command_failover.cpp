@@ -55,7 +55,8 @@ Status run_failover(Context& context, const OptionValues& values) {
   if (!options.to.empty() && !is_valid_name(options.to)) {
     return fail(Errc::invalid_argument, "--to: '{}' is no name of a host", printable(options.to));
   }
-  const std::vector<MemberReport> reports = ask_until_quiet(context, options);
+  std::vector<MemberReport> reports = ask_until_quiet(context, options);
+  context.cluster().ask_losses(context.volume(), reports);
   std::vector<HostReport> hosts;
   if (options.to.empty()) hosts = context.cluster().ask_hosts();
   const auto plan = plan_failover(context.volume(), options, reports, hosts);

@@ -390,6 +390,13 @@ json Volume::replicas_json() {
               {"sent_bytes", progress.sent_bytes},
               {"blocks_left", progress.blocks_left}};
     }
+    json disks = json::array();
+    for (const DiskLag& lag : view.disks) {
+      disks.push_back({{"disk", images_[lag.disk].name()},
+                       {"writes", lag.writes},
+                       {"bytes", lag.bytes},
+                       {"seconds", seconds(lag.lag)}});
+    }
     const bool connected = view.phase != PeerPhase::disconnected;
     const std::optional<Error>& error =
         connected || !link->last_error() ? view.error : link->last_error();
@@ -404,6 +411,7 @@ json Volume::replicas_json() {
                         {"digest", to_hex(view.marks.applied_digest)},
                         {"lag_bytes", view.lag_bytes},
                         {"lag_seconds", seconds(view.lag)},
+                        {"lag_disks", disks},
                         {"copy", copy},
                         {"error", error ? error_json(*error) : json(nullptr)}});
   }

@@ -79,6 +79,8 @@ class ControlApi {
   [[nodiscard]] Answer vote_prepare(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_accept(const std::string& name, const std::string& body);
   [[nodiscard]] Answer vote_chosen(const std::string& name, const std::string& body);
+  /// What the log here has of each disk behind sequence `after`.
+  [[nodiscard]] Answer log_count(const std::string& name, const std::string& after);
   [[nodiscard]] Answer lost_writes(const std::string& name);
   /// A part of one file: the records from byte `at` on.
   [[nodiscard]] Answer lost_file(const std::string& name,
@@ -94,6 +96,8 @@ class ControlApi {
 
 // Shared by the requests (control_common.cpp). HTTP threads.
 
+/// A number of a request's path or query; Errc::invalid_argument with `what` if it is none.
+[[nodiscard]] Result<std::uint64_t> number_in(const std::string& text, const char* what);
 /// The volume, or Errc::not_found.
 [[nodiscard]] Result<std::shared_ptr<Volume>> find_volume(ControlContext& context,
                                                           const std::string& name);

@@ -1,5 +1,6 @@
 // What several requests of the control API share.
 
+#include <charconv>
 #include <thread>
 
 #include <sys/stat.h>
@@ -104,6 +105,16 @@ Status require_primary(ControlContext& context, const std::shared_ptr<Volume>& v
                           volume->name()),
                      fmt::format("ask {}, the primary", volume->state().primary));
   });
+}
+
+Result<std::uint64_t> number_in(const std::string& text, const char* what) {
+  std::uint64_t number = 0;
+  const char* end = text.data() + text.size();
+  const auto [after, error] = std::from_chars(text.data(), end, number);
+  if (error != std::errc{} || after != end) {
+    return fail(Errc::invalid_argument, "{}: a number is needed", what);
+  }
+  return number;
 }
 
 }  // namespace replicad

@@ -1,7 +1,5 @@
 // GET and DELETE of /v1/volumes/NAME/lost-writes (docs/control-api.md).
 
-#include <charconv>
-
 #include <unistd.h>
 
 #include "core/base/log.h"
@@ -20,16 +18,6 @@ namespace {
 /// Of one answer: what replicactl reads at a time stays below its limit also in hexadecimal digits.
 constexpr std::size_t records_per_answer = 4096;
 constexpr std::uint64_t content_per_answer = 1 * mib;
-
-Result<std::uint64_t> lost_number_of(const std::string& text, const char* what) {
-  std::uint64_t number = 0;
-  const char* end = text.data() + text.size();
-  const auto [after, error] = std::from_chars(text.data(), end, number);
-  if (error != std::errc{} || after != end) {
-    return fail(Errc::invalid_argument, "{}: a number is needed", what);
-  }
-  return number;
-}
 
 std::string hex_of(std::span<const std::byte> bytes) {
   constexpr std::string_view digits = "0123456789abcdef";
@@ -119,12 +107,12 @@ ControlApi::Answer ControlApi::lost_file(const std::string& name,
                                          const std::string& at) {
   const auto place = lost_place(context_, name);
   if (!place) return tl::unexpected(place.error());
-  const auto file = lost_number_of(number, "number of a file of lost writes");
+  const auto file = number_in(number, "number of a file of lost writes");
   if (!file) return tl::unexpected(file.error());
   auto reader = LostFileReader::open(place->directory, *file);
   if (!reader) return tl::unexpected(reader.error());
   if (!at.empty()) {
-    const auto offset = lost_number_of(at, "at");
+    const auto offset = number_in(at, "at");
     if (!offset) return tl::unexpected(offset.error());
     reader->seek(*offset);
   }
@@ -164,7 +152,7 @@ ControlApi::Answer ControlApi::remove_lost_file(const std::string& name,
   if (!operation) return tl::unexpected(operation.error());
   const auto place = lost_place(context_, name);
   if (!place) return tl::unexpected(place.error());
-  const auto file = lost_number_of(number, "number of a file of lost writes");
+  const auto file = number_in(number, "number of a file of lost writes");
   if (!file) return tl::unexpected(file.error());
   if (place->uuid != uuid) {
     return fail(Errc::refused, "volume {} has the uuid {}", name, place->uuid);

@@ -109,6 +109,10 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   server.Get("/v1/volumes/([^/]+)/vote", [&context](Request request, Response response) {
     answer(response, ControlApi(context).vote(name_of(request)));
   });
+  server.Get("/v1/volumes/([^/]+)/log", [&context](Request request, Response response) {
+    answer(response,
+           ControlApi(context).log_count(name_of(request), request.get_param_value("after")));
+  });
   server.Put("/v1/volumes/([^/]+)/members", [&context](Request request, Response response) {
     answer(response, ControlApi(context).members(name_of(request), request.body));
   });

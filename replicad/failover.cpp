@@ -55,6 +55,32 @@ std::vector<MemberReport> look_at_members(ControlContext& context,
   return reports;
 }
 
+/// What each copy that is behind lacks, from the log of the furthest one.
+void learn_losses(ControlContext& context,
+                  const std::string& name,
+                  std::vector<MemberReport>& reports) {
+  for (const LogQuestion& question : log_questions(reports)) {
+    const std::string after = std::to_string(question.after);
+    Result<json> answer = fail(Errc::unreachable, "not asked");
+    if (question.host == context.options.host) {
+      answer = ControlApi(context).log_count(name, after);
+    } else {
+      const auto told = ask_peer({question.address,
+                                  "GET",
+                                  volume_path(name, "log?after=" + after),
+                                  nullptr,
+                                  look_timeout});
+      if (told && told->ok()) answer = told->body;
+    }
+    const auto losses = answer ? parse_log_count(*answer) : tl::unexpected(answer.error());
+    if (!losses || !*losses) continue;
+    const auto of = std::find_if(reports.begin(), reports.end(), [&](const auto& report) {
+      return report.host == question.of;
+    });
+    of->lacks = **losses;
+  }
+}
+
 class FailoverRun {
  public:
   FailoverRun(ControlContext& context,
@@ -65,8 +91,9 @@ class FailoverRun {
   Result<json> run() {
     state_ = state_of(context_, volume_);
     RD_TRY(check_here());
-    const FailoverView view =
-        look_for_failover(context_.options.host, look_at_members(context_, volume_, state_));
+    auto reports = look_at_members(context_, volume_, state_);
+    learn_losses(context_, state_.name, reports);
+    const FailoverView view = look_for_failover(context_.options.host, reports);
     if (const Status allowed = check_failover(view); !allowed && !request_.force)
       return tl::unexpected(allowed.error());
     if (request_.dry_run) return answer(state_.epoch, view, nullptr);

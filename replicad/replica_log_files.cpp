@@ -138,6 +138,14 @@ Result<RecoveredLog> recover_log(const LogRecoveryOptions& options) {
   return log;
 }
 
+Result<std::vector<LoggedChanges>> count_log_files(const std::string& directory,
+                                                   const std::string& volume_uuid,
+                                                   Sequence after,
+                                                   Sequence until) {
+  LogFiles files(directory);
+  return count_log(files, volume_uuid, after, until);
+}
+
 Status remove_log(const std::string& directory) {
   LogFiles files(directory);
   Status removed = remove_log_files(files);

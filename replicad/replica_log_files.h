@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/store/log_count.h"
 #include "core/store/log_recovery.h"
 #include "io/fd.h"
 
@@ -44,6 +45,12 @@ struct RecoveredLog {
 
 /// find_log() with these files.
 [[nodiscard]] Result<RecoveredLog> recover_log(const LogRecoveryOptions& options);
+
+/// count_log() of the segments in `directory`, which may be in use.
+[[nodiscard]] Result<std::vector<LoggedChanges>> count_log_files(const std::string& directory,
+                                                                 const std::string& volume_uuid,
+                                                                 Sequence after,
+                                                                 Sequence until);
 
 /// Removes every segment and spare, and the stage, durably. A directory that is not there is fine.
 [[nodiscard]] Status remove_log(const std::string& directory);

@@ -38,6 +38,17 @@ std::optional<Error> read_error(FieldReader& outer, const char* name) {
   return error;
 }
 
+DiskLoss read_disk_lag(const json& value, FieldReader& outer) {
+  FieldReader fields(value, "lag_disks");
+  DiskLoss lag;
+  lag.disk = fields.text("disk", disk_name_bytes_max);
+  lag.writes = fields.number("writes", 0, any_number);
+  lag.bytes = fields.number("bytes", 0, any_number);
+  lag.seconds = std::max(0.0, fields.real("seconds"));
+  if (const Status status = fields.finish_allow_unknown(); !status) outer.reject(status.error());
+  return lag;
+}
+
 PeerStatus read_peer(const json& value, FieldReader& outer) {
   FieldReader fields(value, "replicas");
   PeerStatus peer;
@@ -54,6 +65,10 @@ PeerStatus read_peer(const json& value, FieldReader& outer) {
   if (value.is_object() && value.contains("lag_seconds") && !value["lag_seconds"].is_null()) {
     // Two readings of a clock may give a little less than nothing.
     peer.lag_seconds = std::max(0.0, fields.real("lag_seconds"));
+  }
+  if (value.is_object() && value.contains("lag_disks")) {
+    for (const json& item : fields.list("lag_disks", disks_max))
+      peer.lag_disks.push_back(read_disk_lag(item, fields));
   }
   if (const json* copy = fields.optional_object("copy")) {
     FieldReader progress(*copy, "copy");
@@ -277,6 +292,17 @@ std::vector<MemberState> read_members(FieldReader& fields, const char* name) {
   return members;
 }
 
+json to_json(const std::vector<DiskLoss>& losses) {
+  json list = json::array();
+  for (const DiskLoss& loss : losses) {
+    list.push_back({{"disk", loss.disk},
+                    {"writes", loss.writes},
+                    {"bytes", loss.bytes},
+                    {"seconds", loss.seconds ? json(*loss.seconds) : json(nullptr)}});
+  }
+  return list;
+}
+
 json to_json(const PeerStatus& peer) {
   json copy = nullptr;
   if (peer.copy) {
@@ -296,6 +322,7 @@ json to_json(const PeerStatus& peer) {
           {"digest", peer.digest},
           {"lag_bytes", peer.lag_bytes},
           {"lag_seconds", peer.lag_seconds ? json(*peer.lag_seconds) : json(nullptr)},
+          {"lag_disks", to_json(peer.lag_disks)},
           {"copy", copy},
           {"error", to_json(peer.error)}};
 }

@@ -9,6 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/control/views.h"
 #include "core/store/volume_state.h"
 #include "replicad/json_fields.h"
 #include "replicad/replica_volume.h"
@@ -56,6 +57,7 @@ struct PeerStatus {
   std::string digest;
   std::uint64_t lag_bytes = 0;
   std::optional<double> lag_seconds;
+  std::vector<DiskLoss> lag_disks;  ///< an older plugin does not tell
   std::optional<CopyStatus> copy;
   std::optional<Error> error;
 };
@@ -69,6 +71,7 @@ struct PluginStatus {
   std::optional<Error> error;
 };
 
+[[nodiscard]] nlohmann::json to_json(const std::vector<DiskLoss>& losses);
 [[nodiscard]] nlohmann::json to_json(const PeerStatus& peer);
 /// Errors: Errc::invalid_argument with the field's name. Any JSON is safe; unknown fields are
 /// ignored.

@@ -88,6 +88,7 @@ void add_last_lag(const Record& record,
     if (seen == nullptr) continue;
     copy.lag_bytes = seen->lag_bytes;
     copy.lag_seconds = seen->lag_seconds;
+    if (!seen->lag_disks.empty()) copy.lacks = seen->lag_disks;
   }
 }
 
@@ -99,6 +100,30 @@ bool is_async(const FailoverView& view) {
 bool is_further(const CopyInfo& a, const CopyInfo& b) {
   if (a.epoch.number != b.epoch.number) return a.epoch.number > b.epoch.number;
   return a.sequence > b.sequence;
+}
+
+/// Of those that answer; nullptr if none does.
+const CopyInfo* furthest_copy(const std::vector<CopyInfo>& copies) {
+  const CopyInfo* furthest = nullptr;
+  for (const CopyInfo& copy : copies) {
+    if (copy.reachable && !copy.witness && (furthest == nullptr || is_further(copy, *furthest)))
+      furthest = &copy;
+  }
+  return furthest;
+}
+
+/// What the furthest copy's log has beyond the others. They heard the primary as long as these came.
+void add_logged_losses(const std::vector<MemberReport>& reports, std::vector<CopyInfo>& copies) {
+  const CopyInfo* furthest = furthest_copy(copies);
+  for (CopyInfo& copy : copies) {
+    const MemberReport* report = report_of(reports, copy.host);
+    if (report == nullptr || report->lacks.empty()) continue;
+    copy.lacks = report->lacks;
+    if (!copy.heard_seconds || !furthest->heard_seconds) continue;
+    const double longer = std::max(0.0, *copy.heard_seconds - *furthest->heard_seconds);
+    for (DiskLoss& loss : copy.lacks)
+      loss.seconds = longer;
+  }
 }
 
 struct Reason {
@@ -198,15 +223,11 @@ FailoverView look_for_failover(const std::string& target,
   }
   if (!view.record) return view;
   std::vector<std::string> answering;
-  const CopyInfo* furthest = nullptr;
   for (const MemberState& member : view.record->members)
     view.copies.push_back(copy_of(member, *view.record, reports));
-  for (const CopyInfo& copy : view.copies) {
+  for (const CopyInfo& copy : view.copies)
     (copy.reachable ? answering : view.silent).push_back(copy.host);
-    if (copy.reachable && !copy.witness && (furthest == nullptr || is_further(copy, *furthest)))
-      furthest = &copy;
-  }
-  if (furthest != nullptr) {
+  if (const CopyInfo* furthest = furthest_copy(view.copies)) {
     const Sequence end = furthest->sequence;
     for (CopyInfo& copy : view.copies) {
       if (copy.reachable && !copy.witness && copy.sequence <= end)
@@ -215,8 +236,23 @@ FailoverView look_for_failover(const std::string& target,
   }
   view.has_quorum = has_quorum(*view.record, answering, is_known_chosen(*view.record, reports));
   view.primary_alive = who_hears(*view.record, reports);
+  add_logged_losses(reports, view.copies);
   add_last_lag(*view.record, reports, view.copies);
   return view;
+}
+
+std::vector<LogQuestion> log_questions(const std::vector<MemberReport>& reports) {
+  std::vector<LogQuestion> questions;
+  const FailoverView view = look_for_failover({}, reports);
+  const CopyInfo* furthest = furthest_copy(view.copies);
+  if (furthest == nullptr) return questions;
+  const MemberReport* knows = report_of(reports, furthest->host);
+  if (!knows->volume->replica) return questions;  // a primary has no log
+  for (const CopyInfo& copy : view.copies) {
+    if (copy.writes_behind.value_or(0) == 0 || !copy.lacks.empty()) continue;
+    questions.push_back({copy.host, knows->host, knows->address, copy.sequence});
+  }
+  return questions;
 }
 
 Status check_failover(const FailoverView& view) {
@@ -323,6 +359,14 @@ std::vector<std::string> describe_copies(const FailoverView& view) {
     if (copy.heard_seconds)
       line += fmt::format(", heard the primary {} ago", format_seconds(*copy.heard_seconds));
     lines.push_back(std::move(line));
+    for (const DiskLoss& loss : copy.lacks) {
+      std::string lost = fmt::format("  it lacks of {}: {} writes, {}",
+                                     printable(loss.disk),
+                                     loss.writes,
+                                     format_bytes(loss.bytes));
+      if (loss.seconds) lost += fmt::format(", of the last {}", format_seconds(*loss.seconds));
+      lines.push_back(std::move(lost));
+    }
   }
   return lines;
 }
@@ -333,6 +377,13 @@ nlohmann::json copies_json(const FailoverView& view) {
   };
   nlohmann::json copies = nlohmann::json::array();
   for (const CopyInfo& copy : view.copies) {
+    nlohmann::json lacks = nlohmann::json::array();
+    for (const DiskLoss& loss : copy.lacks) {
+      lacks.push_back({{"disk", loss.disk},
+                       {"writes", loss.writes},
+                       {"bytes", loss.bytes},
+                       {"seconds", nullable(loss.seconds)}});
+    }
     nlohmann::json json{{"host", copy.host},
                         {"witness", copy.witness},
                         {"reachable", copy.reachable},
@@ -344,7 +395,8 @@ nlohmann::json copies_json(const FailoverView& view) {
                         {"writes_behind", nullable(copy.writes_behind)},
                         {"lag_bytes", nullable(copy.lag_bytes)},
                         {"lag_seconds", nullable(copy.lag_seconds)},
-                        {"heard_seconds", nullable(copy.heard_seconds)}};
+                        {"heard_seconds", nullable(copy.heard_seconds)},
+                        {"lacks", lacks}};
     if (copy.reachable && !copy.witness) {
       json["consistent"] = copy.consistent;
       json["short"] = copy.is_short;

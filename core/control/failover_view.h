@@ -28,6 +28,16 @@ struct CopyInfo {
   std::optional<double> heard_seconds;     ///< since it last heard the primary
   std::optional<std::uint64_t> lag_bytes;  ///< that the primary last knew it to lack
   std::optional<double> lag_seconds;       ///< likewise
+  std::vector<DiskLoss>
+      lacks;  ///< disk by disk: that the primary last knew, or that the furthest copy's log has
+};
+
+/// What is to be asked before it can be said what a copy lacks.
+struct LogQuestion {
+  std::string of;       ///< the copy
+  std::string host;     ///< whose log knows
+  std::string address;  ///< its control address
+  Sequence after = 0;   ///< where the copy ends
 };
 
 struct FailoverView {
@@ -44,6 +54,10 @@ struct FailoverView {
 [[nodiscard]] FailoverView look_for_failover(const std::string& target,
                                              const std::vector<MemberReport>& reports);
 
+/// For each copy that is behind the furthest one that answers, unless the primary has told: the answers go to
+/// MemberReport::lacks.
+[[nodiscard]] std::vector<LogQuestion> log_questions(const std::vector<MemberReport>& reports);
+
 /// Whether `view.target` may take over without --force. Errors: Errc::refused with the reason and
 /// what every copy has; Errc::unreachable without a quorum.
 [[nodiscard]] Status check_failover(const FailoverView& view);
@@ -59,7 +73,7 @@ struct FailoverView {
 [[nodiscard]] std::vector<std::string> longest_of_short(const Record& record,
                                                         const std::vector<CopyInfo>& copies);
 
-/// One line per copy, printable: "b: in sync, at write 42".
+/// Printable lines: one for each copy, "b: in sync, at write 42", and one for each disk of which it lacks something.
 [[nodiscard]] std::vector<std::string> describe_copies(const FailoverView& view);
 [[nodiscard]] nlohmann::json copies_json(const FailoverView& view);
 

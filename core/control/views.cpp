@@ -73,6 +73,10 @@ class Fields {
     const Json* value = find(name);
     return value == nullptr || value->is_null() ? nullptr : &object(name);
   }
+  [[nodiscard]] bool has(const char* name) const {
+    const Json* value = find(name);
+    return value != nullptr && !value->is_null();
+  }
   std::vector<std::string> strings(const char* name) {
     std::vector<std::string> list;
     for (const Json& item : array(name)) {
@@ -185,6 +189,21 @@ std::vector<MemberView> read_members(Fields& outer) {
   return members;
 }
 
+std::vector<DiskLoss> read_losses(const Json& list, Fields& outer) {
+  std::vector<DiskLoss> losses;
+  for (const Json& item : list) {
+    Fields fields(item, "disks");
+    DiskLoss loss;
+    loss.disk = fields.string("disk");
+    loss.writes = fields.count("writes");
+    loss.bytes = fields.count("bytes");
+    loss.seconds = fields.number_or_null("seconds");
+    outer.adopt(fields);
+    losses.push_back(std::move(loss));
+  }
+  return losses;
+}
+
 ReplicaView read_replica(const Json& json, Fields& outer) {
   Fields fields(json, "replicas");
   ReplicaView replica;
@@ -199,6 +218,7 @@ ReplicaView read_replica(const Json& json, Fields& outer) {
   replica.digest = fields.string_or_empty("digest");
   replica.lag_bytes = fields.count_or_zero("lag_bytes");
   replica.lag_seconds = fields.number_or_null("lag_seconds");
+  if (fields.has("lag_disks")) replica.lag_disks = read_losses(fields.array("lag_disks"), fields);
   if (const Json* copy = fields.object_or_null("copy")) {
     Fields progress(*copy, "copy");
     replica.copy = CopyView{progress.count("done_bytes"), progress.count("total_bytes")};
@@ -370,6 +390,15 @@ Result<VolumeView> parse_volume(const nlohmann::json& json) {
         Error{Errc::corrupt, 0, fmt::format("what {} keeps cannot be read", volume.host), {}}));
   }
   return volume;
+}
+
+Result<std::optional<std::vector<DiskLoss>>> parse_log_count(const nlohmann::json& json) {
+  Fields fields(json, "log");
+  const bool complete = fields.boolean("complete");
+  std::vector<DiskLoss> losses = read_losses(fields.array("disks"), fields);
+  RD_TRY(fields.status());
+  if (!complete) return std::nullopt;
+  return losses;
 }
 
 std::optional<Error> parse_error_body(const nlohmann::json& json) {

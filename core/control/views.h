@@ -72,6 +72,16 @@ struct HistoryView {
   std::string digest;
 };
 
+/// What a copy lacks of one disk.
+struct DiskLoss {
+  std::string disk;
+  std::uint64_t writes = 0;            ///< changes of any kind
+  std::uint64_t bytes = 0;             ///< that they name; what was changed twice counts twice
+  std::optional<double> seconds = {};  ///< from the first of them on
+
+  friend bool operator==(const DiskLoss&, const DiskLoss&) = default;
+};
+
 /// A replica as the primary sees it.
 struct ReplicaView {
   std::string host;
@@ -85,6 +95,7 @@ struct ReplicaView {
   std::string digest;
   std::uint64_t lag_bytes = 0;
   std::optional<double> lag_seconds;
+  std::vector<DiskLoss> lag_disks;  ///< empty: nothing is lacking, or an older daemon answers
   std::optional<CopyView> copy;
   std::optional<Error> error;
 };
@@ -155,6 +166,9 @@ struct VolumeView {
 [[nodiscard]] Result<HostFacts> parse_host(const nlohmann::json& json);
 /// Also the host's own error when it says that it cannot read what it keeps of the volume.
 [[nodiscard]] Result<VolumeView> parse_volume(const nlohmann::json& json);
+/// The answer of GET /v1/volumes/NAME/log: what the log has of each disk; nullopt: it does not go back so far.
+[[nodiscard]] Result<std::optional<std::vector<DiskLoss>>> parse_log_count(
+    const nlohmann::json& json);
 /// The body of an error answer, `{"error":{"code","message","hint"}}`; nullopt if it is none.
 [[nodiscard]] std::optional<Error> parse_error_body(const nlohmann::json& json);
 
@@ -170,6 +184,8 @@ struct MemberReport {
   std::string host;
   std::string address;
   Result<VolumeView> volume;
+  /// Of a copy that is behind another: what that one's log has beyond it, if it was asked and knows.
+  std::vector<DiskLoss> lacks = {};
 };
 
 }  // namespace replicad

@@ -373,12 +373,14 @@ bool Primary::drop_oldest_frame(Effects& effects) {
     pinned = pinned || is_pinned_by(peer, ring_.first());
   }
   if (pinned) return false;
+  const RingIndex::Entry& oldest = ring_.at(ring_.first());
   for (Peer& peer : peers_) {
-    if (peer.marks.logged + 1 == ring_.first()) {
-      peer.behind_since = ring_.at(ring_.first()).placed_at;
-    }
+    if (peer.marks.logged + 1 == ring_.first()) peer.behind_since = oldest.placed_at;
+    const bool changes_disk = oldest.item.range_bytes > 0;
+    if (peer.marks.logged < ring_.first() && changes_disk)
+      peer.behind[oldest.item.disk].add(oldest);
   }
-  note_dropped(ring_.at(ring_.first()));
+  note_dropped(oldest);
   ring_.drop_oldest();
   return true;
 }

@@ -343,6 +343,14 @@ enum class PeerPhase : std::uint8_t {
   copying,
 };
 
+/// What a peer has not logged of one disk.
+struct DiskLag {
+  DiskIndex disk = 0;
+  std::uint64_t writes = 0;  ///< changes of any kind
+  std::uint64_t bytes = 0;  ///< of the disk that they name; one that was changed twice counts twice
+  Duration lag{};           ///< since the first of them
+};
+
 /// What `status` shows of a peer.
 struct PeerView {
   std::string host;
@@ -353,6 +361,7 @@ struct PeerView {
   Watermarks marks;
   std::uint64_t lag_bytes = 0;
   Duration lag{};
+  std::vector<DiskLag> disks;  ///< those of which it lacks something, in their order
   std::optional<Error> error;
 };
 
@@ -454,6 +463,12 @@ class Primary {
     whole,   ///< everything is compared
     rewind,  ///< likewise; the peer keeps what only it has
   };
+  struct Behind {
+    std::uint64_t writes = 0;
+    std::uint64_t bytes = 0;
+    Instant since;  ///< when the first of them was placed
+    void add(const RingIndex::Entry& entry);
+  };
   struct Peer {
     std::string host;
     PeerPhase phase = PeerPhase::disconnected;
@@ -473,10 +488,11 @@ class Primary {
     std::uint64_t sent_bytes = 0;    ///< ring offset up to which memory is no longer read
     std::uint64_t logged_bytes = 0;  ///< ring offset behind marks.logged
     std::optional<Instant>
-        behind_since;       ///< when the first frame it lacks was placed, once that left the ring
-    Instant last_progress;  ///< in the stream, or there was nothing to wait for
-    Instant last_durable;   ///< likewise, of durability that was waited for
-    std::optional<Range> copy_lock;  ///< asked for or held
+        behind_since;  ///< when the first frame it lacks was placed, once that left the ring
+    std::map<DiskIndex, Behind> behind;  ///< what it lacks of each disk and the ring has no more
+    Instant last_progress;               ///< in the stream, or there was nothing to wait for
+    Instant last_durable;                ///< likewise, of durability that was waited for
+    std::optional<Range> copy_lock;      ///< asked for or held
     bool copy_locked = false;
     Sequence copy_holds = 0;  ///< no piece that was sent holds a later change
     Lack lack;

@@ -1,6 +1,7 @@
 // Sessions with the replicas, the in-sync set and copies (declared in primary.h).
 
 #include <algorithm>
+#include <array>
 
 #include "core/base/check.h"
 #include "core/repl/primary.h"
@@ -121,6 +122,7 @@ void Primary::start_stream(PeerIndex index,
   peer.marks.received = peer.marks.logged = point.sequence;
   peer.marks.logged_digest = point.digest;
   peer.behind_since.reset();
+  peer.behind.clear();
   peer.sync_requested = false;
   peer.copy_error.reset();
   peer.last_progress = peer.last_durable = now;
@@ -233,6 +235,7 @@ void Primary::on_event(const primary_event::PeerMarks& event, Instant now, Effec
   if (marks.logged + 1 >= ring_.first()) {
     peer.logged_bytes = ring_.end_of(marks.logged);
     peer.behind_since.reset();
+    peer.behind.clear();
   }
   update_joining(event.peer, effects);
 }
@@ -447,6 +450,7 @@ void Primary::on_event(const primary_event::CopyDone& event, Instant now, Effect
   peer.last_progress = peer.last_durable = now;
   if (event.point.sequence + 1 >= ring_.first()) {
     peer.logged_bytes = ring_.end_of(event.point.sequence);
+    peer.behind.clear();
   }
   effects.push_back(primary_effect::Ping{event.peer});
   update_joining(event.peer, effects);
@@ -468,6 +472,12 @@ void Primary::on_event(const primary_event::PeerRemoved& event, Instant /*now*/,
   peer.copy_lock.reset();
 }
 
+void Primary::Behind::add(const RingIndex::Entry& entry) {
+  if (writes == 0) since = entry.placed_at;
+  ++writes;
+  bytes += entry.item.range_bytes;
+}
+
 PeerView Primary::view(PeerIndex index, Instant now) const {
   const Peer& peer = peers_[index];
   PeerView view;
@@ -485,6 +495,19 @@ PeerView Primary::view(PeerIndex index, Instant now) const {
     view.lag = std::max(Duration{}, now - ring_.at(peer.marks.logged + 1).placed_at);
   } else if (peer.behind_since) {
     view.lag = now - *peer.behind_since;
+  }
+  std::array<Behind, disks_max> behind;
+  for (const auto& [disk, lacks] : peer.behind)
+    behind.at(disk) = lacks;
+  for (Sequence at = std::max(peer.marks.logged + 1, ring_.first()); at <= last; ++at) {
+    const RingIndex::Entry& entry = ring_.at(at);
+    if (entry.item.range_bytes > 0) behind.at(entry.item.disk).add(entry);
+  }
+  for (DiskIndex disk = 0; disk < behind.size(); ++disk) {
+    const Behind& lacks = behind.at(disk);
+    if (lacks.writes == 0) continue;
+    view.disks.push_back(
+        {disk, lacks.writes, lacks.bytes, std::max(Duration{}, now - lacks.since)});
   }
   return view;
 }

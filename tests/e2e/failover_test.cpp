@@ -132,6 +132,34 @@ TEST_CASE(
   CHECK(read == block);
 }
 
+TEST_CASE("failover: a refusal says what would be lost of each disk") {
+  Cluster cluster(3);
+  cluster.create({.create_options = {"--set=ack-timeout=1s"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  const std::vector<std::byte> block(4096, std::byte{3});
+  {
+    NbdClient client(cluster.uri());
+    client.write(0, block);
+    client.flush();
+    cluster.host("c").kill9();
+    for (std::uint64_t i = 1; i <= 3; ++i)
+      client.write(i * block.size(), block);
+    client.flush();
+  }
+  kill_primary(cluster, "a");
+  cluster.host("c").start();
+  const Finished refused = cluster.ctl({"failover", "vm1", "--to=c"});
+  CHECK(refused.exit_code != 0);
+  CHECK_MESSAGE(refused.err.find("c: not in sync, at write") != std::string::npos, refused.text());
+  CHECK_MESSAGE(refused.err.find("it lacks of vda: 3 writes, 12 KiB") != std::string::npos,
+                refused.text());
+  // Nothing has changed by that: who lacks nothing takes over.
+  const Finished done = cluster.ctl({"failover", "vm1"});
+  CHECK_MESSAGE(done.exit_code == 0, done.text());
+  CHECK(cluster.primary_host() == "b");
+}
+
 TEST_CASE("failover: with a witness the other of two members takes over") {
   Cluster cluster(3);
   cluster.create({.members = {"a", "b"}, .create_options = {"--witness=c"}});

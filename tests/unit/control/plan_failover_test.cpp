@@ -212,6 +212,63 @@ TEST_CASE("failover: a copy that is not in sync takes over by force only") {
         std::string::npos);
 }
 
+bool names_line(const Error& error, const std::string& line) {
+  return error.message.find("\n  " + line) != std::string::npos;
+}
+
+TEST_CASE("failover: what a copy lacks of each disk is asked of the furthest one, and told") {
+  VolumeOptions behind;
+  behind.in_sync = {"a", "c"};
+  Json b = volume_json("b", behind);
+  b["replica"]["connected"] = false;
+  b["replica"]["heard_seconds"] = 35.0;
+  b["history"]["sequence"] = 30;
+  Json c = volume_json("c", behind);
+  c["replica"]["connected"] = false;
+  c["replica"]["heard_seconds"] = 5.0;
+  std::vector<MemberReport> reports{silent("a"), member_said(b), member_said(c)};
+  const auto questions = log_questions(reports);
+  REQUIRE(questions.size() == 1);
+  CHECK(questions[0].of == "b");
+  CHECK(questions[0].host == "c");
+  CHECK(questions[0].address == "c:7401");
+  CHECK(questions[0].after == 30);
+  const auto answer = parse_log_count(Json::parse(
+      R"({"complete":true,"disks":[{"disk":"vda","writes":10,"bytes":40960,"seconds":null},
+                                   {"disk":"vdb","writes":2,"bytes":1024,"seconds":null}]})"));
+  REQUIRE(answer.has_value());
+  reports[1].lacks = **answer;
+  const auto refused = plan_failover("vm1", {"b", false}, reports, {});
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(names_line(refused.error(), "  it lacks of vda: 10 writes, 40 KiB, of the last 30 s"));
+  CHECK(names_line(refused.error(), "  it lacks of vdb: 2 writes, 1 KiB, of the last 30 s"));
+  const Json copies = copies_json(look_for_failover("b", reports));
+  CHECK(copies[1]["lacks"][1] ==
+        Json({{"disk", "vdb"}, {"writes", 2}, {"bytes", 1024}, {"seconds", 30.0}}));
+  CHECK(copies[2]["lacks"].empty());
+}
+
+TEST_CASE("failover: a primary that can be asked has told what a copy lacks of each disk") {
+  Json a = volume_json("a");
+  a["replicas"][0]["lag_disks"] = {
+      {{"disk", "vda"}, {"writes", 7}, {"bytes", 28672}, {"seconds", 1.5}}};
+  const std::vector<MemberReport> reports{member_said(a), orphan("b", 40), orphan("c", 42)};
+  CHECK(log_questions(reports).empty());
+  const auto refused = plan_failover("vm1", {"b", false}, reports, {});
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(names_line(refused.error(), "  it lacks of vda: 7 writes, 28 KiB, of the last 1.5 s"));
+}
+
+TEST_CASE("failover: a log that does not go back so far says nothing") {
+  const auto unknown = parse_log_count(Json::parse(R"({"complete":false,"disks":[]})"));
+  REQUIRE(unknown.has_value());
+  CHECK_FALSE(unknown->has_value());
+  for (const char* text : {R"({})",
+                           R"({"complete":true})",
+                           R"({"complete":true,"disks":[{"disk":"vda","writes":-1,"bytes":1}]})"})
+    CHECK(parse_log_count(Json::parse(text)).error().code == Errc::protocol);
+}
+
 TEST_CASE("failover: nothing to do at the primary, nothing possible without an answer") {
   CHECK(plan_failover("vm1", {"a", false}, three(), {})->steps.empty());
   CHECK(plan_failover("vm1", {}, {silent("a"), silent("b")}, {}).error().code == Errc::unreachable);

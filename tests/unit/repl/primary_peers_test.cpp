@@ -605,6 +605,35 @@ TEST_CASE("view: lag of a lost peer goes on when its changes have left the ring"
   CHECK(s.view("b").lag_bytes == 5 * (mib + frame_header_bytes));
 }
 
+TEST_CASE("view: what a peer lacks is told disk by disk, also of what has left the ring") {
+  PrimaryScenario s(pair_in_sync(Mode::async));
+  CHECK(s.view("b").disks.empty());
+  s.write(1, write_at(0));
+  s.pass(seconds(1));
+  s.write(2, write_at(4096));
+  s.flush(3);
+  s.pass(seconds(1));
+  REQUIRE(s.view("b").disks.size() == 1);
+  CHECK(s.view("b").disks[0].writes == 2);
+  CHECK(s.view("b").disks[0].bytes == 2 * 4096);
+  CHECK(s.view("b").disks[0].lag == seconds(2));
+  s.logged("b", 1);
+  CHECK(s.view("b").disks[0].writes == 1);
+  CHECK(s.view("b").disks[0].lag == seconds(1));
+  s.logged("b", 3);
+  CHECK(s.view("b").disks.empty());
+  s.lose("b");
+  s.recorded();
+  for (RequestId id = 11; id <= 15; ++id)
+    s.write(id, write_at((id - 10) * mib, mib));
+  s.pass(seconds(3));
+  REQUIRE(s.primary().ring().first() > PrimaryScenario::base_sequence + 4);
+  REQUIRE(s.view("b").disks.size() == 1);
+  CHECK(s.view("b").disks[0].writes == 5);
+  CHECK(s.view("b").disks[0].bytes == 5 * mib);
+  CHECK(s.view("b").disks[0].lag == seconds(3));
+}
+
 TEST_CASE("view: the names of the states are those of the control API") {
   CHECK(peer_state_name(PeerPhase::disconnected, false, false) == "disconnected");
   CHECK(peer_state_name(PeerPhase::disconnected, false, true) == "refused");
