@@ -19,6 +19,8 @@ constexpr auto branches = std::to_array<std::string_view>({
     "a staged resync committed",
     "activity map of the term before goes on",
     "all short: the longest is chosen",
+    "another image readmitted",
+    "another image refused",
     "answer after the end of the term",
     "async answer after the end of the term",
     "blocks compared for a copy",

@@ -53,8 +53,15 @@ Cluster::Cluster(const Options& drawn, bool traced)
       plugins(machines.size()),
       chosen_(*created(options).vote.record),
       lost_power_serving_(options.hosts) {
-  for (const auto& machine : machines)
+  for (const auto& machine : machines) {
     machine->state = created(options);
+    for (std::size_t disk = 0; disk < machine->images.size(); ++disk) {
+      DiskState& made = machine->state.disks.emplace_back();
+      made.name = fmt::format("disk{}", disk);
+      made.bytes = options.blocks * block_bytes;
+      made.mark.identity = machine->image_identity();
+    }
+  }
   for (HostIndex host = 0; host < machines.size(); ++host)
     daemons.push_back(std::make_shared<Daemon>(*this, host));
 }
@@ -137,6 +144,13 @@ void Cluster::chosen(const Record& record) {
   if (failed_over && answered_async_) guest_history.lose_all();
   if (record.epoch != chosen_.epoch) term_began_ = world.now();
   chosen_ = record;
+  if (failed_over && options.mode == Mode::async) let_old_primary_go_on();
+}
+
+/// The new export takes its time, often, and the guest still uses the old one.
+void Cluster::let_old_primary_go_on() {
+  if (healing_ || !primary_host() || !world.random.chance(50)) return;
+  left_alone_until_ = std::max(left_alone_until_, world.now() + 2 * options.ack_timeout);
 }
 
 void Cluster::gave_up(HostIndex host, const HistoryPoint& point) {
@@ -184,7 +198,8 @@ bool Cluster::check_answer(const Plugin& plugin,
     if (epoch >= chosen_.epoch.number) return true;
     // Whoever it asked after that is in the majority that knows of the later term, or is not enough. Its own vote it
     // takes for granted while its replicad is away.
-    const bool told = plugin.is_joined_since(term_began_);
+    const bool told = plugin.is_joined_since(term_began_) &&
+                      !primary.has_jumped_since(term_began_ - options.ack_timeout);
     world.require(
         !told || world.now() - term_began_ <= options.ack_timeout + std::chrono::milliseconds(1),
         "P3 async: {} still answers in epoch {}, {} ms after epoch {} began",

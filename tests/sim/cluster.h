@@ -53,9 +53,11 @@ class Cluster {
 
  private:
   void chosen(const Record& record);
+  void let_old_primary_go_on();
   void start_host(HostIndex host);
   void disturb();
   void inject(Fault fault, Random& random);
+  [[nodiscard]] bool may_swap_disk(HostIndex host) const;
   void operate(Random& random);
   void fail_over(HostIndex host);
   void switch_over(HostIndex host);

@@ -81,6 +81,7 @@ void Cluster::inject(Fault fault, Random& random) {
     if (!primary) return;
     host = *primary;
   }
+  if (fault == Fault::disk_swap && !may_swap_disk(host)) return;
   world.note("fault: {} at {} (other {}) for {} ms",
              fault_name(fault),
              machines[host]->name,
@@ -123,6 +124,21 @@ void Cluster::inject(Fault fault, Random& random) {
       lose_power(host, length);
       return machine.swap_disk();
   }
+}
+
+/// A replica's only, and not while the role may come to it: of a primary that has lost its disk nothing is promised but
+/// what others hold, and people decide.
+bool Cluster::may_swap_disk(HostIndex host) const {
+  const Machine& machine = *machines[host];
+  if (host >= options.hosts || !machine.has_backup() || machine.state.primary == machine.name ||
+      chosen_.primary == machine.name)
+    return false;
+  // Nobody recognises what has not been looked at since it was readmitted.
+  const auto is_known = [](const DiskState& disk) { return !disk.mark.identity.empty(); };
+  if (!std::ranges::all_of(machine.state.disks, is_known)) return false;
+  return std::ranges::none_of(daemons, [this](const auto& daemon) {
+    return daemon->is_busy() || daemon->state().transfer;
+  });
 }
 
 /// What the target of a switchover says often does not arrive: the voters then settle it.
@@ -223,6 +239,8 @@ void Cluster::tend() {
 void Cluster::tend_host(HostIndex host) {
   if (healing_ && !daemons[host]->is_alive()) start_host(host);
   if (!daemons[host]->is_alive() || host >= options.hosts) return;
+  if (daemons[host]->refuses_images() && (healing_ || world.random.chance(20)))
+    daemons[host]->readmit();
   const auto& plugin = plugins[host];
   if (plugin && plugin->is_serving()) {
     // A volume that has failed is started anew by its operator.

@@ -103,6 +103,7 @@ void Daemon::take_role() {
     }));
     return;
   }
+  if (are_other_images()) return;
   // What was known of the members says nothing of images that follow another primary.
   machine_.activity = {};
   ReplicaProgram::Hooks hooks;
@@ -127,6 +128,58 @@ void Daemon::take_role() {
     return;
   }
   replica_ = std::move(replica);
+  learn_identity();
+}
+
+/// Nothing is opened then, until somebody has said what they are.
+bool Daemon::are_other_images() {
+  const auto why = machine_.why_other_images();
+  refuses_images_ = why && cluster_.options.planted != Planted::unrecognised_images;
+  if (refuses_images_) {
+    world_.note("{} does not open its images: {}", machine_.name, *why);
+    world_.reached("another image refused");
+    return true;
+  }
+  world_.require(!machine_.has_old_images() || !state().consistent,
+                 "P2 image: {} takes an old copy of its images for what it wrote",
+                 machine_.name);
+  machine_.accept_images();  // all of them will be compared
+  return false;
+}
+
+void Daemon::learn_identity() {
+  update(
+      [identity = machine_.image_identity()](VolumeState& state) -> Status {
+        for (DiskState& disk : state.disks) {
+          if (disk.mark.identity.empty()) disk.mark.identity = identity;
+        }
+        return {};
+      },
+      nullptr);
+}
+
+void Daemon::readmit() {
+  if (is_busy()) return;
+  world_.note("operator: readmit the images of {}", machine_.name);
+  update(
+      [](VolumeState& state) -> Status {
+        for (DiskState& disk : state.disks)
+          disk.mark = {};
+        state.marked_at.reset();
+        state.consistent = false;
+        state.resync.reset();
+        state.rewind.reset();
+        state.stage_bytes.reset();
+        return {};
+      },
+      [this](const Status& written) {
+        if (!written) return;
+        world_.reached("another image readmitted");
+        refuses_images_ = false;
+        machine_.accept_images();
+        machine_.told_durable = 0;
+        take_role();
+      });
 }
 
 void Daemon::accept(const std::shared_ptr<Connection>& connection) {
@@ -164,7 +217,8 @@ Status Daemon::attach(const std::shared_ptr<Connection>& connection, const Attac
 
 bool Daemon::can_activate() const {
   return is_primary() && !plugin() && !state().transfer && !is_busy() &&
-         role_due() == RoleDue::none && !cluster_.plugins[host_] && !machine_.has_io_in_flight();
+         role_due() == RoleDue::none && !cluster_.plugins[host_] && !machine_.has_io_in_flight() &&
+         !machine_.why_other_images();
 }
 
 void Daemon::claim(const std::shared_ptr<Plugin>& plugin,

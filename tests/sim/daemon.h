@@ -38,6 +38,10 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   void switchover(HostIndex to);
   /// Takes the primary's role over without asking the primary.
   void failover();
+  /// The images count as they are: the primary compares all of them.
+  void readmit();
+  /// They are not what this host wrote.
+  [[nodiscard]] bool refuses_images() const { return refuses_images_; }
 
   [[nodiscard]] const VolumeState& state() const { return machine_.state; }
   [[nodiscard]] bool is_primary() const { return state().primary == machine_.name; }
@@ -76,6 +80,8 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   void update(std::function<Status(VolumeState&)> change, Done done);
   void run_next();
   void take_role();
+  [[nodiscard]] bool are_other_images();
+  void learn_identity();
   void accept(const std::shared_ptr<Connection>& connection);
   Status attach(const std::shared_ptr<Connection>& connection, const AttachMessage& message);
   [[nodiscard]] std::shared_ptr<Plugin> plugin() const;
@@ -141,6 +147,7 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   std::shared_ptr<ReplicaProgram> replica_;
   bool replica_busy_ = false;
   bool opened_badly_ = false;
+  bool refuses_images_ = false;
   std::weak_ptr<Plugin> session_;  ///< the plugin that has claimed
   std::string operation_;
   bool recheck_ = false;  ///< the voters must be asked who is the primary

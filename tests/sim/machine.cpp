@@ -94,6 +94,20 @@ void Machine::back_up() {
 void Machine::swap_disk() {
   for (std::size_t disk = 0; disk < backup_.size(); ++disk)
     images[disk] = Image(backup_[disk]);
+  ++images_made_;
+  old_images_ = true;
+}
+
+std::string Machine::image_identity() const {
+  return fmt::format("inode={}", images_made_);
+}
+
+std::optional<std::string> Machine::why_other_images() const {
+  for (const DiskState& disk : state.disks) {
+    const ImageLook look{image_identity(), std::nullopt, {}};
+    if (auto why = why_another_image(disk.mark, look, {})) return why;
+  }
+  return std::nullopt;
 }
 
 void Machine::heal() {

@@ -53,7 +53,14 @@ class Machine {
 
   /// What a program reads as the time.
   [[nodiscard]] Instant clock() const { return world_.now() + clock_offset_; }
-  void jump_clock(Duration by) { clock_offset_ += by; }
+  void jump_clock(Duration by) {
+    clock_offset_ += by;
+    jumped_at_ = world_.now();
+  }
+  /// What measures a host's time in the product does not jump.
+  [[nodiscard]] bool has_jumped_since(Instant time) const {
+    return jumped_at_ && *jumped_at_ >= time;
+  }
   /// Like World::after, for a program: waits while the machine is paused, and is dropped when power is lost.
   void after(Duration delay, Action action);
   /// I/O: `effect` happens even if the program that asked is dead by then (unless power is lost or the I/O fails);
@@ -80,9 +87,17 @@ class Machine {
   void disturb_disk(Duration length) { errors_until_ = world_.now() + length; }
   void fill_disk(Duration length) { full_until_ = world_.now() + length; }
   void slow_disk(Duration length) { slow_until_ = world_.now() + length; }
-  /// Somebody keeps copies of the images, now and then; a swap brings the last one back.
+  /// Somebody keeps copies of the images, now and then; a swap puts the last ones in their place.
   void back_up();
+  [[nodiscard]] bool has_backup() const { return !backup_.empty(); }
   void swap_disk();
+  /// What the file system tells of an image: another one after a swap.
+  [[nodiscard]] std::string image_identity() const;
+  /// Why the images are not those that the state file marks (the product's own code says so).
+  [[nodiscard]] std::optional<std::string> why_other_images() const;
+  /// They are of an earlier time, and nobody has been told yet.
+  [[nodiscard]] bool has_old_images() const { return old_images_; }
+  void accept_images() { old_images_ = false; }
   void heal();
   /// Changes at every start of the machine.
   [[nodiscard]] std::string boot_id() const;
@@ -91,7 +106,10 @@ class Machine {
   World& world_;
   const Options& options_;
   std::vector<Blocks> backup_;
+  std::uint64_t images_made_ = 1;
+  bool old_images_ = false;
   Duration clock_offset_{};
+  std::optional<Instant> jumped_at_;
   Instant paused_until_{};
   Instant errors_until_{};
   Instant full_until_{};

@@ -6,13 +6,6 @@
 
 namespace replicad::sim {
 
-namespace {
-
-// A disk that was swapped is not recognised yet: it has to be asked for.
-constexpr std::size_t kinds_drawn = fault_count - 1;
-
-}  // namespace
-
 std::string_view fault_name(Fault fault) {
   switch (fault) {
     case Fault::plugin_crash:
@@ -74,12 +67,12 @@ Options Options::draw(std::uint64_t seed) {
   options.garbage = random.chance(50);
   // Swarm: a run has some kinds of faults and not others.
   unsigned kinds = 0;
-  for (std::size_t kind = 0; kind < kinds_drawn; ++kind) {
+  for (std::size_t kind = 0; kind < fault_count; ++kind) {
     unsigned& weight = options.fault_weights[kind];
     weight = random.chance(45) ? static_cast<unsigned>(random.between(1, 10)) : 0;
     if (weight > 0) ++kinds;
   }
-  if (kinds == 0) options.fault_weights[random.below(kinds_drawn)] = 1;
+  if (kinds == 0) options.fault_weights[random.below(fault_count)] = 1;
   return options;
 }
 

@@ -26,7 +26,7 @@ enum class Fault : std::uint8_t {
   disk_full,     ///< ENOSPC of a host's log and images
   slow_disk,     ///< every I/O of a host takes long
   clock_jump,    ///< a host's clock goes forward or back
-  disk_swap,     ///< a host comes back with images of an earlier time, its state file and log stay
+  disk_swap,     ///< a replica's host comes back with old copies of its images, the rest stays
 };
 constexpr std::size_t fault_count = 13;
 [[nodiscard]] std::string_view fault_name(Fault fault);
@@ -37,8 +37,10 @@ enum class Planted : std::uint8_t {
   sync_without_effect,   ///< P1: a replica's log is called durable before it is
   trusted_cache,         ///< P1: after a crash what the page cache holds is taken for durable
   mark_without_effect,   ///< P2: a copy begins before the replica's mark is on record
+  unrecognised_images,   ///< P2: an old copy of the images is taken for what this host wrote
   forgotten_promise,     ///< P3: a voter keeps no promise
   shared_term,           ///< P3: a replica answers before its promise of the term is on record
+  unwatched_term,        ///< P3: an async primary does not ask whether a majority still follows it
   flush_without_effect,  ///< P4: the primary answers a flush without syncing its images
   overtaking_writes,     ///< P5: changes of one place are applied in any order
   stale_read,            ///< P5: a read is served from what is on stable storage

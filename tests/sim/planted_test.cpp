@@ -27,6 +27,12 @@ void provoke(Options& options) {
   if (options.planted == Planted::trusted_cache) {
     for (const Fault fault : {Fault::disk_error, Fault::daemon_crash, Fault::power_loss})
       weigh(options, fault);
+  } else if (options.planted == Planted::unwatched_term) {
+    options.mode = Mode::async;
+    options.operator_percent = 50;
+    weigh(options, Fault::partition);
+  } else if (options.planted == Planted::unrecognised_images) {
+    weigh(options, Fault::disk_swap);
   }
 }
 
@@ -50,8 +56,10 @@ TEST_CASE("planted: a checker sees each bug") {
   for (const Bug& bug : {Bug{Planted::sync_without_effect, "P1"},
                          Bug{Planted::trusted_cache, "P1"},
                          Bug{Planted::mark_without_effect, "P2"},
+                         Bug{Planted::unrecognised_images, "P2"},
                          Bug{Planted::forgotten_promise, "P3"},
                          Bug{Planted::shared_term, "P3"},
+                         Bug{Planted::unwatched_term, "P3 async"},
                          Bug{Planted::flush_without_effect, "P4"},
                          Bug{Planted::overtaking_writes, "P5"},
                          Bug{Planted::stale_read, "P5"},

@@ -104,7 +104,7 @@ void Plugin::serve(const ClaimGrant& grant, ActivityModel::Known known) {
     if (host != host_) config.peers.push_back(host_name(host));
   }
   config.in_sync = grant.in_sync;
-  config.voters = grant.voters;
+  if (options.planted != Planted::unwatched_term) config.voters = grant.voters;
   config.on_local_error = OnLocalError::fail;
   config.host = machine_.name;
   config.mode = mode_;

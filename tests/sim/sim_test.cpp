@@ -23,7 +23,7 @@ TEST_CASE("sim: a thousand counted seeds break no promise") {
   }
   MESSAGE(report(totals));
   // A world that never gets into trouble proves nothing.
-  CHECK(totals.faults.size() == fault_count - 1);  // all but disk_swap
+  CHECK(totals.faults.size() == fault_count);
   for (const char* branch : {"unclean claim",
                              "clean stop",
                              "full copy completed",
@@ -35,6 +35,9 @@ TEST_CASE("sim: a thousand counted seeds break no promise") {
                              "replica recovered after a failure",
                              "promoted",
                              "promoted by failover",
+                             "another image refused",
+                             "another image readmitted",
+                             "async answer after the end of the term",
                              "all short: the longest is chosen",
                              "transfer settled: promoted",
                              "transfer settled: not promoted",
