@@ -311,10 +311,19 @@ void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
     // It is about to be believed: the image must be that of the history, on stable storage.
     const Images wanted = histories_.at(record.point);
     for (std::size_t disk = 0; disk < wanted.size(); ++disk) {
-      world_.require(machine_.images[disk].stable() == wanted[disk],
-                     "P2 copy: {} ends a copy at {}, but its image is another one",
-                     machine_.name,
-                     record.point.sequence);
+      const Blocks& has = machine_.images[disk].stable();
+      const auto [have, want] = std::ranges::mismatch(has, wanted[disk]);
+      if (have == has.end()) continue;
+      world_.violate(fmt::format(
+          "P2 copy: {} ends a copy at {}, but its image is another one: block {} of disk {} is "
+          "{:#x}, in the cache {:#x}, should be {:#x}",
+          machine_.name,
+          record.point.sequence,
+          have - has.begin(),
+          disk,
+          *have,
+          machine_.images[disk].blocks()[static_cast<std::size_t>(have - has.begin())],
+          *want));
     }
   }
   const bool is_mark = record.kind == ReplicaRecord::Kind::inconsistent ||

@@ -37,7 +37,6 @@ TEST_CASE("sim: a thousand counted seeds break no promise") {
                              "promoted by failover",
                              "another image refused",
                              "another image readmitted",
-                             "async answer after the end of the term",
                              "all short: the longest is chosen",
                              "transfer settled: promoted",
                              "transfer settled: not promoted",
