@@ -5,4 +5,5 @@
 #include <cstddef>
 #include <cstdint>
 
+// The name is libFuzzer's. NOLINTNEXTLINE(readability-identifier-naming)
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);

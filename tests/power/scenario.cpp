@@ -103,15 +103,17 @@ std::optional<std::string> check_promises(const ReplicaScenario& scenario,
                                           const CrashState& crash,
                                           const VolumeState& state) {
   const auto promised = [&](const char* what) { return scenario.record.marked(what, crash.at); };
-  if (state.epoch.number < promised("epoch"))
+  if (state.epoch.number < promised("epoch")) {
     return fmt::format(
         "epoch {} was promised, {} is recorded", promised("epoch"), state.epoch.number);
+  }
   if (const Sequence copied = promised("copied"); copied > 0) {
-    if (!state.consistent || state.checkpoint.sequence < copied)
+    if (!state.consistent || state.checkpoint.sequence < copied) {
       return fmt::format("copied up to {}, but the state says {} at {}",
                          copied,
                          state.consistent ? "consistent" : "inconsistent",
                          state.checkpoint.sequence);
+    }
   }
   return std::nullopt;
 }
@@ -252,9 +254,10 @@ std::optional<std::string> find_failure(const ReplicaScenario& scenario,
     const Moment at = 1 + random() % scenario.record.last;
     const auto kind = static_cast<CrashKind>(random() % crash_kinds);
     const CrashState crash = make_crash_state(scenario.record, at, kind, ignored, random);
-    if (auto broken = check_replica(reactor, scenario, crash))
+    if (auto broken = check_replica(reactor, scenario, crash)) {
       return fmt::format(
           "power lost at {} of {}, {}: {}", at, scenario.record.last, to_text(kind), *broken);
+    }
   }
   return std::nullopt;
 }

@@ -31,7 +31,7 @@ struct ReplicaScenario {
 /// Starts a host on what is left. nullopt: all that was promised is there; otherwise what is not.
 [[nodiscard]] std::optional<std::string> check_replica(ReactorThread& reactor,
                                                        const ReplicaScenario& scenario,
-                                                       const CrashState& state);
+                                                       const CrashState& crash);
 
 /// Checks `count` crash states; the first that fails, with what made it.
 [[nodiscard]] std::optional<std::string> find_failure(const ReplicaScenario& scenario,

@@ -14,7 +14,7 @@ class TestPlugin {
   explicit TestPlugin(const TestHost& host) : peer_(std::move(*host.connect_agent())) {}
 
   json claim() {
-    const json reply =
+    json reply =
         peer_.request("claim", {{"volume", "vm1"}, {"pid", ::getpid()}, {"version", "test"}});
     if (reply.value("ok", false)) {
       grant = reply.at("result");

@@ -224,6 +224,7 @@ inline nlohmann::json create_body(const std::string& volume,
 /// Creates volume "vm1" on all `hosts`; the first is the primary.
 inline void create_volume(const std::vector<TestHost*>& hosts) {
   std::vector<nlohmann::json> members;
+  members.reserve(hosts.size());
   for (const TestHost* host : hosts)
     members.push_back(host->member());
   for (const TestHost* host : hosts) {
@@ -238,6 +239,7 @@ class ChildProgram {
  public:
   explicit ChildProgram(std::vector<std::string> arguments, const std::string& output) {
     std::vector<char*> pointers;
+    pointers.reserve(arguments.size() + 1);
     for (std::string& argument : arguments)
       pointers.push_back(argument.data());
     pointers.push_back(nullptr);

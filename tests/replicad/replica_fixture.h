@@ -516,7 +516,7 @@ class FakePrimary {
   }
   /// Attaches and goes on after what the replica has.
   AttachedMessage resume(ReplicaHost& host) {
-    const AttachedMessage attached = attach(host);
+    AttachedMessage attached = attach(host);
     REQUIRE(attached.consistent);
     REQUIRE(attached.logged.sequence < points.size());
     REQUIRE(attached.logged == points[attached.logged.sequence]);

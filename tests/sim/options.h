@@ -59,8 +59,8 @@ struct Options {
   unsigned blocks = 64;  ///< of 512 bytes, per disk
   Mode mode = Mode::sync;
   Congestion congestion = Congestion::throttle;
-  std::uint64_t ring_bytes = 64 * 1024;
-  std::uint64_t segment_bytes = 32 * 1024;
+  std::uint64_t ring_bytes = std::uint64_t{64} << 10;
+  std::uint64_t segment_bytes = std::uint64_t{32} << 10;
   unsigned log_segments = 4;
   Duration ack_timeout = std::chrono::milliseconds(1000);
   unsigned writes = 200;  ///< changes that the guest makes

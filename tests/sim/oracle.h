@@ -89,8 +89,8 @@ class GuestHistory {
   };
   using Block = std::vector<Write>;
   struct Answered {
-    std::uint64_t op;
-    std::uint64_t at;
+    std::uint64_t op = 0;
+    std::uint64_t at = 0;
     Range range;
   };
   void mark_flushed(const Answered& answered);

@@ -53,9 +53,9 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
     AttachMessage message;
   };
   struct Applying {
-    WriterModel::Tag tag;
+    WriterModel::Tag tag = {};
     HistoryPoint after;
-    std::size_t frame_bytes;
+    std::size_t frame_bytes = 0;
   };
   struct CopyFrame {
     WriterModel::Tag tag;

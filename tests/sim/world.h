@@ -50,7 +50,8 @@ class World {
   /// Part of the trace: its hash is taken of every run, its text only of traced ones. Arguments are numbers or strings.
   template <typename... Args>
   void note(fmt::format_string<const Args&...> format, const Args&... args) {
-    mix(std::string_view(fmt::string_view(format).data(), fmt::string_view(format).size()));
+    const fmt::string_view text = format;
+    mix(std::string_view{text.data(), text.size()});
     mix(static_cast<std::uint64_t>(now_.time_since_epoch().count()));
     (mix(args), ...);
     if (traced_) print(fmt::format(format, args...));
@@ -71,8 +72,8 @@ class World {
  private:
   struct Event {
     Instant at;
-    std::uint64_t serial;
-    std::size_t slot;  ///< of its action
+    std::uint64_t serial = 0;
+    std::size_t slot = 0;  ///< of its action
   };
   static bool later(const Event& a, const Event& b) {
     return a.at != b.at ? a.at > b.at : a.serial > b.serial;
@@ -81,7 +82,7 @@ class World {
     for (const char c : text)
       hash_ = (hash_ ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
   }
-  void mix(const std::string& text) { mix(std::string_view(text)); }
+  void mix(const std::string& text) { mix(std::string_view{text}); }
   void mix(const char* text) { mix(std::string_view(text)); }
   template <typename Number>
   requires std::is_arithmetic_v<Number>

@@ -40,7 +40,7 @@ inline FrameHeader golden_write_header() {
           .flags = frame_flag_fua,
           .epoch = golden_epoch,
           .sequence = 0x1112131415161718,
-          .range = {2, 3 * 4096, 8}};
+          .range = {2, std::uint64_t{3} * 4096, 8}};
 }
 
 }  // namespace replicad
