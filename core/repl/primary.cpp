@@ -141,6 +141,7 @@ void Primary::on_event(const primary_event::LocalWritten& event, Instant now, Ef
   // The image has changed, so the change is numbered and sent even if this volume has failed
   // meanwhile.
   place(event.id, change, now, effects);
+  end_wait_of_copies(event.id, effects);
   if (failure_ && on_local_error_ == OnLocalError::fail) {
     if (event.wants_answer) effects.push_back(primary_effect::Answer{event.id, true});
   } else if (event.wants_answer) {
@@ -148,15 +149,14 @@ void Primary::on_event(const primary_event::LocalWritten& event, Instant now, Ef
   }
 }
 
-void Primary::on_event(const primary_event::Abandoned& event,
-                       Instant /*now*/,
-                       Effects& /*effects*/) {
+void Primary::on_event(const primary_event::Abandoned& event, Instant /*now*/, Effects& effects) {
   const auto found = std::ranges::find(admitted_, event.id, &Request::id);
   RD_CHECK(found != admitted_.end());
   ring_.cancel(frame_bytes_of(found->change));
   *found = admitted_.back();
   admitted_.pop_back();
   RD_CHECK(active_.erase(event.id));
+  end_wait_of_copies(event.id, effects);
 }
 
 void Primary::on_event(const primary_event::Cancelled& event,

@@ -154,7 +154,7 @@ struct CopyUnlock {
 struct CopyProgress {
   PeerIndex peer = 0;
 };
-/// Everything of the plan was sent. Once every change that its content holds was taken, too,
+/// Everything of the plan was compared or sent. Once every change that its content holds was taken, too,
 /// copy_end() tells the point of the copy_end frame, which comes next; until then this event comes
 /// again.
 struct CopyEnding {
@@ -494,7 +494,10 @@ class Primary {
     Instant last_durable;                ///< likewise, of durability that was waited for
     std::optional<Range> copy_lock;      ///< asked for or held
     bool copy_locked = false;
-    Sequence copy_holds = 0;  ///< no piece that was sent holds a later change
+    Sequence copy_holds = 0;  ///< no block that was sent or compared holds a later change
+    /// What was being written when the last block had been compared, which takes no lock: the image may have it, and
+    /// it has no number yet. nullopt before the first CopyEnding.
+    std::optional<std::vector<RequestId>> copy_awaits;
     Lack lack;
     std::optional<Resync> resync_wanted;   ///< starts by itself when its time has come
     Sequence resync_from = 0;              ///< where the peer stands
@@ -569,6 +572,8 @@ class Primary {
   // primary_resync.cpp: what members lack, and copies that start by themselves
   void on_event(const primary_event::CopyProgress& event, Instant now, Effects& effects);
   void on_event(const primary_event::CopyEnding& event, Instant now, Effects& effects);
+  /// The request is numbered, or has changed nothing.
+  void end_wait_of_copies(RequestId id, Effects& effects);
   [[nodiscard]] Lack make_lack(Sequence base) const;
   void note_dropped(const RingIndex::Entry& entry);
   void note_durable(Peer& peer) const;

@@ -138,6 +138,7 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
   peer.resync_wanted.reset();
   peer.resync_runs = true;
   peer.copy_holds = 0;
+  peer.copy_awaits.reset();
   peer.resync_delay =
       std::clamp<Duration>(2 * peer.resync_delay, resync_delay_min, resync_delay_max);
   peer.taken = ring_.sealed_point();

@@ -186,13 +186,29 @@ void Primary::on_event(const primary_event::CopyProgress& event,
   peers_[event.peer].last_progress = now;
 }
 
+void Primary::end_wait_of_copies(RequestId id, Effects& effects) {
+  for (PeerIndex index = 0; index < peers_.size(); ++index) {
+    Peer& peer = peers_[index];
+    if (!peer.copy_awaits || std::erase(*peer.copy_awaits, id) == 0) continue;
+    peer.copy_holds = ring_.next() - 1;
+    if (peer.phase == PeerPhase::copying) effects.push_back(primary_effect::Sendable{index});
+  }
+}
+
 void Primary::on_event(const primary_event::CopyEnding& event,
                        Instant /*now*/,
                        Effects& /*effects*/) {
   Peer& peer = peers_[event.peer];
   if (peer.phase != PeerPhase::copying || peer.close_requested || peer.copy_end) return;
-  // An image with a later change than the point it is said to be at would be no prefix.
-  if (peer.taken.sequence < peer.copy_holds) return;
+  // An image with a later change than the point it is said to be at would be no prefix. A block that was found equal may
+  // hold one, too: the member may have made the same change in another term.
+  if (!peer.copy_awaits) {
+    peer.copy_awaits.emplace();
+    for (const Request& request : admitted_)
+      peer.copy_awaits->push_back(request.id);
+    peer.copy_holds = ring_.next() - 1;
+  }
+  if (!peer.copy_awaits->empty() || peer.taken.sequence < peer.copy_holds) return;
   peer.copy_end = peer.taken;
   peer.lack.before_end.merge(peer.lack.dirty);
   peer.lack.dirty.clear_all();

@@ -113,6 +113,36 @@ TEST_CASE("copy: ends behind every change that its content holds") {
   CHECK(s.primary().copy_end(s.peer("b")) == s.point(4));
 }
 
+TEST_CASE("copy: ends behind every change that was under way when a block was compared") {
+  PrimaryScenario s(pair_apart());
+  make_detached(s);
+  request_copy(s);
+  const PeerIndex b = s.peer("b");
+  // The image may have both already: what was compared is said to be equal with them.
+  CHECK(s.arrive(10, write_at(0)) == "admitted 10");
+  CHECK(s.arrive(11, write_at(8192)) == "admitted 11");
+  s.step(primary_event::CopyEnding{b});
+  CHECK_FALSE(s.primary().copy_end(b));
+  s.written(10);
+  s.send("b");
+  s.step(primary_event::CopyEnding{b});
+  CHECK_FALSE(s.primary().copy_end(b));  // 11 has no number yet
+  SUBCASE("it is written") {
+    s.written(11);
+    s.step(primary_event::CopyEnding{b});
+    CHECK_FALSE(s.primary().copy_end(b));
+    CHECK(s.arrive(12, write_at(0)) == "admitted 12");  // came later: not waited for
+    s.send("b");
+    s.step(primary_event::CopyEnding{b});
+    CHECK(s.primary().copy_end(b) == s.point(5));
+  }
+  SUBCASE("it fails") {
+    s.step(primary_event::Abandoned{11});
+    s.step(primary_event::CopyEnding{b});
+    CHECK(s.primary().copy_end(b) == s.point(4));
+  }
+}
+
 TEST_CASE("copy: a write that waits for the lock is not overtaken") {
   PrimaryScenario s(pair_apart());
   make_detached(s);
