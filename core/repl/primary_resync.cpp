@@ -200,8 +200,8 @@ void Primary::on_event(const primary_event::CopyEnding& event,
                        Effects& /*effects*/) {
   Peer& peer = peers_[event.peer];
   if (peer.phase != PeerPhase::copying || peer.close_requested || peer.copy_end) return;
-  // An image with a later change than the point it is said to be at would be no prefix. A block that was found equal may
-  // hold one, too: the member may have made the same change in another term.
+  // An image with a later change than the point it is said to be at would be no prefix. A block that was found equal
+  // may hold one, too: the member may have made the same change in another term.
   if (!peer.copy_awaits) {
     peer.copy_awaits.emplace();
     for (const Request& request : admitted_)

@@ -400,6 +400,7 @@ TEST_CASE("agent: the plugin's status is what the control API shows") {
       {"digest", std::string(32, 'a')},
       {"lag_bytes", 4096},
       {"lag_seconds", 0.5},
+      {"lag_disks", {{{"disk", "vda"}, {"writes", 1}, {"bytes", 4096}, {"seconds", 0.5}}}},
       {"copy", {{"done_bytes", 1}, {"total_bytes", 2}, {"sent_bytes", 3}, {"blocks_left", 4}}},
       {"error", nullptr}};
   plugin.peer().send(FrameType::agent_event,
