@@ -21,8 +21,6 @@ namespace replicad {
 [[nodiscard]] nlohmann::json to_json(const VolumeSettings& settings);
 [[nodiscard]] nlohmann::json to_json(const std::vector<MemberState>& members);
 /// Without witnesses: for the plugin.
-/// Whose majority a primary must hear, for the plugin.
-[[nodiscard]] nlohmann::json voters_json(const std::optional<Record>& record);
 /// {"hosts","tie_break"}: whose majority a primary must hear, for the plugin.
 [[nodiscard]] nlohmann::json voters_json(const std::optional<Record>& record);
 [[nodiscard]] nlohmann::json data_members_json(const std::vector<MemberState>& members);

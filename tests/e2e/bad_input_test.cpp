@@ -304,6 +304,7 @@ TEST_CASE("bad input: silent and half-open connections do not keep a replica fro
   cluster.activate();
   cluster.wait_streaming();
   std::vector<RawConnection> silent;
+  silent.reserve(50);
   for (int i = 0; i < 50; ++i)
     silent.emplace_back(cluster.host("b").stream());
   const auto attach = encode_attach(attach_for(cluster, "b"));

@@ -99,7 +99,7 @@ class DiskRecorder {
   /// An operation of the ring; nullopt: not on a file of ours.
   std::optional<std::size_t> begin(DiskOperation operation, int fd);
   /// `result`: as in the completion.
-  void end(std::size_t operation, int result);
+  void end(std::size_t index, int result);
 
  private:
   void take_directory(const std::string& path);

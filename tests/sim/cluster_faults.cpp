@@ -136,9 +136,8 @@ bool Cluster::may_swap_disk(HostIndex host) const {
   // Nobody recognises what has not been looked at since it was readmitted.
   const auto is_known = [](const DiskState& disk) { return !disk.mark.identity.empty(); };
   if (!std::ranges::all_of(machine.state.disks, is_known)) return false;
-  return std::ranges::none_of(daemons, [this](const auto& daemon) {
-    return daemon->is_busy() || daemon->state().transfer;
-  });
+  return std::ranges::none_of(
+      daemons, [](const auto& daemon) { return daemon->is_busy() || daemon->state().transfer; });
 }
 
 /// What the target of a switchover says often does not arrive: the voters then settle it.

@@ -36,7 +36,9 @@ void Daemon::failover() {
     ask<CopyInfo>(
         host_index(host),
         ask_timeout,
-        [](Daemon& member, std::function<void(CopyInfo)> answer) { answer(member.copy_info()); },
+        [](Daemon& member, const std::function<void(CopyInfo)>& answer) {
+          answer(member.copy_info());
+        },
         [this, look, host](const std::optional<CopyInfo>& copy) {
           CopyInfo silent;
           silent.host = host;

@@ -243,7 +243,9 @@ void Daemon::watch_voters() {
     ask<Epoch>(
         host,
         voter_timeout,
-        [](Daemon& voter, std::function<void(Epoch)> answer) { answer(voter.state().epoch); },
+        [](Daemon& voter, const std::function<void(Epoch)>& answer) {
+          answer(voter.state().epoch);
+        },
         [this, host, asked = machine_.clock()](const std::optional<Epoch>& fence) {
           voters_asked_.erase(host);
           const auto now = plugin();

@@ -240,7 +240,7 @@ Status RecoveryFiles::remove(const std::string& name) {
 
 Status RecoveryFiles::sync_file(const std::string& name) {
   File& file = *directory_.find(name);
-  const Status synced = attempt(name);
+  Status synced = attempt(name);
   if (synced) {
     file.end_sync(file.begin_sync());
   } else {

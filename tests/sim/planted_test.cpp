@@ -44,8 +44,8 @@ std::string find(const Bug& bug) {
     options.planted = bug.planted;
     provoke(options);
     const bool aborts = bug.planted == Planted::unasked_answer;
-    const std::string text = aborts ? run_in_child(options, false)
-                                    : run_options(options, false, nullptr).violation.value_or("");
+    std::string text = aborts ? run_in_child(options, false)
+                              : run_options(options, false, nullptr).violation.value_or("");
     if (text.starts_with(bug.promise)) return text;
     if (!text.empty()) others += fmt::format("seed {}: {}\n", seed, text);
   }

@@ -121,7 +121,7 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   void retry();
   void take_pending_attach();
   void refuse_pending_attach(const Error& error);
-  void record_last_checkpoint(std::function<void()> done);
+  void record_last_checkpoint(const std::function<void()>& done);
   void finish_shutdown(bool discard_log, std::function<void()> done);
 
   World& world_;

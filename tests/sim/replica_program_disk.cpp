@@ -479,7 +479,7 @@ void ReplicaProgram::shutdown(bool discard_log, std::function<void()> done) {
   stop_images(guarded([finish](ReplicaProgram& self) { self.record_last_checkpoint(finish); }));
 }
 
-void ReplicaProgram::record_last_checkpoint(std::function<void()> done) {
+void ReplicaProgram::record_last_checkpoint(const std::function<void()>& done) {
   const bool means_something =
       core_->is_consistent() && !core_->is_copying() && !core_->is_unstaging();
   const HistoryPoint point = core_->applied();

@@ -251,9 +251,10 @@ void VoteWorld::note_chosen(const Record& record) {
   const bool grown = std::any_of(built_.begin(), built_.end(), [&](const auto& pair) {
     return same_content(pair.first, record, exact) && same_content(pair.second, base, exact);
   });
-  if (!grown)
+  if (!grown) {
     return fail_with(
         fmt::format("version {} was not built on the chosen one below", record.version));
+  }
   if (record.epoch.number < base.epoch.number) return fail_with("an epoch fell");
   const auto [primary, first] = primaries_.emplace(record.epoch.number, record.primary);
   if (!first && primary->second != record.primary)

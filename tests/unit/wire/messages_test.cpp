@@ -149,9 +149,9 @@ TEST_CASE("messages: golden bytes of block_sums and block_diffs") {
   };
   CHECK(decode_block_sums(payload(sums_frame)) == sums);
   CHECK(decode_block_diffs(range, payload(diffs_frame)) == std::vector<Range>{{1, 12288, 512}});
-  const auto adjacent = encode_block_diffs({0, 4096, 3 * 4096}, {true, true, false});
-  CHECK(decode_block_diffs({0, 4096, 3 * 4096}, payload(adjacent)) ==
-        std::vector<Range>{{0, 4096, 8192}});
+  const Range three{0, 4096, 12288};
+  const auto adjacent = encode_block_diffs(three, {true, true, false});
+  CHECK(decode_block_diffs(three, payload(adjacent)) == std::vector<Range>{{0, 4096, 8192}});
 }
 
 TEST_CASE("messages: compare frames must agree with their range") {
