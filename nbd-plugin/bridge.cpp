@@ -48,9 +48,10 @@ int Bridge::reason_to_give_up() const {
 
 void Bridge::step(const PrimaryEvent& event) {
   std::unique_lock lock(mutex_);
-  seal_ready();
-  step_locked(event);
-  note_due(boot_time_now());
+  const Instant now = boot_time_now();
+  seal_ready(now);
+  step_locked(event, now);
+  note_due(now);
   unlock_and_wake(lock);
 }
 
@@ -101,12 +102,12 @@ void Bridge::settle(GuestRequest& request, GuestRequest::State state) {
   if (request.set(state)) sleepers_.push_back(&request);
 }
 
-void Bridge::seal_ready() {
+void Bridge::seal_ready(Instant now) {
   while (!primary_.ring().all_sealed()) {
     const Sequence next = primary_.ring().next_unsealed();
     const ReadyMark& mark = ready_[next % ready_.size()];
     if (mark.sequence.load(std::memory_order_acquire) != next) return;
-    step_locked(primary_event::FrameReady{next, mark.payload_crc32c});
+    step_locked(primary_event::FrameReady{next, mark.payload_crc32c}, now);
   }
 }
 
@@ -118,9 +119,9 @@ void Bridge::finish_frame() {
   if (due_.load(std::memory_order_relaxed)) wake_();
 }
 
-void Bridge::step_locked(const PrimaryEvent& event) {
+void Bridge::step_locked(const PrimaryEvent& event, Instant now) {
   scratch_.clear();
-  primary_.step(event, boot_time_now(), scratch_);
+  primary_.step(event, now, scratch_);
   bool for_reactor = false;
   for (PrimaryEffect& effect : scratch_) {
     if (const auto* admitted = std::get_if<primary_effect::Admitted>(&effect)) {
@@ -154,7 +155,7 @@ bool Bridge::drain(std::vector<PrimaryEffect>& effects) {
   std::unique_lock lock(mutex_);
   note_due(now);
   std::atomic_thread_fence(std::memory_order_seq_cst);  // see finish_frame()
-  seal_ready();
+  seal_ready(now);
   effects.swap(for_reactor_);
   for (PeerIndex peer = 0; peer < sendable_.size(); ++peer) {
     if (!sendable_[peer] || !is_due(peer, now)) continue;
@@ -190,7 +191,7 @@ int Bridge::admit(GuestRequest& request, const Change& change) {
     std::unique_lock lock(mutex_);
     // It may have been admitted in the meantime; then it goes on as usual.
     if (request.state() == GuestRequest::State::arrived) {
-      step_locked(primary_event::Cancelled{request.id()});
+      step_locked(primary_event::Cancelled{request.id()}, boot_time_now());
       unlock_and_wake(lock);
       return stopping_() ? ESHUTDOWN : EIO;
     }
@@ -236,7 +237,7 @@ int Bridge::wait_for_answer(GuestRequest& request) {
   if (!request.wait_while(GuestRequest::State::admitted, give_up_)) {
     std::unique_lock lock(mutex_);
     if (request.state() == GuestRequest::State::admitted) {
-      step_locked(primary_event::Cancelled{request.id()});
+      step_locked(primary_event::Cancelled{request.id()}, boot_time_now());
       unlock_and_wake(lock);
       return stopping_() ? ESHUTDOWN : EIO;
     }
@@ -255,8 +256,9 @@ void Bridge::fill(const FrameHeader& placed,
   const auto frame = ring_->at(ring_offset, frame_header_bytes + payload.size());
   FrameHeader header = placed;
   if (!payload.empty()) {
+    // Of the source, which is in the processor's cache; nobody else writes to nbdkit's buffer.
+    header.payload_crc32c = crc32c(payload);
     std::memcpy(frame.data() + frame_header_bytes, payload.data(), payload.size());
-    header.payload_crc32c = crc32c(frame.subspan(frame_header_bytes));
   }
   encode_header(header, frame.first<frame_header_bytes>());
   ReadyMark& mark = ready_[header.sequence % ready_.size()];
@@ -382,8 +384,8 @@ int Bridge::fail_volume(GuestRequest& request, const Range& range, const char* w
   failure.hint = "the image is not trusted any more: " + failure.hint;
   {
     std::unique_lock lock(mutex_);
-    step_locked(primary_event::Fail{std::move(failure)});
-    step_locked(primary_event::Abandoned{request.id()});
+    step_locked(primary_event::Fail{std::move(failure)}, boot_time_now());
+    step_locked(primary_event::Abandoned{request.id()}, boot_time_now());
     unlock_and_wake(lock);
   }
   local_trouble_.wait_out(stopping_);

@@ -109,8 +109,8 @@ class Bridge {
             std::uint64_t ring_offset,
             std::span<const std::byte> payload);
   void finish_frame();
-  void seal_ready();
-  void step_locked(const PrimaryEvent& event);
+  void seal_ready(Instant now);
+  void step_locked(const PrimaryEvent& event, Instant now);
   void settle(GuestRequest& request, GuestRequest::State state);
   void unlock_and_wake(std::unique_lock<std::mutex>& lock);
   void note_due(Instant now);

@@ -637,6 +637,7 @@ class Primary {
   std::map<std::string, Instant, std::less<>> heard_;  ///< voters but this host
   Instant
       majority_heard_;  ///< a majority was heard then or later; that of this host alone always is
+  bool is_quorum_alone_ = false;  ///< this host's own vote is a majority
   bool overtaken_ = false;
   std::optional<Instant> cut_off_since_;
   std::vector<RequestId> held_answers_;  ///< what could be answered but for that

@@ -31,6 +31,7 @@ void Primary::on_event(const primary_event::LaterEpoch& event,
 }
 
 void Primary::note_all_heard(Instant now) {
+  is_quorum_alone_ = voters_.hosts.empty() || has_quorum(voters_, {host_});
   heard_.clear();
   for (const std::string& host : voters_.hosts) {
     if (host != host_) heard_[host] = now;
@@ -57,8 +58,7 @@ void Primary::note_heard(std::string_view host, Instant at) {
 
 /// Before each event, so that none is answered too late, and behind it.
 void Primary::look_at_quorum(Instant now, Effects& effects) {
-  const bool alone = voters_.hosts.empty() || has_quorum(voters_, {host_});
-  const bool silence = !alone && now - majority_heard_ > ack_timeout_;
+  const bool silence = !is_quorum_alone_ && now - majority_heard_ > ack_timeout_;
   // What was held in `async` is not let go by a change of the mode.
   const bool counts = mode_ == Mode::async || !held_answers_.empty();
   if (counts && (silence || overtaken_)) {

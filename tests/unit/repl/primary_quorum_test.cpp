@@ -169,11 +169,15 @@ TEST_CASE("quorum: new voters are heard anew") {
   CHECK_FALSE(world.serves());
   world.step(primary_event::VotersChanged{{{"a", "w"}, "a"}});
   CHECK(world.serves());
+  world.pass(seconds(2));
+  CHECK(world.serves());  // with the tie-break it is a majority by itself
   world.step(primary_event::VotersChanged{{{"a", "b", "w"}, ""}});
   world.pass(milliseconds(600));
   world.hear("w");
   world.pass(milliseconds(600));
   CHECK(world.serves());
+  world.pass(milliseconds(500));
+  CHECK_FALSE(world.serves());  // and is none any more
 }
 
 }  // namespace
