@@ -90,7 +90,7 @@ std::optional<Instant> Bridge::due_at() {
 }
 
 /// Those that were woken would only wait for the mutex if it were still held.
-void Bridge::unlock_and_wake(std::unique_lock<std::mutex>& lock) {
+void Bridge::unlock_and_wake(std::unique_lock<BriefMutex>& lock) {
   std::vector<GuestRequest*> sleepers;
   if (!sleepers_.empty()) sleepers.swap(sleepers_);
   lock.unlock();

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/repl/primary.h"
+#include "io/brief_mutex.h"
 #include "io/mirrored_buffer.h"
 #include "nbd-plugin/activity_log.h"
 #include "nbd-plugin/disk_image.h"
@@ -112,7 +113,7 @@ class Bridge {
   void seal_ready(Instant now);
   void step_locked(const PrimaryEvent& event, Instant now);
   void settle(GuestRequest& request, GuestRequest::State state);
-  void unlock_and_wake(std::unique_lock<std::mutex>& lock);
+  void unlock_and_wake(std::unique_lock<BriefMutex>& lock);
   void note_due(Instant now);
   [[nodiscard]] bool is_due(PeerIndex peer, Instant now) const;
 
@@ -128,7 +129,7 @@ class Bridge {
   std::atomic<bool> due_{false};  ///< a finished frame is to be sent at once to some peer
   Counters counters_;
 
-  std::mutex mutex_;  ///< guards all below
+  BriefMutex mutex_;  ///< guards all below
   Primary primary_;
   std::vector<PrimaryEffect> scratch_;
   std::vector<PrimaryEffect> for_reactor_;
