@@ -174,6 +174,7 @@ class UringRing final : public Ring {
     if (entry == nullptr) return false;
     fill_entry(entry, operation);
     io_uring_sqe_set_data64(entry, operation.user_data);
+    hurries_ = hurries_ || operation.opcode != RingOpcode::recv;
     if (operation.opcode == RingOpcode::fdatasync) {
       writes_.sync_begins(operation.user_data, boot_time_now());
     }
@@ -182,13 +183,20 @@ class UringRing final : public Ring {
 
   int submit() override {
     const int result = io_uring_submit(&ring_);
+    hurries_ = false;
     writes_.run();
     return result;
   }
 
   int submit_and_wait(std::optional<Duration> timeout) override {
-    // What others wait for leaves first.
-    if (!writes_.idle()) return submit();
+    if (!writes_.idle()) {
+      // What others wait for leaves first; a receive alone can go with what comes of these writes.
+      if (hurries_) return submit();
+      hurries_ = true;
+      writes_.run();
+      return 0;
+    }
+    hurries_ = false;
     if (!timeout) return io_uring_submit_and_wait(&ring_, 1);
     if (*timeout <= Duration::zero()) return io_uring_submit_and_get_events(&ring_);
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(*timeout);
@@ -217,6 +225,7 @@ class UringRing final : public Ring {
  private:
   io_uring ring_;
   CachedWrites writes_;
+  bool hurries_ = false;  ///< something is queued that others may wait for, or that has waited
 };
 
 }  // namespace

@@ -2,8 +2,10 @@
 #include <cerrno>
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -98,6 +100,46 @@ TEST_CASE("io_uring: the hint names the sysctl when that is the cause") {
   CHECK(io_uring_refused(EPERM, "0").hint.find("seccomp") != std::string::npos);
   CHECK(io_uring_refused(EPERM, "").hint.find("seccomp") != std::string::npos);
   CHECK(io_uring_refused(ENOMEM, "0").hint.find("locked memory") != std::string::npos);
+}
+
+/// The ends of all operations that are over by now, in the order in which they are handed out.
+std::vector<std::uint64_t> ends_of(Ring& ring) {
+  std::array<RingCompletion, 8> completions;
+  std::vector<std::uint64_t> ends;
+  const std::size_t count = ring.reap(completions);
+  for (std::size_t i = 0; i < count; ++i) {
+    CHECK(completions[i].result == 2);
+    ends.push_back(completions[i].user_data);
+  }
+  return ends;
+}
+
+TEST_CASE(
+    "io_uring: a receive goes with what comes of the writes of its turn, and waits no longer") {
+  const TemporaryDirectory directory;
+  auto created = create_uring_ring(16);
+  REQUIRE(created.has_value());
+  Ring& ring = **created;
+  REQUIRE(ring.enable().has_value());
+  const Fd file(::open(directory.file("image").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  REQUIRE(file.valid());
+  auto [left, right] = socket_pair();
+  REQUIRE(::write(right.get(), "ab", 2) == 2);
+  std::array<char, 2> received{};
+  std::array<char, 2> written{'c', 'd'};
+  const auto prepare = [&](RingOpcode opcode, int fd, void* address, std::uint64_t user_data) {
+    REQUIRE(ring.prepare(
+        {.opcode = opcode, .fd = fd, .address = address, .length = 2, .user_data = user_data}));
+  };
+  prepare(RingOpcode::recv, left.get(), received.data(), 1);
+  prepare(RingOpcode::write, file.get(), written.data(), 2);
+  CHECK(ring.submit_and_wait(std::nullopt) >= 0);
+  CHECK(ends_of(ring) == std::vector<std::uint64_t>{2});
+  // Writes that go on and on do not hold it up.
+  prepare(RingOpcode::write, file.get(), written.data(), 3);
+  CHECK(ring.submit_and_wait(std::nullopt) >= 0);
+  CHECK(ends_of(ring) == std::vector<std::uint64_t>{3, 1});
+  CHECK(received == std::array<char, 2>{'a', 'b'});
 }
 
 }  // namespace
