@@ -151,8 +151,8 @@ void Bridge::step_locked(const PrimaryEvent& event, Instant now) {
 
 bool Bridge::drain(std::vector<PrimaryEffect>& effects) {
   effects.clear();
-  const Instant now = boot_time_now();
   std::unique_lock lock(mutex_);
+  const Instant now = boot_time_now();  // the core's time does not go back
   note_due(now);
   std::atomic_thread_fence(std::memory_order_seq_cst);  // see finish_frame()
   seal_ready(now);
