@@ -108,7 +108,7 @@ Status run_restart(Context& context, const OptionValues& /*values*/) {
   const auto plan = plan_restart(context.volume(), context.cluster().ask_volume(context.volume()));
   if (!plan) return tl::unexpected(plan.error());
   bool clean = true;
-  const Status status = run_plan(
+  Status status = run_plan(
       context, *plan, [&](const Step& step, const Json& answer, PlanResult& result) -> Status {
         const auto found = answer.find("clean");
         clean = found != answer.end() && found->is_boolean() && found->get<bool>();
@@ -118,9 +118,10 @@ Status run_restart(Context& context, const OptionValues& /*values*/) {
                          {"clean", clean}};
         return {};
       });
-  if (status && !clean)
+  if (status && !clean) {
     context.say(
         "note: the old export did not end cleanly; replicas are compared where they may differ");
+  }
   return status;
 }
 

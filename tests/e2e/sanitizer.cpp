@@ -16,12 +16,13 @@ namespace fs = std::filesystem;
 
 namespace {
 
+// Empty without a sanitizer. NOLINTNEXTLINE(readability-redundant-string-init)
 constexpr std::string_view library = RD_SANITIZER_LIBRARY;
 constexpr std::string_view report_prefix = "sanitizer-report";
 
 std::string make_wrapper() {
   static const TempDir dir;
-  const std::string path = dir.path() + "/nbdkit";
+  std::string path = dir.path() + "/nbdkit";
   std::ofstream(path) << "#!/bin/sh\nLD_PRELOAD=" << library << " exec nbdkit \"$@\"\n";
   ::chmod(path.c_str(), 0755);
   return path;

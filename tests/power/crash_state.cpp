@@ -4,6 +4,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include <fmt/format.h>
+
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -200,7 +202,7 @@ void CrashState::write_to(const std::string& root) const {
     if (name.find('/') != std::string::npos &&
         !directories.contains(name.substr(0, name.rfind('/'))))
       continue;
-    const std::string path = root + "/" + name;
+    const std::string path = fmt::format("{}/{}", root, name);
     const Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, S_IRUSR | S_IWUSR));
     RD_CHECK(fd.valid());
     const std::vector<std::byte>& content = contents.at(file);

@@ -16,7 +16,7 @@ namespace replicad::sim {
 
 class Cluster {
  public:
-  Cluster(const Options& options, bool traced);
+  Cluster(const Options& drawn, bool traced);
 
   /// The whole run: faults, then healing until all are equal. Throws Violation.
   void run();

@@ -123,7 +123,7 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   [[nodiscard]] View view() const;
   void on_held(HostIndex to, const Result<HistoryPoint>& point);
   void offer(HostIndex to, const HistoryPoint& point);
-  void promote(const PromotionOrder& order, Done done);
+  void promote(const PromotionOrder& order, const Done& done);
   void seal_replica(const Epoch& epoch,
                     const std::optional<HistoryPoint>& point,
                     std::function<void(Result<HistoryPoint>)> done);

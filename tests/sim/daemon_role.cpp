@@ -35,7 +35,7 @@ void Daemon::switchover(HostIndex to) {
   ask<View>(
       to,
       ask_timeout,
-      [](Daemon& target, std::function<void(View)> answer) { answer(target.view()); },
+      [](Daemon& target, const std::function<void(View)>& answer) { answer(target.view()); },
       [this, to](const std::optional<View>& view) {
         const auto export_now = this->plugin();
         const bool fit = view && export_now && export_now->is_serving() && view->consistent &&
@@ -164,7 +164,7 @@ void Daemon::give_up_role(const std::string& primary, const std::optional<Histor
 
 // --- the target's side
 
-void Daemon::promote(const PromotionOrder& order, Done done) {
+void Daemon::promote(const PromotionOrder& order, const Done& done) {
   const bool fit = !is_primary() && state().primary == host_name(order.from) &&
                    contains_host(state().in_sync, machine_.name) && state().consistent &&
                    state().clean && replica_ && !is_busy();

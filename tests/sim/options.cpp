@@ -51,8 +51,8 @@ Options Options::draw(std::uint64_t seed) {
   const auto mode = random.below(100);
   options.mode = mode < 50 ? Mode::sync : mode < 75 ? Mode::semi_sync : Mode::async;
   options.congestion = random.chance(70) ? Congestion::throttle : Congestion::detach;
-  options.ring_bytes = std::uint64_t{8 * 1024} << random.below(5);
-  options.segment_bytes = std::uint64_t{12 * 1024} << random.below(3);
+  options.ring_bytes = std::uint64_t{8192} << random.below(5);
+  options.segment_bytes = std::uint64_t{12288} << random.below(3);
   options.log_segments = static_cast<unsigned>(random.between(2, 6));
   options.ack_timeout = std::chrono::milliseconds(200 + random.below(3000));
   options.writes = static_cast<unsigned>(random.between(200, 320));

@@ -45,7 +45,7 @@ class FakeHost {
     });
     server_.Delete(R"(/v1/volumes/([^/]+))", [this](const auto& request, auto& response) {
       answer(request, response, [this](const httplib::Request& r) {
-        const Json found = volume(r.matches[1]);
+        Json found = volume(r.matches[1]);
         if (found.contains("error") && !found["error"].is_null()) return found;
         volumes_.erase(r.matches[1]);
         return Json{{"schema", 1}};
