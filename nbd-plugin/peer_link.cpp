@@ -100,6 +100,7 @@ void PeerLink::adopt(Fd socket) {
                             if (const auto self = weak.lock()) self->on_closed(error);
                           }});
   AttachMessage attach;
+  attach.features = {std::string(feature_go_on)};
   attach.volume = context_.volume;
   attach.volume_uuid = context_.uuid;
   attach.primary = context_.host;
@@ -349,6 +350,7 @@ void PeerLink::note_answered(std::uint64_t heartbeat) {
 
 void PeerLink::on_second(Duration silence_max) {
   if (!connection_) return;
+  end_copy();  // what it waits for may have been given up
   if (context_.reactor.now() - last_heard_ > silence_max) {
     close(Error{Errc::timeout, 0, fmt::format("{} has been silent", member_.host), {}});
     return;

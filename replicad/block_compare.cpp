@@ -27,20 +27,48 @@ std::shared_ptr<BlockCompare> BlockCompare::create(Reactor& reactor,
       new BlockCompare(reactor, std::move(images), range, std::move(sums)));
 }
 
-void BlockCompare::start(Done done) {
+void BlockCompare::start(std::shared_ptr<const StageOverlay> overlay, Done done) {
+  overlay_ = std::move(overlay);
   done_ = std::move(done);
   read_fully(reactor_,
              images_->fd(range_.disk),
              bytes_,
              range_.offset_bytes,
              [self = shared_from_this()](int sys_errno) {
-               if (sys_errno == 0) return self->done_(self->compare());
-               self->done_(
-                   tl::unexpected(errno_to_error(sys_errno == ENODATA ? EIO : sys_errno,
-                                                 fmt::format("read {} at {} to compare it",
-                                                             self->images_->path(self->range_.disk),
-                                                             self->range_.offset_bytes))));
+               if (sys_errno == 0) {
+                 if (self->overlay_) self->pieces_ = self->overlay_->index.pieces(self->range_);
+                 return self->lay_over();
+               }
+               Error error = errno_to_error(sys_errno == ENODATA ? EIO : sys_errno,
+                                            fmt::format("read {} at {} to compare it",
+                                                        self->images_->path(self->range_.disk),
+                                                        self->range_.offset_bytes));
+               self->done_(tl::unexpected(Failure{std::move(error), false}));
              });
+}
+
+void BlockCompare::lay_over() {
+  while (next_piece_ < pieces_.size()) {
+    const StageIndex::Piece& piece = pieces_[next_piece_++];
+    const auto part = std::span(bytes_).subspan(piece.range.offset_bytes - range_.offset_bytes,
+                                                piece.range.length_bytes);
+    if (!piece.file_offset) {
+      std::ranges::fill(part, std::byte{0});
+      continue;
+    }
+    read_fully(reactor_,
+               overlay_->fd->get(),
+               part,
+               *piece.file_offset,
+               [self = shared_from_this()](int sys_errno) {
+                 if (sys_errno == 0) return self->lay_over();
+                 Error error = errno_to_error(sys_errno == ENODATA ? EIO : sys_errno,
+                                              "read " + self->overlay_->path);
+                 self->done_(tl::unexpected(Failure{std::move(error), true}));
+               });
+    return;
+  }
+  done_(compare());
 }
 
 std::vector<bool> BlockCompare::compare() const {

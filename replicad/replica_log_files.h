@@ -3,6 +3,7 @@
 // they hold. Format and crash orders: docs/disk-format.md. Blocking calls, any thread.
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,9 +38,10 @@ struct RecoveredLog {
   std::size_t apply_segment =
       0;  ///< index of the segment with the first frame behind the checkpoint
   std::uint64_t apply_offset = segment_header_bytes;
-  std::uint64_t backlog_bytes = 0;  ///< of the frames behind the checkpoint
-  std::string cut;                  ///< why the log ends where it does; empty: it ends cleanly
-  std::uint64_t next_spare = 1;     ///< number for the next spare file
+  std::uint64_t backlog_bytes = 0;   ///< of the frames behind the checkpoint
+  std::string cut;                   ///< why the log ends where it does; empty: it ends cleanly
+  std::uint64_t next_spare = 1;      ///< number for the next spare file
+  std::optional<Epoch> parked = {};  ///< term of a stage that may be gone on with
   std::vector<bool> touched = {};  ///< which watched ranges the frames behind the checkpoint change
 };
 

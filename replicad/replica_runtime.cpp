@@ -196,7 +196,7 @@ void ReplicaRuntime::write_copied(const FrameHeader& header,
   copy_unsynced_bytes_ += header.payload_bytes;
 }
 
-void ReplicaRuntime::perform(const replica_effect::OpenStage& /*effect*/) {
+void ReplicaRuntime::perform(const replica_effect::OpenStage& effect) {
   StageWriter::Hooks hooks;
   hooks.on_written = guarded([](ReplicaRuntime& self, Sequence through) {
     if (const auto session = self.core_->session())
@@ -207,8 +207,16 @@ void ReplicaRuntime::perform(const replica_effect::OpenStage& /*effect*/) {
   });
   hooks.reserve_bytes = [state_of = setup_.hooks.state] { return state_of().settings.log_bytes; };
   if (const auto before = std::exchange(stage_, nullptr)) before->stop([] {});
+  when_parked_ = nullptr;
   stage_ = std::make_shared<StageWriter>(reactor_, *worker_, setup_.log_dir, std::move(hooks));
-  stage_->open(setup_.hooks.state().uuid);
+  const VolumeState& state = setup_.hooks.state();
+  const StageHeader header{state.uuid, effect.base, effect.epoch, setup_.boot_id};
+  if (!effect.go_on) return stage_->open(header);
+  std::vector<std::uint64_t> disk_bytes;
+  for (const DiskState& disk : state.disks)
+    disk_bytes.push_back(disk.bytes);
+  when_parked_ = [stage = stage_, header, disk_bytes] { stage->go_on(header, disk_bytes); };
+  if (!parking_) std::exchange(when_parked_, nullptr)();
 }
 
 void ReplicaRuntime::perform(const replica_effect::StageFrame& /*effect*/) {
@@ -222,6 +230,17 @@ void ReplicaRuntime::perform(const replica_effect::SyncStage& /*effect*/) {
   if (!stage_) return;
   stage_->sync(guarded([](ReplicaRuntime& self, std::uint64_t bytes) {
     self.feed(replica_event::StageSynced{bytes});
+  }));
+}
+
+/// What is still queued counts for nothing: the copy that goes on finds out what is there, when no write of this one
+/// is in flight any more.
+void ReplicaRuntime::perform(const replica_effect::ParkStage& /*effect*/) {
+  if (!stage_) return;
+  const auto stage = std::exchange(stage_, nullptr);
+  ++parking_;
+  stage->stop(guarded_always([](ReplicaRuntime& self) {
+    if (--self.parking_ == 0 && self.when_parked_) std::exchange(self.when_parked_, nullptr)();
   }));
 }
 
@@ -257,20 +276,33 @@ void ReplicaRuntime::perform(const replica_effect::CompareBlocks& effect) {
     return;
   }
   const std::uint64_t id = ++last_compare_;
-  const auto compare = BlockCompare::create(
-      reactor_, setup_.images, frame_->header.range, decode_block_sums(frame_->payload));
-  compares_[id] = compare;
-  compare->start(
-      guarded_always([id, session = effect.session, range = frame_->header.range](
-                         ReplicaRuntime& self, const Result<std::vector<bool>>& differs) {
+  const Range range = frame_->header.range;
+  compares_[id] =
+      BlockCompare::create(reactor_, setup_.images, range, decode_block_sums(frame_->payload));
+  if (stage_) {
+    stage_->when_known(guarded_always([id, session = effect.session, range](ReplicaRuntime& self) {
+      self.start_compare(id, session, range);
+    }));
+  } else {
+    start_compare(id, effect.session, range);
+  }
+}
+
+void ReplicaRuntime::start_compare(std::uint64_t id, SessionId session, const Range& range) {
+  const auto on_compared =
+      [id, session, range](ReplicaRuntime& self,
+                           const tl::expected<std::vector<bool>, BlockCompare::Failure>& differs) {
         self.compares_.erase(id);
         if (differs) {
           if (self.saver_) self.saver_->note_equal(range, *differs);
           self.send(session, encode_block_diffs(range, *differs));
-        } else {
-          self.fail(differs.error());
+        } else if (!differs.error().in_stage) {
+          self.fail(differs.error().error);
+        } else if (self.core_->session() == session) {
+          self.feed(replica_event::StageFailed{differs.error().error});
         }
-      }));
+      };
+  compares_.at(id)->start(stage_ ? stage_->overlay() : nullptr, guarded_always(on_compared));
 }
 
 void ReplicaRuntime::perform(const replica_effect::SyncLog& /*effect*/) {

@@ -47,6 +47,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   [[nodiscard]] static Result<RecoveredLog> recover(const std::string& log_dir,
                                                     const VolumeState& state,
                                                     const std::string& host,
+                                                    const std::string& boot_id,
                                                     const ImageSet& images);
   /// Goes on from there.
   void begin(RecoveredLog recovered);
@@ -109,6 +110,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void perform(const replica_effect::OpenStage& effect);
   void perform(const replica_effect::StageFrame& effect);
   void perform(const replica_effect::SyncStage& effect);
+  void perform(const replica_effect::ParkStage& effect);
   void perform(const replica_effect::DropStage& effect);
   void perform(const replica_effect::EndStage& effect);
   void perform(const replica_effect::CompareBlocks& effect);
@@ -118,6 +120,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void perform(const replica_effect::RestartLog& effect);
   void perform(const replica_effect::RecordState& effect);
   void perform(const replica_effect::PromotionDone& effect);
+  void start_compare(std::uint64_t id, SessionId session, const Range& range);
   void send(SessionId session, std::vector<std::byte> frame);
   [[nodiscard]] bool is_repeated(const Error& error);
   void after_step();
@@ -202,6 +205,8 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   std::optional<Error> rewind_error_;  ///< why the last rewind got no further
   std::deque<CopyFrame> copy_frames_;
   std::shared_ptr<StageWriter> stage_;
+  unsigned parking_ = 0;               ///< stages whose last writes are in flight
+  std::function<void()> when_parked_;  ///< goes on with the last one
   std::shared_ptr<StageApplier> stage_applier_;
   std::uint64_t stage_bytes_ = 0;  ///< committed and not yet in the images
   std::map<std::uint64_t, std::shared_ptr<BlockCompare>> compares_;

@@ -44,6 +44,7 @@ std::function<void()> stop_then(std::shared_ptr<Part> part, std::function<void()
 Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
                                              const VolumeState& state,
                                              const std::string& host,
+                                             const std::string& boot_id,
                                              const ImageSet& images) {
   if (!state.consistent) {
     // The image is no prefix of any history: the log continues nothing. Of what a copy has brought a sync may have
@@ -52,12 +53,23 @@ Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
     RD_TRY(remove_log(log_dir));
     return RecoveredLog{};
   }
-  if (!state.stage_bytes) RD_TRY(remove_stage(log_dir));
-  return recover_log({.directory = log_dir,
-                      .volume_uuid = state.uuid,
-                      .checkpoint = state.checkpoint,
-                      .is_synced = state.whole,
-                      .watched = sampled_ranges(state, host)});
+  std::optional<Epoch> parked;
+  if (!state.stage_bytes) {
+    parked = find_parked_stage(log_dir, state.uuid, state.checkpoint, boot_id);
+    if (!parked) RD_TRY(remove_stage(log_dir));
+  }
+  auto log = recover_log({.directory = log_dir,
+                          .volume_uuid = state.uuid,
+                          .checkpoint = state.checkpoint,
+                          .is_synced = state.whole,
+                          .watched = sampled_ranges(state, host)});
+  if (!log || !parked) return log;
+  if (log->logged == state.checkpoint) {
+    log->parked = parked;
+  } else {
+    RD_TRY(remove_stage(log_dir));
+  }
+  return log;
 }
 
 /// Some bytes for the page cache: nothing has to be durable.
@@ -88,6 +100,7 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
   backlog_bytes_ = recovered.backlog_bytes;
   ReplicaStanding standing = replica_standing(state, setup_.host, recovered.logged);
   standing.whole = standing.whole || std::exchange(setup_.kept, false);
+  standing.parked = recovered.parked;
   core_.emplace(ReplicaConfig{.host = setup_.host,
                               .volume = state.name,
                               .volume_uuid = state.uuid,
@@ -362,7 +375,8 @@ void ReplicaRuntime::recover_again() {
       [log_dir = setup_.log_dir,
        state = setup_.hooks.state(),
        host = setup_.host,
-       images = setup_.images] { return recover(log_dir, state, host, *images); },
+       boot_id = setup_.boot_id,
+       images = setup_.images] { return recover(log_dir, state, host, boot_id, *images); },
       [weak = weak_from_this()](Result<RecoveredLog> recovered) {
         if (const auto self = weak.lock()) self->on_recovered(std::move(recovered));
       });

@@ -83,7 +83,7 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
   RD_TRY(forget_activity(log_dir.substr(0, log_dir.rfind('/'))));
   auto boot = boot_id();
   if (!boot) return tl::unexpected(boot.error());
-  auto recovered = ReplicaRuntime::recover(log_dir, state, host, **images);
+  auto recovered = ReplicaRuntime::recover(log_dir, state, host, *boot, **images);
   if (!recovered) {
     const auto error = tl::unexpected(recovered.error());
     if (recovered.error().code != Errc::corrupt) return error;

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "core/base/check.h"
+#include "core/base/log.h"
 #include "io/file.h"
 #include "io/read_fully.h"
 #include "replicad/replica_offload.h"
@@ -61,28 +62,39 @@ Status reserve_space(int fd,
   return fail_errno(errno, "reserve {} bytes for {}", bytes, path);
 }
 
-Result<std::shared_ptr<Fd>> create_stage(const std::string& path, const std::string& volume_uuid) {
-  Fd fd(::open(path.c_str(),
-               O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW,
-               S_IRUSR | S_IWUSR | S_IRGRP));
-  if (!fd.valid()) return fail_errno(errno, "create {}", path);
+Result<StageHeader> read_header(int fd) {
   std::array<std::byte, stage_header_bytes> header{};
-  encode_stage_header(volume_uuid, header);
-  RD_TRY(write_all_at(fd.get(), header, 0));
-  return std::make_shared<Fd>(std::move(fd));
+  RD_TRY(read_all_at(fd, header, 0));
+  return decode_stage_header(header);
 }
 
 Result<std::shared_ptr<Fd>> open_stage(const std::string& path, const std::string& volume_uuid) {
   Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (!fd.valid()) return fail_errno(errno, "open {}", path);
-  std::array<std::byte, stage_header_bytes> header{};
-  RD_TRY(read_all_at(fd.get(), header, 0));
-  const auto uuid = decode_stage_header(header);
-  if (!uuid) return tl::unexpected(uuid.error());
-  if (*uuid != volume_uuid) {
-    return fail(Errc::corrupt, "{} belongs to another volume, uuid {}", path, *uuid);
+  const auto header = read_header(fd.get());
+  if (!header) return tl::unexpected(header.error());
+  if (header->volume_uuid != volume_uuid) {
+    return fail(Errc::corrupt, "{} belongs to another volume, uuid {}", path, header->volume_uuid);
   }
   return std::make_shared<Fd>(std::move(fd));
+}
+
+/// Takes whole frames into `index` up to the first that is cut, damaged or has no room there. Result: the end of the
+/// last one taken.
+Result<std::uint64_t> scan_file(int fd, const std::string& path, StageIndex& index) {
+  std::vector<std::byte> buffer(stage_chunk_bytes);
+  for (std::uint64_t end = stage_header_bytes;;) {
+    const auto got = ::pread(fd, buffer.data(), buffer.size(), static_cast<off_t>(end));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return fail_errno(errno, "read {}", path);
+    const StageScan found = scan_stage(std::span(buffer).first(static_cast<std::size_t>(got)));
+    const std::uint64_t begin = end;
+    for (const StagedFrame& frame : found.frames) {
+      if (!index.add(frame.header, begin + frame.offset_bytes + frame_header_bytes)) return end;
+      end += frame.frame_bytes();
+    }
+    if (end == begin || found.end == ScanEnd::invalid) return end;
+  }
 }
 
 }  // namespace
@@ -95,6 +107,17 @@ Status remove_stage(const std::string& directory) {
   return sync_directory(directory);
 }
 
+std::optional<Epoch> find_parked_stage(const std::string& directory,
+                                       const std::string& volume_uuid,
+                                       const HistoryPoint& standing,
+                                       const std::string& boot_id) {
+  const Fd fd(::open(stage_path(directory).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd.valid()) return std::nullopt;
+  const auto header = read_header(fd.get());
+  if (!header || !may_go_on(*header, volume_uuid, standing, boot_id)) return std::nullopt;
+  return header->epoch;
+}
+
 // --- StageWriter
 
 StageWriter::StageWriter(Reactor& reactor, Worker& worker, std::string directory, Hooks hooks)
@@ -104,23 +127,105 @@ StageWriter::StageWriter(Reactor& reactor, Worker& worker, std::string directory
       path_(stage_path(directory_)),
       hooks_(std::move(hooks)) {}
 
-void StageWriter::open(const std::string& volume_uuid) {
+/// A new file under the name: what a loss of power may leave of an earlier one is not in it.
+Result<StageWriter::Opened> StageWriter::create(const std::string& path,
+                                                const StageHeader& header) {
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT) return fail_errno(errno, "remove {}", path);
+  auto fd = std::make_shared<Fd>(::open(path.c_str(),
+                                        O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
+                                        S_IRUSR | S_IWUSR | S_IRGRP));
+  if (!fd->valid()) return fail_errno(errno, "create {}", path);
+  std::array<std::byte, stage_header_bytes> bytes{};
+  encode_stage_header(header, bytes);
+  RD_TRY(write_all_at(fd->get(), bytes, 0));
+  return Opened{std::move(fd), stage_header_bytes, nullptr};
+}
+
+/// A sync that fails may leave pages that the kernel takes for written: whoever finds the file after that, in this
+/// boot, does not go on with it.
+Status StageWriter::forbid_going_on(int fd, StageHeader header) {
+  header.epoch = {};
+  std::array<std::byte, stage_header_bytes> bytes{};
+  encode_stage_header(header, bytes);
+  return write_all_at(fd, bytes, 0);
+}
+
+Result<StageWriter::Opened> StageWriter::find(const std::string& path,
+                                              const StageHeader& header,
+                                              const std::vector<std::uint64_t>& disk_bytes) {
+  auto fd = std::make_shared<Fd>(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd->valid()) return fail_errno(errno, "open {}", path);
+  const auto found = read_header(fd->get());
+  if (!found) return tl::unexpected(found.error());
+  if (*found != header) return replicad::fail(Errc::corrupt, "{} is of another copy", path);
+  StageOverlay overlay{fd, path, StageIndex(disk_bytes)};
+  const auto end = scan_file(fd->get(), path, overlay.index);
+  if (!end) return tl::unexpected(end.error());
+  // What comes next is never mistaken for what is cut off here.
+  if (::ftruncate(fd->get(), static_cast<off_t>(*end)) != 0)
+    return fail_errno(errno, "cut {}", path);
+  return Opened{fd, *end, std::make_shared<const StageOverlay>(std::move(overlay))};
+}
+
+void StageWriter::open(const StageHeader& header) {
+  header_ = header;
   begin_operation();
   offload(
       worker_,
       reactor_,
-      [path = path_, volume_uuid] { return create_stage(path, volume_uuid); },
-      [self = shared_from_this()](const Result<std::shared_ptr<Fd>>& fd) {
-        if (fd) {
-          self->fd_ = std::move(**fd);
-          self->opened_ = true;
-          self->reserved_bytes_ = stage_header_bytes;
-          self->pump();
-        } else {
-          self->fail(fd.error());
-        }
-        self->end_operation();
-      });
+      [path = path_, header] { return create(path, header); },
+      [self = shared_from_this()](Result<Opened> opened) { self->on_opened(std::move(opened)); });
+}
+
+void StageWriter::go_on(const StageHeader& header, const std::vector<std::uint64_t>& disk_bytes) {
+  if (stopped_) return;
+  header_ = header;
+  begin_operation();
+  offload(
+      worker_,
+      reactor_,
+      [path = path_, header, disk_bytes]() -> Result<Opened> {
+        auto found = find(path, header, disk_bytes);
+        if (found) return found;
+        log(LogLevel::warn, "stage_begun_anew", "error={}", log_value(found.error().message));
+        return create(path, header);
+      },
+      [self = shared_from_this()](Result<Opened> opened) { self->on_opened(std::move(opened)); });
+}
+
+void StageWriter::on_opened(Result<Opened> opened) {
+  if (opened) {
+    fd_ = std::move(opened->fd);
+    overlay_ = std::move(opened->overlay);
+    opened_ = true;
+    end_bytes_ = reserved_bytes_ = opened->end_bytes;
+    if (overlay_) {
+      log(LogLevel::info,
+          "stage_goes_on",
+          "path={} bytes={} extents={}",
+          path_,
+          end_bytes_,
+          overlay_->index.extents());
+    }
+    tell_known();
+    pump();
+  } else {
+    fail(opened.error());
+  }
+  end_operation();
+}
+
+void StageWriter::when_known(std::function<void()> function) {
+  if (opened_ || stopped_ || failed_) {
+    function();
+  } else {
+    when_known_.push_back(std::move(function));
+  }
+}
+
+void StageWriter::tell_known() {
+  for (const auto& function : std::exchange(when_known_, {}))
+    function();
 }
 
 void StageWriter::append(std::span<const std::byte> bytes,
@@ -160,7 +265,7 @@ void StageWriter::reserve() {
       reactor_,
       [self = shared_from_this(), left_bytes = hooks_.reserve_bytes()] {
         return reserve_space(
-            self->fd_.get(), self->path_, self->reserved_bytes_, reserve_step_bytes, left_bytes);
+            self->fd_->get(), self->path_, self->reserved_bytes_, reserve_step_bytes, left_bytes);
       },
       [self = shared_from_this()](const Status& status) {
         self->reserving_ = false;
@@ -197,7 +302,7 @@ void StageWriter::write_batch() {
 
 void StageWriter::start_write() {
   begin_operation();
-  reactor_.writev(fd_.get(),
+  reactor_.writev(fd_->get(),
                   &vectors_[vector_index_],
                   static_cast<unsigned>(vectors_.size() - vector_index_),
                   write_offset_,
@@ -244,7 +349,8 @@ void StageWriter::sync_if_written() {
       worker_,
       reactor_,
       [self = shared_from_this()]() -> Status {
-        if (::fsync(self->fd_.get()) != 0) return fail_errno(errno, "fsync {}", self->path_);
+        RD_TRY(forbid_going_on(self->fd_->get(), self->header_));
+        if (::fsync(self->fd_->get()) != 0) return fail_errno(errno, "fsync {}", self->path_);
         return sync_directory(self->directory_);
       },
       [self = shared_from_this()](const Status& status) {
@@ -260,6 +366,7 @@ void StageWriter::sync_if_written() {
 void StageWriter::stop(std::function<void()> done) {
   stopped_ = true;
   stop_done_ = std::move(done);
+  tell_known();
   begin_operation();
   reactor_.post([self = shared_from_this()] { self->end_operation(); });
 }
@@ -268,6 +375,7 @@ void StageWriter::fail(const Error& error) {
   if (failed_) return;
   failed_ = true;
   if (!stopped_) hooks_.on_error(error);
+  tell_known();
 }
 
 void StageWriter::end_operation() {

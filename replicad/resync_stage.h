@@ -20,6 +20,13 @@
 
 namespace replicad {
 
+/// What an interrupted copy has left of its stage, to look through it at the images.
+struct StageOverlay {
+  std::shared_ptr<Fd> fd;
+  std::string path;
+  StageIndex index;
+};
+
 /// Takes frames as they arrive. Its space is reserved before they are written.
 class StageWriter : public std::enable_shared_from_this<StageWriter> {
  public:
@@ -38,8 +45,15 @@ class StageWriter : public std::enable_shared_from_this<StageWriter> {
   StageWriter& operator=(StageWriter&&) = delete;
   ~StageWriter() = default;
 
-  /// Makes the file, or empties the one that is there. Frames may be added at once.
-  void open(const std::string& volume_uuid);
+  /// Begins an empty stage, in place of the one that is there. Frames may be added at once.
+  void open(const StageHeader& header);
+  /// Goes on with the one that is there, behind the last frame that is whole; if it has not this header, as open().
+  /// `disk_bytes`: of the volume.
+  void go_on(const StageHeader& header, const std::vector<std::uint64_t>& disk_bytes);
+  /// Runs `function` when it is known what go_on() found, or that nothing will be: at once or later, once.
+  void when_known(std::function<void()> function);
+  /// What go_on() found; null: nothing.
+  [[nodiscard]] std::shared_ptr<const StageOverlay> overlay() const { return overlay_; }
   /// Queues a whole frame; `sequence` 0: not numbered. `bytes` stay valid as long as `owner` lives.
   void append(std::span<const std::byte> bytes, Sequence sequence, std::shared_ptr<void> owner);
   /// `done` gets the file's length when all that was appended, and the file's name, is on stable storage. An error
@@ -55,6 +69,20 @@ class StageWriter : public std::enable_shared_from_this<StageWriter> {
     std::shared_ptr<void> owner;
   };
 
+  /// A file that is open for writing, and what of it counts.
+  struct Opened {
+    std::shared_ptr<Fd> fd;
+    std::uint64_t end_bytes = stage_header_bytes;
+    std::shared_ptr<const StageOverlay> overlay;
+  };
+
+  [[nodiscard]] static Status forbid_going_on(int fd, StageHeader header);
+  [[nodiscard]] static Result<Opened> create(const std::string& path, const StageHeader& header);
+  [[nodiscard]] static Result<Opened> find(const std::string& path,
+                                           const StageHeader& header,
+                                           const std::vector<std::uint64_t>& disk_bytes);
+  void on_opened(Result<Opened> opened);
+  void tell_known();
   void pump_later();
   void pump();
   void reserve();
@@ -71,7 +99,10 @@ class StageWriter : public std::enable_shared_from_this<StageWriter> {
   std::string directory_;
   std::string path_;
   Hooks hooks_;
-  Fd fd_;
+  StageHeader header_;
+  std::shared_ptr<Fd> fd_;
+  std::shared_ptr<const StageOverlay> overlay_;
+  std::vector<std::function<void()>> when_known_;
   bool opened_ = false;
   bool reserving_ = false;
   bool writing_ = false;
@@ -142,6 +173,13 @@ class StageApplier : public std::enable_shared_from_this<StageApplier> {
   bool ended_ = false;
   std::function<void()> read_ended_;
 };
+
+/// The term of the stage in `directory`, if a replica that stands at `standing` may go on with it in that term.
+/// Blocking, any thread.
+[[nodiscard]] std::optional<Epoch> find_parked_stage(const std::string& directory,
+                                                     const std::string& volume_uuid,
+                                                     const HistoryPoint& standing,
+                                                     const std::string& boot_id);
 
 /// Removes the stage, durably. One that is not there is fine. Blocking, any thread.
 [[nodiscard]] Status remove_stage(const std::string& directory);

@@ -47,6 +47,7 @@ Primary::Primary(const PrimaryConfig& config, Instant now)
     peer.recorded = std::ranges::find(config.in_sync, name) != config.in_sync.end();
     peer.last_progress = now;
     peer.lack = make_lack(config.history.sequence);
+    peer.handed = BlockMap(disk_bytes_);
     const auto known = std::ranges::find(config.lacks, name, &KnownLack::host);
     if (known != config.lacks.end()) {
       peer.lack.base = known->base;

@@ -499,6 +499,12 @@ class Primary {
     /// it has no number yet. nullopt before the first CopyEnding.
     std::optional<std::vector<RequestId>> copy_awaits;
     Lack lack;
+    bool offers_stage = false;          ///< it has kept what a copy of this term has brought
+    bool offers_image = false;          ///< likewise, in its image
+    std::optional<Resync> interrupted;  ///< the last copy, if it ended without copy_done
+    BlockMap handed;  ///< blocks that it, and those it went on with, have handed to the link
+    Sequence handed_from = 0;              ///< it was sent numbered frames behind this
+    Sequence handed_through = 0;           ///< and up to this
     std::optional<Resync> resync_wanted;   ///< starts by itself when its time has come
     Sequence resync_from = 0;              ///< where the peer stands
     bool resync_runs = false;              ///< a copy has begun and not ended
@@ -582,6 +588,8 @@ class Primary {
   void advance_resyncs(Instant now, Effects& effects);
   [[nodiscard]] bool is_on_history(const HistoryPoint& point) const;
   [[nodiscard]] bool is_own_term(const Epoch& epoch) const;
+  [[nodiscard]] bool may_go_on(const Peer& peer, Resync kind) const;
+  void forget_handed(Peer& peer) const;
   [[nodiscard]] std::shared_ptr<const ResyncPlan> plan_lack(Peer& peer) const;
   [[nodiscard]] std::shared_ptr<const ResyncPlan> plan_whole() const;
   void request_sync(PeerIndex index, Effects& effects);

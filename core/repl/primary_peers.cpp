@@ -64,6 +64,10 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
   peer.marks = {};
   peer.taken = {};
   peer.resync_wanted.reset();
+  peer.offers_stage = event.message.consistent && event.message.stage == epoch_ &&
+                      has_feature(event.message.features, feature_go_on);
+  peer.offers_image =
+      !event.message.consistent && event.message.resync && is_own_term(*event.message.resync);
   if (event.message.durable > logged.sequence || event.message.applied > logged.sequence) {
     expel(event.peer, Error{Errc::protocol, 0, "attached: watermarks out of order", {}}, effects);
     return;
@@ -125,6 +129,7 @@ void Primary::start_stream(PeerIndex index,
   peer.behind.clear();
   peer.sync_requested = false;
   peer.copy_error.reset();
+  forget_handed(peer);
   peer.last_progress = peer.last_durable = now;
   const StartMessage start{.after = point.sequence, .answered = ring_.next() - 1};
   effects.push_back(primary_effect::StartPeer{index, start});
@@ -145,16 +150,21 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
   peer.taken_bytes = peer.sent_bytes = ring_.end_of(peer.taken.sequence);
   peer.marks = {};
   peer.last_progress = now;
-  auto plan = kind == Resync::lack ? plan_lack(peer) : plan_whole();
   // In place the member is nothing to fall back on until the copy ends: only if another one is.
-  effects.push_back(
-      primary_effect::StartPeer{index,
-                                {.copy = true,
-                                 .after = peer.taken.sequence,
-                                 .keep = kind == Resync::lack,
-                                 .save = kind == Resync::rewind,
-                                 .in_place = peer.stage_full && has_other_promotable(index),
-                                 .answered = peer.taken.sequence}});
+  const bool in_place = peer.stage_full && has_other_promotable(index);
+  const bool goes_on = peer.offers_stage && !in_place && may_go_on(peer, kind);
+  if (!goes_on && !(peer.offers_image && kind == Resync::lack)) forget_handed(peer);
+  peer.interrupted = kind;
+  auto plan = kind == Resync::lack ? plan_lack(peer) : plan_whole();
+  peer.handed_from = peer.handed_through = peer.taken.sequence;
+  effects.push_back(primary_effect::StartPeer{index,
+                                              {.copy = true,
+                                               .after = peer.taken.sequence,
+                                               .keep = kind == Resync::lack,
+                                               .save = kind == Resync::rewind,
+                                               .in_place = in_place,
+                                               .answered = peer.taken.sequence,
+                                               .go_on = goes_on}});
   effects.push_back(primary_effect::RunCopy{index, std::move(plan)});
 }
 
@@ -195,7 +205,10 @@ void Primary::on_event(const primary_event::PeerLost& event, Instant now, Effect
   // What we closed for a reason of our own keeps that reason.
   if (!peer.close_requested || !peer.error) peer.error = event.error;
   peer.close_requested = false;
-  if (peer.phase == PeerPhase::copying) peer.stage_full = event.error.code == Errc::no_space;
+  if (peer.phase == PeerPhase::copying) {
+    peer.stage_full = event.error.code == Errc::no_space;
+    peer.handed_through = peer.taken.sequence;
+  }
   peer.phase = PeerPhase::disconnected;
   peer.taken_bytes = peer.sent_bytes;
   peer.copy_lock.reset();
@@ -418,7 +431,10 @@ void Primary::on_event(const primary_event::CopyUnlock& event,
                        Instant /*now*/,
                        Effects& /*effects*/) {
   Peer& peer = peers_[event.peer];
-  if (peer.copy_locked) peer.copy_holds = ring_.next() - 1;
+  if (peer.copy_locked) {
+    peer.copy_holds = ring_.next() - 1;
+    peer.handed.mark(*peer.copy_lock);
+  }
   peer.copy_lock.reset();
   peer.copy_locked = false;
 }
@@ -437,6 +453,7 @@ void Primary::on_event(const primary_event::CopyDone& event, Instant now, Effect
   peer.stage_full = false;
   peer.error.reset();
   peer.copy_error.reset();
+  forget_handed(peer);
   peer.lack.plan.reset();
   peer.lack.suspect.clear_all();
   peer.lack.before_end.clear_all();
@@ -463,6 +480,7 @@ void Primary::on_event(const primary_event::PeerAdded& event, Instant now, Effec
   peer.host = event.host;
   peer.last_progress = now;
   peer.lack = make_lack(ring_.next() - 1);
+  peer.handed = BlockMap(disk_bytes_);
   peers_.push_back(std::move(peer));
 }
 

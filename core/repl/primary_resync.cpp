@@ -38,6 +38,9 @@ void Primary::note_dropped(const RingIndex::Entry& entry) {
     const bool before_end = peer.copy_end && sequence <= peer.copy_end->sequence;
     (before_end ? peer.lack.before_end : peer.lack.dirty).mark(range_of(entry));
     peer.lack.last_marked = sequence;
+    const bool copies = peer.phase == PeerPhase::copying;
+    const Sequence through = copies ? peer.taken.sequence : peer.handed_through;
+    if (sequence > peer.handed_from && sequence <= through) peer.handed.mark(range_of(entry));
   }
 }
 
@@ -111,6 +114,19 @@ void Primary::end_resync(Peer& peer, Instant now) const {
   peer.lack.before_end.clear_all();
 }
 
+/// A stage is brought into the images as it is, so the copy that goes on with it sends, or compares, whatever may be in
+/// there: it is of this term, and either compares everything, or brings what the one before was to bring and all that
+/// came since.
+bool Primary::may_go_on(const Peer& peer, Resync kind) const {
+  return kind == Resync::whole || (kind == Resync::lack && peer.interrupted == Resync::lack);
+}
+
+void Primary::forget_handed(Peer& peer) const {
+  peer.interrupted.reset();
+  peer.handed_from = peer.handed_through = 0;
+  if (!peer.handed.empty()) peer.handed.clear_all();
+}
+
 std::shared_ptr<const ResyncPlan> Primary::plan_lack(Peer& peer) const {
   Lack& lack = peer.lack;
   auto plan = std::make_shared<ResyncPlan>();
@@ -124,8 +140,17 @@ std::shared_ptr<const ResyncPlan> Primary::plan_lack(Peer& peer) const {
   }
   lack.dirty = lack.suspect = BlockMap(disk_bytes_);
   const Sequence first = std::max(ring_.first(), peer.resync_from + 1);
-  for (Sequence sequence = first; sequence <= peer.taken.sequence; ++sequence)
+  for (Sequence sequence = first; sequence <= peer.taken.sequence; ++sequence) {
     plan->send.mark(range_of(ring_.at(sequence)));
+    if (sequence > peer.handed_from && sequence <= peer.handed_through)
+      peer.handed.mark(range_of(ring_.at(sequence)));
+  }
+  // What it has been given before may have come there.
+  for (auto run = peer.handed.next(0, 0, region_bytes); run;
+       run = peer.handed.next(run->disk, run->end_bytes(), region_bytes)) {
+    plan->send.clear(*run);
+    plan->compare.mark(*run);
+  }
   lack.plan = plan;
   return plan;
 }

@@ -35,7 +35,11 @@ Replica::Replica(ReplicaConfig config, const ReplicaStanding& standing)
   applied_ = standing.applied;
   RD_CHECK(durable_ <= logged_.sequence);
   RD_CHECK(applied_.sequence <= logged_.sequence);
-  if (!standing.unstaging) return;
+  if (!standing.unstaging) {
+    parked_ = standing.parked;
+    RD_CHECK(!parked_ || applied_ == logged_);
+    return;
+  }
   unstaging_ = UnstageStep::applying;
   unstaged_point_ = standing.applied;
   applied_ = {};
@@ -78,11 +82,13 @@ Watermarks Replica::marks() const {
 }
 
 AttachedMessage Replica::standing() const {
+  const bool offers_stage = session_ && session_->knows_go_on && parked_ == session_->epoch;
   return AttachedMessage{.protocol = protocol_version_max,
-                         .features = {},
+                         .features = {std::string(feature_go_on)},
                          .boot_id = config_.boot_id,
                          .consistent = consistent_,
                          .resync = resync_,
+                         .stage = offers_stage ? parked_ : std::nullopt,
                          .logged = resync_ ? resync_base_ : logged_,
                          .durable = durable_,
                          .applied = applied_.sequence};
@@ -96,6 +102,7 @@ void Replica::check_invariants() const {
   RD_CHECK(promised_.number >= promised_durable_.number);
   RD_CHECK(copy_ != CopyStep::copying || consistent_ == staged_);
   RD_CHECK(unstaging_ == UnstageStep::none || consistent_);
+  RD_CHECK(!parked_ || (consistent_ && received_ == logged_ && copy_ == CopyStep::none));
   if (!session_) return;
   RD_CHECK(session_->phase != Phase::none);
   RD_CHECK(session_->phase != Phase::streaming || (consistent_ && copy_ == CopyStep::none));
@@ -195,6 +202,7 @@ void Replica::on_event(const replica_event::AttachArrived& event,
   promotion_ = PromotionStep::none;
   const Epoch& epoch = event.message.epoch;
   session_ = Session{event.session, epoch, event.message.primary, Phase::promising};
+  session_->knows_go_on = has_feature(event.message.features, feature_go_on);
   promised_ = epoch;
   const bool promised = epoch == promised_durable_ && event.message.primary == primary_;
   if (promised && !recorded_whole_) {
@@ -215,6 +223,10 @@ void Replica::on_event(const replica_event::SessionClosed& event,
 
 /// A copy whose frames were being taken is over with its session; what else was begun is finished.
 void Replica::leave_session(Effects& effects) {
+  if (copy_ == CopyStep::copying && staged_) {
+    parked_ = session_->epoch;
+    effects.push_back(replica_effect::ParkStage{});
+  }
   session_.reset();
   report_at_.reset();
   report_applied_at_.reset();
@@ -223,7 +235,6 @@ void Replica::leave_session(Effects& effects) {
   if (copy_ == CopyStep::copying) {
     copy_ = CopyStep::none;
     copy_written_ = 0;
-    if (staged_) effects.push_back(replica_effect::DropStage{});
   }
 }
 
@@ -261,6 +272,7 @@ void Replica::begin_stream(const StartMessage& message, Effects& effects) {
            effects);
     return;
   }
+  drop_parked(effects);
   session_->phase = Phase::streaming;
   whole_at_ = message.answered;
   note_whole();
@@ -605,6 +617,7 @@ void Replica::on_event(const replica_event::PromotionRequested& event,
           session_->id, make_error(Errc::busy, "host {} is being promoted", config_.host)});
       leave_session(effects);
     }
+    drop_parked(effects);
     record({ReplicaRecord::Kind::promise, event.epoch, primary_, {}}, effects);
     sync_due_ = true;
     sync_if_due(now, effects);

@@ -12,7 +12,8 @@
 //
 // A copy to a consistent replica is *staged* unless the primary asks for it in place or for a rewind: its frames go
 // to a file of their own, the images stay what they are, and the replica stays promotable to its old point, until
-// the commit.
+// the commit. If its session ends before that, the stage is *parked*: a session of the same term may go on with it, as
+// long as the replica stands where the stage began.
 //
 // applying: the log is applied, then the images are synced. marking: RecordState(staging, resyncing, rewinding or
 // inconsistent) is under way. draining: what was received reaches the log, then the log is dropped. finishing:
@@ -70,6 +71,8 @@ struct ReplicaStanding {
   /// A committed stage is not yet in the images: the runtime brings it there and reports StageApplied.
   bool unstaging = false;
   bool whole = true;  ///< VolumeState::whole; false: it may lack what it has told a primary
+  /// The term of a stage that began at `logged`, which is `applied`, was not committed, and is there still.
+  std::optional<Epoch> parked = {};
 };
 
 /// A change of the volume's state file. It is durable when StateRecorded says so.
@@ -225,12 +228,19 @@ struct AppendFrame {
 };
 /// The frame of this event goes straight to the image, in the order of these effects.
 struct WriteImage {};
-/// Begin an empty stage.
-struct OpenStage {};
+/// Begin an empty stage, of the term `epoch` and for a replica at `base`. `go_on`: go on with the parked one; blocks
+/// are compared with the images as they will be behind what it holds. If it is not there or damaged, with an empty one.
+struct OpenStage {
+  Epoch epoch;
+  HistoryPoint base;
+  bool go_on = false;
+};
 /// The frame of this event goes to the end of the stage.
 struct StageFrame {};
 /// Make all of the stage durable, then StageSynced.
 struct SyncStage {};
+/// No more frames come for the stage, which is kept.
+struct ParkStage {};
 /// Remove the stage, which is not committed.
 struct DropStage {};
 /// The committed stage is in the images, durably: remove it, and apply the log, which goes on from `point`.
@@ -274,6 +284,7 @@ using ReplicaEffect = std::variant<replica_effect::SendAttached,
                                    replica_effect::OpenStage,
                                    replica_effect::StageFrame,
                                    replica_effect::SyncStage,
+                                   replica_effect::ParkStage,
                                    replica_effect::DropStage,
                                    replica_effect::EndStage,
                                    replica_effect::CompareBlocks,
@@ -351,6 +362,7 @@ class Replica {
     Epoch epoch;
     std::string primary;
     Phase phase = Phase::promising;
+    bool knows_go_on = false;     ///< the primary does
     std::uint64_t heartbeat = 0;  ///< number of the last one
   };
   /// Received and not yet logged.
@@ -389,6 +401,8 @@ class Replica {
   void take_copy_frame(const FrameHeader& header, Effects& effects);
   void begin_stream(const StartMessage& message, Effects& effects);
   void begin_copy(const StartMessage& message, Instant now, Effects& effects);
+  void go_on_copying(const StartMessage& message, Effects& effects);
+  void drop_parked(Effects& effects);
   void on_promised(const ReplicaRecord& record, const Status& status, Effects& effects);
   void on_marked(const ReplicaRecord& record, const Status& status, Effects& effects);
   void mark_copy(Effects& effects);
@@ -437,10 +451,11 @@ class Replica {
   std::optional<Epoch> resync_;
   HistoryPoint resync_base_;
   CopyStep copy_ = CopyStep::none;
-  bool copy_saves_ = false;  ///< a rewind
-  bool staged_ = false;      ///< the copy under way, if there is one
-  bool keep_ = false;        ///< likewise
-  HistoryPoint copy_taken_;  ///< last numbered frame of the copy; its digest is not known
+  bool copy_saves_ = false;      ///< a rewind
+  bool staged_ = false;          ///< the copy under way, if there is one
+  bool keep_ = false;            ///< likewise
+  std::optional<Epoch> parked_;  ///< as of ReplicaStanding
+  HistoryPoint copy_taken_;      ///< last numbered frame of the copy; its digest is not known
   Sequence copy_written_ = 0;
   HistoryPoint copy_end_;
   UnstageStep unstaging_ = UnstageStep::none;

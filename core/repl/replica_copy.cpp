@@ -13,7 +13,12 @@ void Replica::begin_copy(const StartMessage& message, Instant now, Effects& effe
     refuse(make_error(Errc::protocol, "copy after sequence {}", message.after), effects);
     return;
   }
+  if (message.go_on) {
+    go_on_copying(message, effects);
+    return;
+  }
   if (session_->phase == Phase::copying && staged_) effects.push_back(replica_effect::DropStage{});
+  drop_parked(effects);
   session_->phase = Phase::waiting;
   report_at_ = now + config_.alive_delay;
   copy_taken_ = HistoryPoint{{}, message.after, {}};
@@ -43,6 +48,33 @@ void Replica::begin_copy(const StartMessage& message, Instant now, Effects& effe
     copy_ = CopyStep::draining;
     advance_waiting(effects);
   }
+}
+
+/// The log is empty and applied, and the checkpoint is where it ends: all that a stage needs was done when it began.
+void Replica::go_on_copying(const StartMessage& message, Effects& effects) {
+  if (parked_ != session_->epoch) {
+    refuse(make_error(Errc::protocol, "no copy of epoch {} to go on with", session_->epoch.number),
+           effects);
+    return;
+  }
+  RD_CHECK(consistent_ && copy_ == CopyStep::none);
+  RD_CHECK(applied_ == logged_);
+  parked_.reset();
+  session_->phase = Phase::copying;
+  copy_ = CopyStep::copying;
+  staged_ = true;
+  keep_ = message.keep;
+  copy_saves_ = false;
+  copy_taken_ = HistoryPoint{{}, message.after, {}};
+  copy_written_ = message.after;
+  effects.push_back(replica_effect::OpenStage{session_->epoch, logged_, true});
+  report(effects);
+}
+
+void Replica::drop_parked(Effects& effects) {
+  if (!parked_) return;
+  parked_.reset();
+  effects.push_back(replica_effect::DropStage{});
 }
 
 void Replica::mark_copy(Effects& effects) {
@@ -94,7 +126,9 @@ void Replica::on_event(const replica_event::LogDropped& /*event*/,
   }
   if (phase() == Phase::waiting) {
     copy_ = CopyStep::copying;
-    if (staged_) effects.push_back(replica_effect::OpenStage{});
+    if (staged_) {
+      effects.push_back(replica_effect::OpenStage{session_->epoch, logged_, false});
+    }
     session_->phase = Phase::copying;
     copy_written_ = copy_taken_.sequence;
     report(effects);
@@ -176,10 +210,9 @@ void Replica::on_event(const replica_event::StageSynced& event, Instant /*now*/,
 void Replica::on_event(const replica_event::StageFailed& event, Instant /*now*/, Effects& effects) {
   const bool uses_stage = copy_ == CopyStep::copying || copy_ == CopyStep::syncing;
   if (failure_ || !staged_ || !uses_stage) return;
-  if (copy_ == CopyStep::syncing) {
-    copy_ = CopyStep::none;
-    effects.push_back(replica_effect::DropStage{});
-  }
+  copy_ = CopyStep::none;
+  copy_written_ = 0;
+  effects.push_back(replica_effect::DropStage{});
   if (session_) refuse(event.error, effects);
   advance_waiting(effects);
 }

@@ -1,5 +1,6 @@
 #include "core/wire/messages.h"
 
+#include <algorithm>
 #include <limits>
 #include <string_view>
 
@@ -97,6 +98,10 @@ Result<Message> decode(std::span<const std::byte> payload, std::string_view name
 
 }  // namespace
 
+bool has_feature(const std::vector<std::string>& features, std::string_view feature) {
+  return std::ranges::find(features, feature) != features.end();
+}
+
 std::vector<std::byte> encode_json_frame(FrameType type, const std::string& json_text) {
   RD_CHECK(is_json(type));
   FrameHeader header;
@@ -144,6 +149,7 @@ std::vector<std::byte> encode_attached(const AttachedMessage& message) {
                 {"durable", message.durable},
                 {"applied", message.applied}};
   if (message.resync) value["resync"] = to_json(*message.resync);
+  if (message.stage) value["stage"] = to_json(*message.stage);
   return json_frame(FrameType::attached, value);
 }
 
@@ -155,6 +161,7 @@ Result<AttachedMessage> decode_attached(std::span<const std::byte> payload) {
     message.boot_id = value.at("boot_id").get<std::string>();
     message.consistent = value.at("consistent").get<bool>();
     if (value.contains("resync")) message.resync = epoch_from(value.at("resync"));
+    if (value.contains("stage")) message.stage = epoch_from(value.at("stage"));
     message.logged = point_from(value.at("logged"));
     message.durable = value.at("durable").get<Sequence>();
     message.applied = value.at("applied").get<Sequence>();
@@ -181,6 +188,7 @@ std::vector<std::byte> encode_start(const StartMessage& message) {
   if (message.keep) value["keep"] = true;
   if (message.save) value["save"] = true;
   if (message.in_place) value["in_place"] = true;
+  if (message.go_on) value["go_on"] = true;
   return json_frame(FrameType::start, value);
 }
 
@@ -191,8 +199,11 @@ Result<StartMessage> decode_start(std::span<const std::byte> payload) {
                          value.contains("keep") && value.at("keep").get<bool>(),
                          value.contains("save") && value.at("save").get<bool>(),
                          value.contains("in_place") && value.at("in_place").get<bool>(),
-                         value.at("answered").get<Sequence>()};
+                         value.at("answered").get<Sequence>(),
+                         value.contains("go_on") && value.at("go_on").get<bool>()};
     if (message.keep && message.save) throw FieldError{"both keep and save"};
+    if (message.go_on && (message.save || message.in_place))
+      throw FieldError{"go_on without a stage"};
     return message;
   });
 }

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/wire/frame.h"
@@ -21,6 +22,9 @@ struct HistoryPoint {
 
   friend bool operator==(const HistoryPoint&, const HistoryPoint&) = default;
 };
+
+/// Feature: a staged copy that was interrupted goes on (`stage` in attached, `go_on` in start).
+inline constexpr std::string_view feature_go_on = "go-on";
 
 /// Primary to replica, first frame of a connection.
 struct AttachMessage {
@@ -44,6 +48,8 @@ struct AttachedMessage {
   /// Inconsistent: the term whose resync was interrupted. The image then differs from the history at
   /// `logged` in blocks alone that this term's primary changed behind it. nullopt: nothing is known.
   std::optional<Epoch> resync;
+  /// The term whose staged copy was interrupted, if it is the session's: what it brought is kept.
+  std::optional<Epoch> stage;
   HistoryPoint logged;  ///< last frame in its log; the stream continues after it
   Sequence durable = 0;
   Sequence applied = 0;
@@ -63,6 +69,7 @@ struct RefuseMessage {
 /// first applies its whole log, and records that point. `save`: the replica is not on the primary's
 /// history (rewind): it first applies its whole log, marks itself inconsistent, and keeps aside what
 /// a block held before it changes it.
+/// `go_on`: with what the kept stage holds; the copy brings, or compares, all that may be in there.
 /// `answered`: no write beyond it has been answered, so a replica that has it durable lacks nothing
 /// that it ever acknowledged.
 struct StartMessage {
@@ -72,6 +79,7 @@ struct StartMessage {
   bool save = false;
   bool in_place = false;
   Sequence answered = 0;
+  bool go_on = false;
 };
 
 /// Primary to replica: all of the copy was sent; `point` is the history point reached in this
@@ -98,6 +106,9 @@ struct Watermarks {
 
   friend bool operator==(const Watermarks&, const Watermarks&) = default;
 };
+
+/// Whether `features` names `feature`.
+[[nodiscard]] bool has_feature(const std::vector<std::string>& features, std::string_view feature);
 
 /// A whole control frame (header and JSON). For the messages below.
 [[nodiscard]] std::vector<std::byte> encode_attach(const AttachMessage& message);

@@ -20,15 +20,15 @@ void check_header(std::span<const std::byte> bytes, bool sign) {
     store_le(raw.data(), std::uint32_t{0x53504c52});
     store_le(raw.data() + raw.size() - 4, crc32c(std::span(raw).first(raw.size() - 4)));
   }
-  const auto uuid = decode_stage_header(raw);
-  if (!uuid) {
-    RD_CHECK(!uuid.error().message.empty());
+  const auto header = decode_stage_header(raw);
+  if (!header) {
+    RD_CHECK(!header.error().message.empty());
     return;
   }
-  RD_CHECK(uuid->size() == 36);
+  RD_CHECK(header->volume_uuid.size() == 36);
   std::array<std::byte, stage_header_bytes> again{};
-  encode_stage_header(*uuid, again);
-  RD_CHECK(decode_stage_header(again) == *uuid);
+  encode_stage_header(*header, again);
+  RD_CHECK(decode_stage_header(again) == *header);
 }
 
 void sign_frames(std::span<std::byte> stream) {
@@ -58,6 +58,17 @@ void check_scan(std::span<const std::byte> bytes) {
   const StageScan prefix = scan_stage(bytes.first(at));
   RD_CHECK(prefix.frames.size() == result.frames.size());
   RD_CHECK(prefix.end == ScanEnd::all_taken);
+  // Bounded, whatever the frames are, and within what was asked.
+  StageIndex index({std::uint64_t{1} << 40, 4096}, 64);
+  for (const StagedFrame& frame : result.frames) {
+    if (!index.add(frame.header, frame.offset_bytes + frame_header_bytes)) break;
+  }
+  RD_CHECK(index.extents() <= 64);
+  std::uint64_t last = 0;
+  for (const StageIndex::Piece& piece : index.pieces({0, 0, std::uint64_t{1} << 40})) {
+    RD_CHECK(piece.range.offset_bytes >= last);
+    last = piece.range.end_bytes();
+  }
 }
 
 void run(std::span<const std::byte> input) {

@@ -1,5 +1,6 @@
 // Staged copies on real files: the replica is what it was until the commit, and what was committed afterwards.
 
+#include "core/store/resync_stage.h"
 #include "tests/replicad/replica_fixture.h"
 
 namespace replicad {
@@ -83,17 +84,127 @@ TEST_CASE("replica stage: killed before the commit it is where it was, and takes
     staging.host.kill();
     staging.primary.disconnect();
     staging.host.reopen();
-    CHECK_FALSE(staging.has_stage());
     staging.check_unchanged();
   }
   SUBCASE("the link is lost") {
     staging.primary.disconnect();
-    REQUIRE(wait_until([&] { return !staging.has_stage(); }));
+    REQUIRE(wait_until([&] { return staging.host.status().state == "disconnected"; }));
     staging.check_unchanged();
   }
   SUBCASE("under way") {}
+  // What has come waits for the copy to go on, but for nothing else.
+  CHECK(staging.has_stage());
   CHECK(staging.host.promote({3, 9}, staging.base).has_value());
   CHECK(staging.host.image(0) == staging.image_before);
+  REQUIRE(wait_until([&] { return !staging.has_stage(); }));
+}
+
+namespace {
+
+/// Compares each block that the stage holds, in pieces; sends what differs. Result: blocks that differed.
+std::size_t compare_and_send(FakePrimary& primary) {
+  std::size_t sent = 0;
+  for (std::uint64_t offset = 0; offset < disks[0]; offset += 64 * kib) {
+    const Range range{0, offset, 64 * kib};
+    const auto data = std::span(primary.images[0]).subspan(offset, range.length_bytes);
+    std::vector<Digest> sums;
+    for (std::size_t at = 0; at < data.size(); at += 4096)
+      sums.push_back(block_sum(data.subspan(at, 4096)));
+    primary.send(encode_block_sums(range, sums));
+    for (;;) {
+      const auto frame = primary.receive();
+      REQUIRE(frame.has_value());
+      if (frame->header.type == FrameType::watermarks) continue;
+      REQUIRE(frame->header.type == FrameType::block_diffs);
+      for (const Range& differs : decode_block_diffs(range, frame->payload)) {
+        sent += differs.length_bytes / 4096;
+        primary.send(primary.frame(
+            FrameType::copy_data,
+            differs,
+            std::span(primary.images[0]).subspan(differs.offset_bytes, differs.length_bytes)));
+      }
+      break;
+    }
+  }
+  return sent;
+}
+
+}  // namespace
+
+TEST_CASE("replica stage: an interrupted copy goes on with what has come, after kill -9 as well") {
+  Staging staging;
+  staging.start();
+  staging.send_copy();
+  // All of it has been written.
+  staging.primary.send(encode_empty(FrameType::heartbeat));
+  const Sequence last = staging.primary.point.sequence;
+  for (bool written = false; !written;) {
+    const auto frame = staging.primary.receive();
+    REQUIRE(frame.has_value());
+    REQUIRE(frame->header.type == FrameType::watermarks);
+    written = decode_watermarks(frame->payload)->received == last;
+    if (!written) staging.primary.send(encode_empty(FrameType::heartbeat));
+  }
+  const auto stage_bytes = std::filesystem::file_size(staging.host.log_dir() + "/resync.stage");
+  bool cut = false;
+  SUBCASE("the link is lost") {
+    staging.primary.disconnect();
+  }
+  SUBCASE("killed, the last frame is torn") {
+    staging.host.kill();
+    staging.primary.disconnect();
+    std::filesystem::resize_file(staging.host.log_dir() + "/resync.stage", stage_bytes - 100);
+    cut = true;
+    staging.host.reopen();
+  }
+  staging.primary.write_pattern(0, 1 * mib, 8192, 77);
+  const AttachedMessage attached = staging.primary.attach(staging.host);
+  CHECK(attached.stage == staging.primary.epoch);
+  CHECK(attached.logged == staging.base);
+  staging.primary.send(encode_start(
+      {.copy = true, .after = staging.primary.point.sequence, .keep = true, .go_on = true}));
+  const std::size_t sent = compare_and_send(staging.primary);
+  CHECK(sent >= 2);
+  CHECK(sent <= (cut ? 12 : 3));
+  staging.check_unchanged();
+  staging.primary.finish_copy();
+  staging.primary.send(staging.primary.write_pattern(1, 0, 512, 5));
+  staging.primary.wait_applied();
+  staging.primary.check_images(staging.host);
+  REQUIRE(wait_until([&] { return !staging.has_stage(); }));
+}
+
+TEST_CASE("replica stage: nothing goes on with a stage that does not fit") {
+  Staging staging;
+  staging.start();
+  staging.send_copy();
+  REQUIRE(wait_until([&] { return staging.has_stage(); }));
+  staging.host.kill();
+  staging.primary.disconnect();
+  const std::string path = staging.host.log_dir() + "/resync.stage";
+  StageHeader header{staging.host.state().uuid, staging.base, staging.primary.epoch, "this boot"};
+  const auto put = [&] {
+    std::array<std::byte, stage_header_bytes> bytes{};
+    encode_stage_header(header, bytes);
+    const Fd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    REQUIRE(write_all_at(fd.get(), bytes, 0).has_value());
+  };
+  SUBCASE("the host has been down since") {
+    put();
+  }
+  SUBCASE("it began elsewhere") {
+    header.boot_id = boot_id().value();
+    ++header.base.sequence;
+    put();
+  }
+  SUBCASE("its header is damaged") {
+    const Fd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    REQUIRE(write_all_at(fd.get(), std::vector<std::byte>(8, std::byte{0x5a}), 100).has_value());
+  }
+  staging.host.reopen();
+  CHECK_FALSE(staging.has_stage());
+  CHECK_FALSE(staging.primary.attach(staging.host).stage.has_value());
+  staging.check_unchanged();
 }
 
 TEST_CASE("replica stage: killed behind the commit the stage is brought in") {

@@ -61,6 +61,7 @@ void PeerLink::adopt(const std::shared_ptr<Connection>& connection) {
        },
        .on_closed = plugin_.life().guard([self](const Error& error) { self->on_closed(error); })});
   AttachMessage attach;
+  attach.features = {std::string(feature_go_on)};
   attach.volume = "v";
   attach.volume_uuid = volume_uuid;
   attach.primary = plugin_.machine().name;
@@ -206,6 +207,7 @@ void PeerLink::kick() {
 
 void PeerLink::on_second() {
   if (!is_connected()) return;
+  end_copy();
   const Duration silence_max =
       std::max<Duration>(2 * plugin_.cluster().options.ack_timeout, std::chrono::seconds(5));
   if (plugin_.machine().clock() - last_heard_ > silence_max) {

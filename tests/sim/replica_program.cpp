@@ -181,7 +181,7 @@ void ReplicaProgram::perform(const replica_effect::WriteImage& /*effect*/) {
   copy_frames_.push_back({tag, is_numbered(header.type) ? header.sequence : 0});
 }
 
-void ReplicaProgram::perform(const replica_effect::OpenStage& /*effect*/) {
+void ReplicaProgram::perform(const replica_effect::OpenStage& effect) {
   StageModel::Hooks hooks;
   hooks.on_written = guarded([](ReplicaProgram& self, Sequence through) {
     const auto session = self.core_->session();
@@ -191,9 +191,26 @@ void ReplicaProgram::perform(const replica_effect::OpenStage& /*effect*/) {
     self.world_.reached("a stage failed");
     self.feed(replica_event::StageFailed{error});
   });
-  drop_stage();
+  if (const auto before = std::exchange(stage_, nullptr)) before->stop([] {});
+  when_parked_ = nullptr;
   stage_ = std::make_shared<StageModel>(world_, machine_, options_, life_, std::move(hooks));
-  stage_->open();
+  const StageHeader header{volume_uuid, effect.base, effect.epoch, machine_.boot_id()};
+  if (!effect.go_on) return stage_->open(header);
+  when_parked_ = [stage = stage_, header] { stage->go_on(header); };
+  if (parking_ == 0) std::exchange(when_parked_, nullptr)();
+}
+
+void ReplicaProgram::perform(const replica_effect::ParkStage& /*effect*/) {
+  if (!stage_) return;
+  world_.reached("a stage parked");
+  const auto stage = std::exchange(stage_, nullptr);
+  ++parking_;
+  stage->stop([weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (self && --self->parking_ == 0 && self->when_parked_) {
+      std::exchange(self->when_parked_, nullptr)();
+    }
+  });
 }
 
 void ReplicaProgram::perform(const replica_effect::StageFrame& /*effect*/) {
@@ -226,21 +243,36 @@ void ReplicaProgram::perform(const replica_effect::EndStage& effect) {
 }
 
 void ReplicaProgram::perform(const replica_effect::CompareBlocks& effect) {
-  const Range range = frame_->header.range;
-  machine_.io([] {},
-              life_.guard([weak = weak_from_this(),
-                           session = effect.session,
-                           range,
-                           sums = decode_block_sums(frame_->payload)](int error) {
-                const auto self = weak.lock();
-                if (!self) return;
-                if (error != 0) return self->fail(errno_to_error(error, "read to compare"));
-                const auto own = sums_of(self->machine_.images[range.disk].blocks(), range);
-                std::vector<bool> differs;
-                for (std::size_t i = 0; i < own.size(); ++i)
-                  differs.push_back(own[i] != sums[i]);
-                self->send(session, encode_block_diffs(range, differs));
-              }));
+  auto start = life_.guard([weak = weak_from_this(),
+                            session = effect.session,
+                            range = frame_->header.range,
+                            sums = decode_block_sums(frame_->payload)] {
+    if (const auto self = weak.lock()) self->start_compare(session, range, sums);
+  });
+  if (stage_) {
+    stage_->when_known(std::move(start));
+  } else {
+    start();
+  }
+}
+
+void ReplicaProgram::start_compare(SessionId session,
+                                   const Range& range,
+                                   const std::vector<Digest>& sums) {
+  machine_.io([] {}, life_.guard([weak = weak_from_this(), session, range, sums](int error) {
+    const auto self = weak.lock();
+    if (!self) return;
+    if (error != 0) return self->fail(errno_to_error(error, "read to compare"));
+    Images images;
+    for (const Image& image : self->machine_.images)
+      images.push_back(image.blocks());
+    if (self->stage_) self->stage_->lay_over(images);
+    const auto own = sums_of(images[range.disk], range);
+    std::vector<bool> differs;
+    for (std::size_t i = 0; i < own.size(); ++i)
+      differs.push_back(own[i] != sums[i]);
+    self->send(session, encode_block_diffs(range, differs));
+  }));
 }
 
 void ReplicaProgram::perform(const replica_effect::SyncLog& /*effect*/) {

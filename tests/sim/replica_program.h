@@ -73,9 +73,14 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
     });
   }
 
-  Result<FoundLog> recover() const;
+  struct Found {
+    FoundLog log;
+    std::optional<Epoch> parked;
+  };
+  Result<Found> recover() const;
   Status drop_image_cache() const;
-  void begin(const FoundLog& found);
+  void begin(const Found& recovered);
+  void start_compare(SessionId session, const Range& range, const std::vector<Digest>& sums);
   void feed(ReplicaEvent event);
   void after_step();
   void arm_timer();
@@ -91,6 +96,7 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   void perform(const replica_effect::OpenStage& effect);
   void perform(const replica_effect::StageFrame& effect);
   void perform(const replica_effect::SyncStage& effect);
+  void perform(const replica_effect::ParkStage& effect);
   void perform(const replica_effect::DropStage& effect);
   void perform(const replica_effect::EndStage& effect);
   void perform(const replica_effect::CompareBlocks& effect);
@@ -152,6 +158,8 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   std::deque<Applying> applying_;
   std::deque<CopyFrame> copy_frames_;
   std::shared_ptr<StageModel> stage_;
+  unsigned parking_ = 0;
+  std::function<void()> when_parked_;
   std::shared_ptr<WriterModel> unstaging_;
   std::uint64_t checkpoint_bytes_ = 0;
   bool checkpointing_ = false;

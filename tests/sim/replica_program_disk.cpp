@@ -14,7 +14,7 @@ constexpr std::size_t read_ahead_max = 16;
 
 }  // namespace
 
-Result<FoundLog> ReplicaProgram::recover() const {
+Result<ReplicaProgram::Found> ReplicaProgram::recover() const {
   RecoveryFiles files(machine_.log, [this] { return machine_.draw_error(); });
   const VolumeState& state = hooks_.state();
   const bool trusts = options_.planted == Planted::trusted_cache;
@@ -22,9 +22,13 @@ Result<FoundLog> ReplicaProgram::recover() const {
     if (!trusts) RD_TRY(drop_image_cache());
     RD_TRY(remove_log_files(files));
     remove_stage(machine_);
-    return FoundLog{};
+    return Found{};
   }
-  if (!state.stage_bytes) remove_stage(machine_);
+  std::optional<Epoch> parked;
+  if (!state.stage_bytes) {
+    parked = find_parked_stage(machine_, state.checkpoint);
+    if (!parked) remove_stage(machine_);
+  }
   auto found = find_log(files,
                         {.directory = "log",
                          .volume_uuid = volume_uuid,
@@ -35,7 +39,11 @@ Result<FoundLog> ReplicaProgram::recover() const {
                                machine_.name,
                                found.error().message));
   }
-  if (!found) return found;
+  if (!found) return tl::unexpected(found.error());
+  if (parked && found->logged != state.checkpoint) {
+    remove_stage(machine_);
+    parked.reset();
+  }
   world_.note("{} recovered: checkpoint {} logged {} epoch {}{}",
               machine_.name,
               state.checkpoint.sequence,
@@ -48,7 +56,7 @@ Result<FoundLog> ReplicaProgram::recover() const {
                  machine_.name,
                  machine_.told_durable,
                  found->logged.sequence);
-  return found;
+  return Found{*found, parked};
 }
 
 Status ReplicaProgram::drop_image_cache() const {
@@ -62,13 +70,16 @@ Status ReplicaProgram::drop_image_cache() const {
   return {};
 }
 
-void ReplicaProgram::begin(const FoundLog& found) {
+void ReplicaProgram::begin(const Found& recovered) {
+  const FoundLog& found = recovered.log;
   const VolumeState& state = hooks_.state();
   ++generation_;
   ++core_serial_;
   quiet_ = false;
   checkpointing_ = false;
   checkpoint_bytes_ = 0;
+  ReplicaStanding standing = replica_standing(state, machine_.name, found.logged);
+  standing.parked = recovered.parked;
   core_.emplace(ReplicaConfig{.host = machine_.name,
                               .volume = state.name,
                               .volume_uuid = state.uuid,
@@ -76,7 +87,7 @@ void ReplicaProgram::begin(const FoundLog& found) {
                                   options_.disks, options_.blocks * block_bytes),
                               .boot_id = machine_.boot_id(),
                               .sync_bytes = 16 * kib},
-                replica_standing(state, machine_.name, found.logged));
+                standing);
   const std::weak_ptr<ReplicaProgram> weak = weak_from_this();
   LogModel::Hooks hooks;
   hooks.on_logged = [weak](Sequence through) {
@@ -142,7 +153,7 @@ void ReplicaProgram::start_unstaging(std::uint64_t bytes) {
 }
 
 void ReplicaProgram::drop_stage() {
-  if (const auto stage = std::exchange(stage_, nullptr)) stage->stop();
+  if (const auto stage = std::exchange(stage_, nullptr)) stage->stop([] {});
   remove_stage(machine_);
 }
 
@@ -394,7 +405,7 @@ void ReplicaProgram::fail(const Error& error) {
 
 void ReplicaProgram::stop_all(std::function<void()> done) {
   ++generation_;
-  if (const auto stage = std::exchange(stage_, nullptr)) stage->stop();
+  if (const auto stage = std::exchange(stage_, nullptr)) stage->stop([] {});
   const auto store = std::exchange(log_, nullptr);
   stop_images([store, done = std::move(done)] {
     if (!store) {

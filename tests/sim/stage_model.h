@@ -21,10 +21,15 @@ class StageModel : public std::enable_shared_from_this<StageModel> {
 
   StageModel(World& world, Machine& machine, const Options& options, Life life, Hooks hooks);
 
-  void open();
+  void open(const StageHeader& header);
+  void go_on(const StageHeader& header);
+  void when_known(std::function<void()> function);
+  /// Lays what go_on() found over `images`.
+  void lay_over(Images& images) const;
   void append(std::vector<std::byte> bytes, Sequence sequence);
   void sync(std::function<void(std::uint64_t bytes)> done);
-  void stop() { stopped_ = true; }
+  /// `done` runs when no write is in flight any more.
+  void stop(std::function<void()> done);
 
  private:
   struct Queued {
@@ -32,6 +37,10 @@ class StageModel : public std::enable_shared_from_this<StageModel> {
     Sequence sequence;
   };
 
+  void create(const StageHeader& header);
+  void on_opened(int error);
+  void end_operation();
+  void tell_known();
   void pump();
   void write_all();
   void sync_file();
@@ -43,7 +52,11 @@ class StageModel : public std::enable_shared_from_this<StageModel> {
   Life life_;
   Hooks hooks_;
   std::shared_ptr<File> file_;
+  StageHeader header_;
   std::deque<Queued> queue_;
+  std::uint64_t found_bytes_ = 0;  ///< what go_on() found, the header included
+  std::vector<std::function<void()>> when_known_;
+  std::function<void()> stop_done_;
   std::uint64_t end_bytes_ = stage_header_bytes;
   std::function<void(std::uint64_t)> sync_done_;
   bool opened_ = false;
@@ -51,6 +64,9 @@ class StageModel : public std::enable_shared_from_this<StageModel> {
   bool stopped_ = false;
   bool failed_ = false;
 };
+
+/// The term of the stage there, if a replica that stands at `standing` may go on with it.
+std::optional<Epoch> find_parked_stage(const Machine& machine, const HistoryPoint& standing);
 
 /// Removes its name; what of that a loss of power takes back does no harm.
 void remove_stage(Machine& machine);

@@ -1,5 +1,6 @@
 // What members lack, and copies that start by themselves (core/repl/primary_resync.cpp).
 
+#include <optional>
 #include <string>
 
 #include <doctest/doctest.h>
@@ -114,6 +115,114 @@ TEST_CASE("resync: an interrupted one goes on from its base and brings what came
   CHECK(s.pass(seconds(1)) == "resync b after 12, run copy b");
   CHECK(s.plan().send.next(0, 0, gib) == Range{0, mib, 12 * mib});
   CHECK(s.plan().send.blocks() == 12 * mib / block_bytes);
+}
+
+namespace {
+
+std::string attach_parked(PrimaryScenario& s,
+                          const HistoryPoint& logged,
+                          const std::optional<Epoch>& stage,
+                          bool knows_go_on = true) {
+  AttachedMessage message = attached_at(logged);
+  message.stage = stage;
+  if (knows_go_on) message.features = {std::string(feature_go_on)};
+  const std::string text = s.step(primary_event::PeerAttached{s.peer("b"), message});
+  return text.empty() ? s.pass(seconds(1)) : text;
+}
+void hand(PrimaryScenario& s, const Range& range) {
+  s.step(primary_event::CopyLock{s.peer("b"), range});
+  s.step(primary_event::CopyUnlock{s.peer("b")});
+}
+
+}  // namespace
+
+TEST_CASE("resync: a stage is gone on with; what may be in it is compared, the rest is sent") {
+  PrimaryScenario s(pair_apart());
+  write_mib(s, 1, 6);
+  CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  hand(s, {0, 2 * mib, mib});
+  s.write(7, write_at(40 * mib));
+  s.send("b");
+  s.write(8, write_at(50 * mib));
+  s.lose("b");
+  const Epoch own = s.primary().epoch();
+  SUBCASE("of this term") {
+    CHECK(attach_parked(s, s.point(0), own) == "resync b after 8 going on, run copy b");
+    CHECK(s.plan().compare.next(0, 0, gib) == Range{0, 2 * mib, mib});
+    CHECK(s.plan().compare.next(0, 3 * mib, gib) == Range{0, 40 * mib, 4096});
+    CHECK(s.plan().compare.blocks() == mib / block_bytes + 1);
+    CHECK(s.plan().send.blocks() == 5 * mib / block_bytes + 1);
+    CHECK_FALSE(s.plan().send.overlaps_any({0, 2 * mib, mib}));
+    // Once more: what the second one has handed is compared, too.
+    hand(s, {0, 5 * mib, mib});
+    s.lose("b");
+    s.pass(seconds(1));
+    CHECK(attach_parked(s, s.point(0), own) == "resync b after 8 going on, run copy b");
+    CHECK(s.plan().compare.blocks() == 2 * mib / block_bytes + 1);
+    CHECK(s.plan().send.blocks() == 4 * mib / block_bytes + 1);
+    CHECK(s.end_copy("b") == "ping b, record a+b");
+  }
+  SUBCASE("also if its frames have left the ring meanwhile") {
+    write_mib(s, 9, 6);
+    CHECK(attach_parked(s, s.point(0), own) == "resync b after 14 going on, run copy b");
+    CHECK(s.plan().compare.blocks() == mib / block_bytes + 1);
+    CHECK(s.plan().compare.overlaps_any({0, 40 * mib, 1}));
+    CHECK_FALSE(s.plan().compare.overlaps_any({0, 50 * mib, 1}));
+  }
+  SUBCASE("of another one") {
+    CHECK(attach_parked(s, s.point(0), Epoch{2, 55}) == "resync b after 8, run copy b");
+    CHECK(s.plan().compare.empty());
+  }
+  SUBCASE("none") {
+    CHECK(attach_parked(s, s.point(0), {}) == "resync b after 8, run copy b");
+    CHECK(s.plan().compare.empty());
+  }
+  SUBCASE("of a member that does not know how") {
+    CHECK(attach_parked(s, s.point(0), own, false) == "resync b after 8, run copy b");
+  }
+  SUBCASE("for want of space: in place, or anew") {
+    CHECK(attach_parked(s, s.point(0), own) == "resync b after 8 going on, run copy b");
+    s.step(primary_event::PeerLost{s.peer("b"), {Errc::no_space, 0, "full", {}}});
+    s.pass(seconds(1));
+    CHECK(attach_parked(s, s.point(0), {}) == "resync b after 8, run copy b");
+  }
+}
+
+TEST_CASE("resync: a stage is not gone on with by a copy that may not bring all that is in it") {
+  PrimaryScenario s(pair_apart());
+  const HistoryPoint older{{2, 55}, PrimaryScenario::base_sequence - 3, {9, 9}};
+  const Epoch own = s.primary().epoch();
+  write_mib(s, 1, 6);
+  SUBCASE("everything was compared before: only everything again") {
+    CHECK(attach_parked(s, older, {}) == "copy b after 6, run copy b");
+    s.lose("b");
+    SUBCASE("as much") {
+      CHECK(attach_parked(s, older, own) == "copy b after 6 going on, run copy b");
+    }
+    SUBCASE("less") {
+      CHECK(attach_parked(s, s.point(0), own) == "resync b after 6, run copy b");
+    }
+  }
+  SUBCASE("it has streamed since") {
+    CHECK(s.attach("b", 6) == "start b after 6, record a+b");
+    s.recorded();
+    s.lose("b");
+    s.recorded();
+    write_mib(s, 7, 6);
+    CHECK(attach_parked(s, s.point(6), own) == "resync b after 12, run copy b");
+  }
+}
+
+TEST_CASE("resync: in place, what was handed before is compared, too") {
+  PrimaryScenario s(pair_apart());
+  write_mib(s, 1, 6);
+  CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  hand(s, {0, 2 * mib, mib});
+  s.lose("b");
+  attach_interrupted(s, 0, s.primary().epoch());
+  CHECK(s.pass(seconds(1)) == "resync b after 6, run copy b");
+  CHECK(s.plan().compare.blocks() == mib / block_bytes);
+  CHECK(s.plan().send.blocks() == 5 * mib / block_bytes);
 }
 
 TEST_CASE("resync: one that another primary had begun is not gone on with") {

@@ -281,7 +281,7 @@ class PrimaryScenario {
                        : e.message.keep ? "resync"
                        : e.message.save ? "rewind"
                                         : "copy";
-    const char* where = e.message.in_place ? " in place" : "";
+    const char* where = e.message.in_place ? " in place" : e.message.go_on ? " going on" : "";
     return fmt::format("{} {} after {}{}", what, host_of(e.peer), after, where);
   }
   std::string describe(const primary_effect::RunCopy& e) {

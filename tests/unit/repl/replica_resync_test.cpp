@@ -304,4 +304,154 @@ TEST_CASE("replica: a committed stage that is not in the images comes there afte
   CHECK(world.records[0].kind == ReplicaRecord::Kind::inconsistent);
 }
 
+namespace {
+
+/// Two frames logged and applied, then a staged copy whose session has ended.
+struct Parked : Streaming {
+  HistoryPoint base;
+
+  Parked() : Streaming(2) {
+    base = source.point();
+    world.step(replica_event::StartArrived{1, {.copy = true, .after = 10, .keep = true}});
+    if (world.syncing) world.finish_sync();
+    world.apply(base);
+    world.finish_image_sync();
+    world.finish_record();
+    world.finish_drop();
+    REQUIRE(world.stage_open);
+    world.step(replica_event::SessionClosed{1});
+    CHECK(world.stage_parked);
+    CHECK_FALSE(world.replica.is_copying());
+    world.attached.reset();
+  }
+  SessionId attach(const Epoch& epoch, bool knows_go_on = true) {
+    AttachMessage message = ReplicaWorld::attach_message(epoch);
+    if (knows_go_on) message.features = {std::string(feature_go_on)};
+    const SessionId id = world.attach_as(message);
+    world.finish_records();
+    REQUIRE(world.attached.has_value());
+    return id;
+  }
+  void go_on(SessionId id) {
+    world.step(
+        replica_event::StartArrived{id, {.copy = true, .after = 12, .keep = true, .go_on = true}});
+  }
+};
+
+}  // namespace
+
+TEST_CASE("replica: a staged copy that was interrupted goes on, again and again, to its commit") {
+  Parked parked;
+  ReplicaWorld& world = parked.world;
+  for (int round = 0; round < 3; ++round) {
+    const SessionId id = parked.attach(first_epoch);
+    CHECK(world.attached->stage == first_epoch);
+    CHECK(world.attached->logged == parked.base);
+    CHECK(has_feature(world.attached->features, feature_go_on));
+    parked.go_on(id);
+    CHECK(world.stage_open);
+    CHECK(world.replica.is_consistent());
+    CHECK(world.records.empty());
+    CHECK_FALSE(world.dropping);
+    REQUIRE(world.replica.takes_input());
+    CHECK(world.marks->received == 12);
+    FrameHeader sums;
+    sums.type = FrameType::block_sums;
+    sums.range = {0, 0, 4096};
+    sums.payload_bytes = 16;
+    world.frame(sums);
+    CHECK(world.compares.size() == static_cast<std::size_t>(round) + 1);
+    if (round < 2) {
+      world.step(replica_event::SessionClosed{id});
+      CHECK(world.stage_parked);
+      CHECK(world.replica.logged() == parked.base);
+      world.attached.reset();
+      continue;
+    }
+    const HistoryPoint end{first_epoch, 12, {5, 6}};
+    world.step(replica_event::CopyEndArrived{id, end});
+    world.finish_stage_sync();
+    world.finish_record();
+    CHECK(world.copy_done == end);
+  }
+}
+
+TEST_CASE("replica: a parked stage is for its own term, and goes when the replica moves on") {
+  Parked parked;
+  ReplicaWorld& world = parked.world;
+  SUBCASE("another term: it is not offered, and gone with the next copy") {
+    const SessionId id = parked.attach({2, 9});
+    CHECK_FALSE(world.attached->stage.has_value());
+    world.step(replica_event::StartArrived{id, {.copy = true, .after = 12, .keep = true}});
+    CHECK(world.stage_dropped);
+    CHECK_FALSE(world.stage_parked);
+  }
+  SUBCASE("another term that goes on with it is refused") {
+    parked.go_on(parked.attach({2, 9}));
+    check_refused(world, Errc::protocol);
+    CHECK_FALSE(world.stage_open);
+  }
+  SUBCASE("a primary that does not know of it is not told") {
+    parked.attach(first_epoch, false);
+    CHECK_FALSE(world.attached->stage.has_value());
+  }
+  SUBCASE("a copy that does not go on with it begins a stage of its own") {
+    const SessionId id = parked.attach(first_epoch);
+    world.step(replica_event::StartArrived{id, {.copy = true, .after = 12, .keep = true}});
+    CHECK(world.stage_dropped);
+    world.finish_image_sync();
+    world.finish_record();
+    world.finish_drop();
+    CHECK(world.stage_open);
+  }
+  SUBCASE("it streams") {
+    const SessionId id = parked.attach(first_epoch);
+    world.step(replica_event::StartArrived{id, {.copy = false, .after = parked.base.sequence}});
+    CHECK(world.stage_dropped);
+    world.frame(parked.source.next(first_epoch));
+  }
+  SUBCASE("it is promoted") {
+    world.images_synced = false;
+    world.step(replica_event::PromotionRequested{{2, 9}, {}});
+    CHECK(world.stage_dropped);
+    world.finish_records();
+    world.finish_image_sync();
+    REQUIRE(world.promotion.has_value());
+    CHECK(world.promotion->has_value());
+  }
+}
+
+TEST_CASE("replica: a stage that failed is not gone on with") {
+  Parked parked;
+  ReplicaWorld& world = parked.world;
+  parked.go_on(parked.attach(first_epoch));
+  world.step(replica_event::StageFailed{fail(Errc::io_error, "read").value()});
+  check_refused(world, Errc::io_error);
+  CHECK_FALSE(world.stage_parked);
+  CHECK(world.stage_dropped);
+  world.attached.reset();
+  parked.attach(first_epoch);
+  CHECK_FALSE(world.attached->stage.has_value());
+}
+
+TEST_CASE("replica: a parked stage is offered after a restart, too") {
+  const HistoryPoint point{{1, 7}, 10, {3, 4}};
+  ReplicaWorld world({.promised = {1, 7},
+                      .primary = "a",
+                      .logged = point,
+                      .durable = 10,
+                      .applied = point,
+                      .whole = false,
+                      .parked = Epoch{1, 7}});
+  world.recorded_staging = world.stage_parked = true;
+  AttachMessage message = ReplicaWorld::attach_message({1, 7});
+  message.features = {std::string(feature_go_on)};
+  const SessionId id = world.attach_as(message);
+  REQUIRE(world.attached.has_value());
+  CHECK(world.attached->stage == Epoch{1, 7});
+  world.step(
+      replica_event::StartArrived{id, {.copy = true, .after = 12, .keep = true, .go_on = true}});
+  CHECK(world.stage_open);
+}
+
 }  // namespace replicad

@@ -285,6 +285,7 @@ class ReplicaWorld {
   bool stage_syncing = false;
   bool stage_synced = false;
   bool stage_dropped = false;
+  bool stage_parked = false;
   bool unstaging = false;  ///< begun and not reported
   bool unstaged = false;
   bool syncing_images = false;
@@ -338,6 +339,7 @@ class ReplicaWorld {
   void perform(const replica_effect::AppendFrame& effect) {
     REQUIRE(frame_of_event.has_value());
     CHECK(session_epoch.number >= recorded_epoch.number);
+    CHECK_FALSE(stage_parked);
     const HistoryPoint& before = appending.empty() ? logged : appending.back();
     CHECK(effect.after == advance(before, *frame_of_event));
     appending.push_back(effect.after);
@@ -349,13 +351,27 @@ class ReplicaWorld {
     images_synced = false;
     image_writes.push_back(*frame_of_event);
   }
-  void perform(const replica_effect::OpenStage& /*effect*/) {
+  void perform(const replica_effect::OpenStage& effect) {
     CHECK(recorded_staging);
     CHECK(log_dropped == false);  // begun anew behind the base
     CHECK_FALSE(recorded_stage_bytes.has_value());
+    CHECK(effect.epoch == session_epoch);
+    CHECK(effect.base == logged);
+    CHECK(applied == logged);
+    CHECK_FALSE(stage_open);
+    CHECK((effect.go_on || !stage_parked));
+    if (effect.go_on) {
+      CHECK(stage_parked);
+    } else {
+      staged.clear();
+    }
     stage_open = true;
-    stage_synced = false;
-    staged.clear();
+    stage_synced = stage_parked = false;
+  }
+  void perform(const replica_effect::ParkStage& /*effect*/) {
+    CHECK(stage_open);
+    stage_open = false;
+    stage_parked = true;
   }
   void perform(const replica_effect::StageFrame& /*effect*/) {
     REQUIRE(frame_of_event.has_value());
@@ -369,8 +385,9 @@ class ReplicaWorld {
   }
   void perform(const replica_effect::DropStage& /*effect*/) {
     CHECK_FALSE(recorded_stage_bytes.has_value());
+    CHECK((stage_open || stage_parked));
     stage_dropped = true;
-    stage_open = stage_syncing = false;
+    stage_open = stage_syncing = stage_parked = false;
   }
   void perform(const replica_effect::EndStage& effect) {
     CHECK_FALSE(recorded_stage_bytes.has_value());

@@ -184,6 +184,39 @@ TEST_CASE("messages: attached tells of an interrupted resync only where there wa
   CHECK(decoded->resync == Epoch{3, 9});
 }
 
+TEST_CASE("messages: attached tells of a stage only where one is kept") {
+  CHECK(payload_text(encode_attached(attached_message())).find("stage") == std::string::npos);
+  AttachedMessage message = attached_message();
+  message.stage = Epoch{3, 7};
+  const std::string text = payload_text(encode_attached(message));
+  CHECK(
+      text ==
+      R"({"applied":15,"boot_id":"boot","consistent":true,"durable":16,"features":["x"],"logged":)" +
+          point_json + R"(,"protocol":1,"stage":{"number":3,"tag":7}})");
+  const auto decoded = decode_attached(bytes_of(text));
+  REQUIRE(decoded.has_value());
+  CHECK(decoded->stage == Epoch{3, 7});
+}
+
+TEST_CASE("messages: start goes on with a stage, and only with one") {
+  const std::string text =
+      payload_text(encode_start({.copy = true, .after = 5, .keep = true, .go_on = true}));
+  CHECK(text == R"({"after":5,"answered":0,"copy":true,"go_on":true,"keep":true})");
+  const auto decoded = decode_start(bytes_of(text));
+  REQUIRE(decoded);
+  CHECK(decoded->go_on);
+  for (const char* other : {"in_place", "save"}) {
+    const std::string both =
+        fmt::format(R"({{"after":5,"answered":5,"copy":true,"go_on":true,"{}":true}})", other);
+    CHECK(decode_start(bytes_of(both)).error().code == Errc::protocol);
+  }
+}
+
+TEST_CASE("messages: a feature is known by its name") {
+  CHECK(has_feature({"x", "go-on"}, feature_go_on));
+  CHECK_FALSE(has_feature({"x", "go-on2"}, feature_go_on));
+}
+
 TEST_CASE("messages: start tells of a copy in place") {
   const std::string text = payload_text(encode_start({.copy = true, .after = 5, .in_place = true}));
   CHECK(text == R"({"after":5,"answered":0,"copy":true,"in_place":true})");
