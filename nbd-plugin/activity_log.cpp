@@ -85,12 +85,17 @@ Status ActivityLog::load(const Setup& setup, Known& known) {
     header_ = std::move(*found);
     load_pages();
     if (!header_.terms.empty()) header_.terms.back().end = setup.history.sequence;
+    // The first one is what the file began behind: another host may have been the primary in it.
     for (const ActivityHeader::Term& term : header_.terms)
-      known.terms.push_back({term.epoch, term.end, true});
+      known.terms.push_back({term.epoch, term.end, &term != &header_.terms.front()});
   } else if (::ftruncate(file_.get(), 0) != 0) {
     return fail_errno(errno, "empty {}", path_);
   }
   header_.generation = generation;
+  const std::optional<HistoryPoint> origin = is_continued ? header_.trail : setup.history;
+  header_.trail.reset();
+  if (origin) known.trail = load_trail(setup, *origin);
+  if (known.trail) header_.trail = origin;
   cold_through_ = setup.history.sequence;
   if (setup.unclean) note_unsynced(is_continued, known);
   RD_TRY(begin_term(setup, is_continued));
@@ -102,6 +107,24 @@ Status ActivityLog::load(const Setup& setup, Known& known) {
     }
   }
   return {};
+}
+
+/// What replicad has left beside this file, if it leads to `covers`.
+std::shared_ptr<const Trail> ActivityLog::load_trail(const Setup& setup,
+                                                     const HistoryPoint& covers) const {
+  const std::string path = path_.substr(0, path_.rfind('/') + 1) + std::string(trail_file_name);
+  const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  if (!file.valid()) return nullptr;
+  const auto size = ::lseek(file.get(), 0, SEEK_END);
+  std::uint64_t bytes_max = trail_page_offset(0);
+  const Trail empty(disk_bytes_);
+  for (DiskIndex disk = 0; disk < disk_bytes_.size(); ++disk)
+    bytes_max += empty.pages(disk) * trail_page_bytes;
+  if (size < 0) return nullptr;
+  std::vector<std::byte> bytes(std::min(static_cast<std::uint64_t>(size), bytes_max));
+  if (!read_all_at(file.get(), bytes, 0)) return nullptr;
+  auto found = read_trail(bytes, setup.volume_uuid, disk_bytes_, covers);
+  return found ? std::make_shared<const Trail>(std::move(found->trail)) : nullptr;
 }
 
 /// A region was hot until a sync of the images, or has bits of members if it was hot at a crash before.

@@ -39,6 +39,8 @@ class ActivityLog {
     std::vector<KnownLack> lacks;
     /// Where the images were changed and perhaps never synced, after an unclean end.
     std::vector<Range> unsynced;
+    /// How the images came to where this host became the primary, if that is known. May be null.
+    std::shared_ptr<const Trail> trail;
   };
   /// What a pass asks of the core and the images.
   struct Environment {
@@ -90,6 +92,8 @@ class ActivityLog {
 
   [[nodiscard]] Status load(const Setup& setup, Known& known);
   void load_pages();
+  [[nodiscard]] std::shared_ptr<const Trail> load_trail(const Setup& setup,
+                                                        const HistoryPoint& covers) const;
   void note_unsynced(bool is_continued, Known& known) const;
   [[nodiscard]] KnownLack lack_of_slot(std::size_t slot) const;
   [[nodiscard]] Status begin_term(const Setup& setup, bool is_continued);

@@ -100,7 +100,9 @@ void PeerLink::adopt(Fd socket) {
                             if (const auto self = weak.lock()) self->on_closed(error);
                           }});
   AttachMessage attach;
-  attach.features = {std::string(feature_go_on)};
+  attach.features = {std::string(feature_go_on), std::string(feature_trail)};
+  attach.history =
+      context_.bridge.look([](const Primary& primary) { return primary.past_terms(); });
   attach.volume = context_.volume;
   attach.volume_uuid = context_.uuid;
   attach.primary = context_.host;

@@ -108,6 +108,7 @@ Result<std::unique_ptr<Volume>> Volume::claim(const std::string& agent_path,
   RD_TRY(write_back_again(failed_sync_mark(grant.directory), volume->images_, known.unsynced));
   config.terms = std::move(known.terms);
   config.lacks = std::move(known.lacks);
+  config.trail = std::move(known.trail);
   volume->quorum_timeout_ = std::chrono::milliseconds(grant.settings.quorum_timeout_ms);
   volume->bridge_ = std::make_unique<Bridge>(config, std::move(*ring), volume->images_);
   volume->bridge_->set_activity(volume->activity_.get());

@@ -12,6 +12,7 @@
 #include "replicad/host_metrics.h"
 #include "replicad/reactor_call.h"
 #include "replicad/settlement.h"
+#include "replicad/trail_file.h"
 #include "replicad/volume_files.h"
 #include "replicad/vote_driver.h"
 
@@ -399,7 +400,10 @@ ControlApi::Answer ControlApi::readmit(const std::string& name, const std::strin
              name),
         "let another member take over (`replicactl failover`); --force takes this image");
   }
-  if (look.is_primary) RD_TRY(forget_activity(context_.environment.volume_dir(name)));
+  if (look.is_primary) {
+    RD_TRY(forget_activity(context_.environment.volume_dir(name)));
+    RD_TRY(forget_trail(context_.environment.volume_dir(name)));
+  }
   RD_TRY(call_reactor<void>(context_.reactor, [volume, force](auto done) {
     volume->accept_images(force, std::move(done));
   }));

@@ -152,6 +152,7 @@ bool ReplicaApplier::hand_over(const ScannedFrame& frame, const std::shared_ptr<
   }
   const std::span<const std::byte> payload(
       chunk->bytes.get() + frame.offset_bytes + frame_header_bytes, frame.header.payload_bytes);
+  hooks_.on_frame(frame.header);
   const ImageWriter::Tag tag = writer_->add(frame.header, payload, chunk);
   read_point_ = frame.after;
   applying_.push_back({tag, frame.after, frame.frame_bytes()});

@@ -20,6 +20,8 @@ class ReplicaApplier : public std::enable_shared_from_this<ReplicaApplier> {
     /// The images have everything up to `point`; `bytes`: of the log, since the last call.
     std::function<void(const HistoryPoint& point, std::uint64_t bytes)> on_applied;
     std::function<void(const Error&)> on_error;  ///< once; nothing more is applied
+    /// A frame is about to change the images, in the order of the history.
+    std::function<void(const FrameHeader&)> on_frame;
   };
   /// Where in the log the first frame behind `point` is, or will be.
   struct Start {

@@ -9,6 +9,7 @@
 
 #include "core/store/log_count.h"
 #include "core/store/log_recovery.h"
+#include "core/store/trail.h"
 #include "io/fd.h"
 
 namespace replicad {
@@ -38,10 +39,11 @@ struct RecoveredLog {
   std::size_t apply_segment =
       0;  ///< index of the segment with the first frame behind the checkpoint
   std::uint64_t apply_offset = segment_header_bytes;
-  std::uint64_t backlog_bytes = 0;   ///< of the frames behind the checkpoint
-  std::string cut;                   ///< why the log ends where it does; empty: it ends cleanly
-  std::uint64_t next_spare = 1;      ///< number for the next spare file
-  std::optional<Epoch> parked = {};  ///< term of a stage that may be gone on with
+  std::uint64_t backlog_bytes = 0;       ///< of the frames behind the checkpoint
+  std::string cut;                       ///< why the log ends where it does; empty: it ends cleanly
+  std::uint64_t next_spare = 1;          ///< number for the next spare file
+  std::optional<Epoch> parked = {};      ///< term of a stage that may be gone on with
+  std::optional<TrailFound> trail = {};  ///< of the images at the checkpoint, if it is known
   std::vector<bool> touched = {};  ///< which watched ranges the frames behind the checkpoint change
 };
 

@@ -124,7 +124,10 @@ void ReplicaRuntime::perform(const replica_effect::SendAttached& effect) {
       effect.message.consistent);
   session_error_.reset();
   last_trouble_.clear();
-  send(effect.session, encode_attached(effect.message));
+  AttachedMessage message = effect.message;
+  if (const auto session = sessions_.find(effect.session); session != sessions_.end())
+    tell_parted(session->second, message);
+  send(effect.session, encode_attached(message));
 }
 
 void ReplicaRuntime::perform(const replica_effect::SendWatermarks& effect) {
@@ -355,6 +358,11 @@ void ReplicaRuntime::perform(const replica_effect::RestartLog& effect) {
   copy_frames_.clear();
   if (const auto saver = std::exchange(saver_, nullptr)) saver->stop([] {});
   rewind_error_.reset();
+  if (effect.point != trail_point_) {
+    // A copy has brought them here: where they were in between is not known.
+    trail_.begin(effect.point);
+    trail_point_ = effect.point;
+  }
   if (effect.stage_bytes > 0) {
     stage_.reset();
     start_unstaging(effect.stage_bytes);
@@ -388,9 +396,12 @@ void ReplicaRuntime::record_state(const ReplicaRecord& record) {
 }
 
 void ReplicaRuntime::perform(const replica_effect::PromotionDone& effect) {
-  reactor_.post([done = std::exchange(promotion_done_, nullptr), status = effect.status] {
+  auto tell = [done = std::exchange(promotion_done_, nullptr), status = effect.status] {
     if (done) done(status);
-  });
+  };
+  if (!effect.status) return reactor_.post(std::move(tell));
+  // The export begins with it.
+  save_trail(core_->applied(), std::move(tell));
 }
 
 // --- sessions
@@ -417,7 +428,10 @@ void ReplicaRuntime::open_session(const std::shared_ptr<FrameConnection>& connec
                                   const AttachMessage& message) {
   const SessionId id = ++last_session_;
   const std::weak_ptr<ReplicaRuntime> weak = weak_from_this();
-  sessions_[id] = Session{connection, {}};
+  sessions_[id] = Session{.connection = connection,
+                          .hold = {},
+                          .knows_trail = has_feature(message.features, feature_trail),
+                          .history = message.history};
   // Nothing is delivered before `attached` has been sent.
   connection->pause();
   connection->start({.on_frame =
@@ -445,6 +459,10 @@ Status ReplicaRuntime::on_frame(SessionId session, const FrameView& frame) {
     case FrameType::start: {
       const auto message = decode_start(frame.payload);
       if (!message) return tl::unexpected(message.error());
+      const Session& of = sessions_.at(session);
+      if (message->parted && !of.has_told)
+        return replicad::fail(Errc::protocol, "start names ranges that were not told");
+      own_ranges_ = message->parted ? std::optional(of.parted) : std::nullopt;
       feed(replica_event::StartArrived{session, *message});
       return {};
     }

@@ -19,6 +19,7 @@
 #include "replicad/replica_volume.h"
 #include "replicad/resync_stage.h"
 #include "replicad/rewind_saver.h"
+#include "replicad/trail_file.h"
 
 namespace replicad {
 
@@ -66,6 +67,10 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   struct Session {
     std::shared_ptr<FrameConnection> connection;
     std::weak_ptr<BufferHold> hold;
+    bool knows_trail = false;          ///< the primary does
+    std::vector<HistoryTerm> history;  ///< of the primary
+    std::vector<Range> parted = {};    ///< what it was told that only this host may have
+    bool has_told = false;             ///< it was told
   };
   struct PendingAttach {
     std::shared_ptr<FrameConnection> connection;
@@ -135,6 +140,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
 
   // replica_runtime_rewind.cpp: keeping aside what only this host has
   using SaverReady = std::function<void(Result<std::shared_ptr<RewindSaver>>)>;
+  void tell_parted(Session& session, AttachedMessage& message);
   void prepare_rewind(const HistoryPoint& left, SaverReady ready);
   void begin_rewind(const ReplicaRecord& record);
   void record_held();
@@ -154,6 +160,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void sync_copy_if_due();
   void stop_images(std::function<void()> done);
   void checkpoint_if_due();
+  void save_trail(const HistoryPoint& point, std::function<void()> done);
   void mark_images(bool at_rest, std::function<void(std::vector<ImageMark>)> done);
   void record_checkpoint(const HistoryPoint& point,
                          std::uint64_t bytes,
@@ -200,6 +207,8 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   std::shared_ptr<RewindSaver>
       saver_;  ///< of a rewind: changes pass it on their way to copy_writer_
   std::shared_ptr<RewindSaver> next_saver_;  ///< for the copy that begins; its file exists
+  std::optional<std::vector<Range>>
+      own_ranges_;                 ///< all else that a rewind replaces is not its own
   bool preparing_rewind_ = false;  ///< its record, and those in held_records_, wait for the file
   std::deque<ReplicaRecord> held_records_;
   std::optional<Error> rewind_error_;  ///< why the last rewind got no further
@@ -213,6 +222,10 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   std::uint64_t last_compare_ = 0;
   std::uint64_t copy_unsynced_bytes_ = 0;
   bool copy_syncing_ = false;
+
+  Trail trail_;
+  HistoryPoint trail_point_;  ///< where the images are that it speaks of
+  std::uint64_t trail_generation_ = 0;
 
   std::uint64_t backlog_bytes_ = 0;
   std::uint64_t checkpoint_bytes_ = 0;  ///< applied since the checkpoint

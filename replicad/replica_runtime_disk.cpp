@@ -63,6 +63,10 @@ Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
                           .checkpoint = state.checkpoint,
                           .is_synced = state.whole,
                           .watched = sampled_ranges(state, host)});
+  if (log && !state.stage_bytes) {
+    log->trail = load_trail(
+        log_dir.substr(0, log_dir.rfind('/')), state.uuid, sizes_of(state.disks), state.checkpoint);
+  }
   if (!log || !parked) return log;
   if (log->logged == state.checkpoint) {
     log->parked = parked;
@@ -109,6 +113,14 @@ void ReplicaRuntime::begin(RecoveredLog recovered) {
                               .sync_bytes = sync_bytes(state.settings)},
                 standing);
   mark_kept_if_whole();
+  trail_point_ = state.checkpoint;
+  if (recovered.trail) {
+    trail_ = std::move(recovered.trail->trail);
+    trail_generation_ = recovered.trail->generation;
+  } else {
+    trail_ = Trail(sizes_of(state.disks));
+    trail_.begin(trail_point_);
+  }
   const ReplicaApplier::Start start{.point = state.checkpoint,
                                     .segment_index = recovered.apply_segment,
                                     .offset_bytes = recovered.apply_offset};
@@ -144,6 +156,8 @@ void ReplicaRuntime::start_applier(const ReplicaApplier::Start& start) {
         self.on_applied(point, bytes);
       });
   hooks.on_error = guarded([](ReplicaRuntime& self, const Error& error) { self.fail(error); });
+  hooks.on_frame =
+      guarded([](ReplicaRuntime& self, const FrameHeader& header) { self.trail_.note(header); });
   applier_ = std::make_shared<ReplicaApplier>(reactor_,
                                               *worker_,
                                               setup_.images,
@@ -156,6 +170,7 @@ void ReplicaRuntime::start_applier(const ReplicaApplier::Start& start) {
 void ReplicaRuntime::on_applied(const HistoryPoint& point, std::uint64_t bytes) {
   backlog_bytes_ -= std::min(backlog_bytes_, bytes);
   checkpoint_bytes_ += bytes;
+  trail_point_ = point;
   feed(replica_event::Applied{point});
   checkpoint_if_due();
   if (retrying_) take_pending_attach();
@@ -266,13 +281,36 @@ void ReplicaRuntime::checkpoint_if_due() {
         self.log_->sync(self.guarded([point, bytes](ReplicaRuntime& runtime,
                                                     const Result<Sequence>& synced) {
           if (!synced) return;
-          runtime.mark_images(
-              false,
-              runtime.guarded([point, bytes](ReplicaRuntime& marked, std::vector<ImageMark> marks) {
-                marked.record_checkpoint(point, bytes, std::move(marks));
-              }));
+          runtime.save_trail(point, runtime.guarded([point, bytes](ReplicaRuntime& saved) {
+            saved.mark_images(
+                false,
+                saved.guarded([point, bytes](ReplicaRuntime& marked, std::vector<ImageMark> marks) {
+                  marked.record_checkpoint(point, bytes, std::move(marks));
+                }));
+          }));
         }));
       }));
+}
+
+/// `done` runs when the file covers `point`, or that did not work: then it says nothing of the images at the next
+/// start.
+void ReplicaRuntime::save_trail(const HistoryPoint& point, std::function<void()> done) {
+  const VolumeState& state = setup_.hooks.state();
+  const Trail::Pages pages = trail_.take_changed();
+  offload(
+      *worker_,
+      reactor_,
+      [directory = setup_.log_dir.substr(0, setup_.log_dir.rfind('/')),
+       update = make_trail_update(trail_, pages, state.uuid, ++trail_generation_, point)] {
+        return write_trail(directory, update);
+      },
+      [weak = weak_from_this(), pages, done = std::move(done)](const Status& status) {
+        if (!status) {
+          log(LogLevel::warn, "trail_not_written", "error={}", log_value(status.error().message));
+          if (const auto self = weak.lock()) self->trail_.put_back(pages);
+        }
+        done();
+      });
 }
 
 /// So that the images are recognised at the next start; none if that does not work. What is written to them meanwhile
@@ -475,11 +513,14 @@ void ReplicaRuntime::record_last_checkpoint(const std::function<void()>& done) {
             return;
           }
           const bool is_whole = *synced >= told;
-          runtime.mark_images(
-              at_rest && is_whole,
-              runtime.guarded([stop, point, is_whole](ReplicaRuntime& marked,
-                                                      const std::vector<ImageMark>& marks) {
-                marked.record_end(point, is_whole, marks, stop);
+          runtime.save_trail(
+              point, runtime.guarded([stop, point, is_whole, at_rest](ReplicaRuntime& saved) {
+                saved.mark_images(
+                    at_rest && is_whole,
+                    saved.guarded([stop, point, is_whole](ReplicaRuntime& marked,
+                                                          const std::vector<ImageMark>& marks) {
+                      marked.record_end(point, is_whole, marks, stop);
+                    }));
               }));
         }));
       }));

@@ -52,6 +52,19 @@ void take_over_beginning(const std::string& directory, std::uint64_t first, Lost
 
 }  // namespace
 
+/// So that a primary on whose history it is not need not compare everything. Only if all that it has is in the images:
+/// what is not applied is not on its trail yet.
+void ReplicaRuntime::tell_parted(Session& session, AttachedMessage& message) {
+  const bool is_at_rest = core_->is_consistent() && !core_->is_copying() &&
+                          !core_->is_unstaging() && core_->applied() == core_->logged() &&
+                          trail_point_ == core_->logged();
+  if (!session.knows_trail || !is_at_rest) return;
+  message.parted = tell_parting(trail_, session.history, core_->logged());
+  if (!message.parted) return;
+  session.has_told = true;
+  session.parted = message.parted->ranges;
+}
+
 /// `ready` with a saver whose file exists, on the reactor's thread.
 void ReplicaRuntime::prepare_rewind(const HistoryPoint& left, SaverReady ready) {
   const VolumeState& state = setup_.hooks.state();
@@ -62,6 +75,7 @@ void ReplicaRuntime::prepare_rewind(const HistoryPoint& left, SaverReady ready) 
   auto work = [directory = lost_directory(volume_dir),
                header = lost_header(state, setup_.host, left),
                first = state.rewind,
+               own = own_ranges_,
                disk_bytes]() mutable -> Result<std::shared_ptr<RewindKeeper>> {
     auto keeper = std::make_shared<RewindKeeper>(
         RewindKeeper{nullptr, BlockMap(disk_bytes, std::numeric_limits<std::size_t>::max())});
@@ -69,6 +83,11 @@ void ReplicaRuntime::prepare_rewind(const HistoryPoint& left, SaverReady ready) 
       take_over_beginning(directory, *first, header);
       remove_empty_lost_files(directory, *first);
       RD_TRY(mark_saved(directory, *first, keeper->kept));
+    }
+    if (own) {
+      keeper->kept.mark_all();
+      for (const Range& range : *own)
+        keeper->kept.clear(range);
     }
     auto file = LostFileWriter::create(directory, header);
     if (!file) return tl::unexpected(file.error());

@@ -80,7 +80,11 @@ Result<std::unique_ptr<ReplicaVolume>> ReplicaVolume::open(Reactor& reactor,
   if (!images) return tl::unexpected(images.error());
   if (hooks.on_locked) RD_TRY(hooks.on_locked());
   RD_TRY(distrust_cache(log_dir, **images));
-  RD_TRY(forget_activity(log_dir.substr(0, log_dir.rfind('/'))));
+  std::vector<std::uint64_t> disk_bytes;
+  for (const DiskState& disk : state.disks)
+    disk_bytes.push_back(disk.bytes);
+  const std::string volume_dir = log_dir.substr(0, log_dir.rfind('/'));
+  RD_TRY(convert_activity(volume_dir, state.uuid, disk_bytes, state.checkpoint));
   auto boot = boot_id();
   if (!boot) return tl::unexpected(boot.error());
   auto recovered = ReplicaRuntime::recover(log_dir, state, host, *boot, **images);

@@ -36,10 +36,15 @@ Primary::Primary(const PrimaryConfig& config, Instant now)
       ring_(config.ring_bytes, config.history),
       reserved_(config.reserved),
       terms_(config.terms),
+      trail_(config.trail),
       voters_(config.voters) {
   RD_CHECK(reserved_ >= config.history.sequence);
   if (config.history.epoch != epoch_) {
     terms_.push_back({config.history.epoch, config.history.sequence, false});
+  }
+  if (trail_) {
+    for (const Trail::Past& past : trail_->past())
+      terms_.push_back({past.epoch, past.end, false});
   }
   for (const std::string& name : config.peers) {
     Peer peer;

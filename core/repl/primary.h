@@ -31,6 +31,7 @@
 #include "core/repl/block_map.h"
 #include "core/repl/ring_index.h"
 #include "core/repl/send_pacer.h"
+#include "core/store/trail.h"
 #include "core/vote/record.h"
 
 namespace replicad {
@@ -80,6 +81,8 @@ struct PrimaryConfig {
   std::vector<Term> terms;  ///< earlier terms of this history, beside that of `history`
   std::vector<KnownLack>
       lacks;  ///< of members; one that is not named lacks nothing since `history`
+  /// How the images came to where this host's first term began, if that is known. May be null.
+  std::shared_ptr<const Trail> trail = {};
 };
 
 /// What kind of change a request makes, for frames of type write, zero, trim and flush.
@@ -412,6 +415,8 @@ class Primary {
   [[nodiscard]] Mode mode() const { return mode_; }
   [[nodiscard]] std::optional<PeerIndex> find_peer(std::string_view host) const;
   [[nodiscard]] std::vector<std::string> member_hosts() const;  ///< of the other members
+  /// What an attach tells of the terms before this one; the newest history_terms_max.
+  [[nodiscard]] std::vector<HistoryTerm> past_terms() const;
 
   // What the runtime needs to know before it forgets that a range was written to.
 
@@ -428,6 +433,8 @@ class Primary {
   [[nodiscard]] Sequence lack_base(PeerIndex peer) const { return peers_[peer].lack.base; }
   /// What the peer may lack now, frames in the ring included.
   [[nodiscard]] KnownLack known_lack(PeerIndex index) const;
+  /// Likewise, of one that stands at sequence `from`.
+  [[nodiscard]] KnownLack known_lack(PeerIndex index, Sequence from) const;
   /// Whether that is all that the peer lacks if it stands as it says; else everything has to be compared.
   [[nodiscard]] bool knows_lack(PeerIndex index, const AttachedMessage& message) const;
   [[nodiscard]] const RingIndex& ring() const { return ring_; }
@@ -503,10 +510,12 @@ class Primary {
     bool offers_image = false;          ///< likewise, in its image
     std::optional<Resync> interrupted;  ///< the last copy, if it ended without copy_done
     BlockMap handed;  ///< blocks that it, and those it went on with, have handed to the link
-    Sequence handed_from = 0;              ///< it was sent numbered frames behind this
-    Sequence handed_through = 0;           ///< and up to this
-    std::optional<Resync> resync_wanted;   ///< starts by itself when its time has come
-    Sequence resync_from = 0;              ///< where the peer stands
+    Sequence handed_from = 0;             ///< it was sent numbered frames behind this
+    Sequence handed_through = 0;          ///< and up to this
+    std::optional<Resync> resync_wanted;  ///< starts by itself when its time has come
+    Sequence resync_from = 0;             ///< where the peer stands, or the histories part
+    /// What it has changed behind that itself, if that is known.
+    std::optional<AttachedMessage::Parted> parted;
     bool resync_runs = false;              ///< a copy has begun and not ended
     bool stage_full = false;               ///< the last one found no space to be staged
     std::optional<Instant> resync_ended;   ///< the last one, well or not
@@ -588,6 +597,9 @@ class Primary {
   void advance_resyncs(Instant now, Effects& effects);
   [[nodiscard]] bool is_on_history(const HistoryPoint& point) const;
   [[nodiscard]] bool is_own_term(const Epoch& epoch) const;
+  [[nodiscard]] bool knows_parting(const Peer& peer, const AttachedMessage& message) const;
+  [[nodiscard]] bool is_on_trail(const Peer& peer, Sequence from) const;
+  void mark_trail(const Peer& peer, Sequence from, BlockMap& suspect) const;
   [[nodiscard]] bool may_go_on(const Peer& peer, Resync kind) const;
   void forget_handed(Peer& peer) const;
   [[nodiscard]] std::shared_ptr<const ResyncPlan> plan_lack(Peer& peer) const;
@@ -628,6 +640,7 @@ class Primary {
   std::optional<Error> failure_;
 
   std::vector<Term> terms_;
+  std::shared_ptr<const Trail> trail_;
   std::vector<Peer> peers_;
   bool record_pending_ = false;
   std::string record_reason_;

@@ -64,6 +64,7 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
   peer.marks = {};
   peer.taken = {};
   peer.resync_wanted.reset();
+  peer.parted.reset();
   peer.offers_stage = event.message.consistent && event.message.stage == epoch_ &&
                       has_feature(event.message.features, feature_go_on);
   peer.offers_image =
@@ -155,7 +156,8 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
   const bool goes_on = peer.offers_stage && !in_place && may_go_on(peer, kind);
   if (!goes_on && !(peer.offers_image && kind == Resync::lack)) forget_handed(peer);
   peer.interrupted = kind;
-  auto plan = kind == Resync::lack ? plan_lack(peer) : plan_whole();
+  const bool is_parted = kind == Resync::rewind && peer.parted.has_value();
+  auto plan = kind == Resync::lack || is_parted ? plan_lack(peer) : plan_whole();
   peer.handed_from = peer.handed_through = peer.taken.sequence;
   effects.push_back(primary_effect::StartPeer{index,
                                               {.copy = true,
@@ -164,7 +166,8 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
                                                .save = kind == Resync::rewind,
                                                .in_place = in_place,
                                                .answered = peer.taken.sequence,
-                                               .go_on = goes_on}});
+                                               .go_on = goes_on,
+                                               .parted = is_parted}});
   effects.push_back(primary_effect::RunCopy{index, std::move(plan)});
 }
 
@@ -416,6 +419,7 @@ void Primary::on_event(const primary_event::CopyRequested& event, Instant now, E
   if (peer.phase != PeerPhase::detached || peer.close_requested) return;
   if (peer.recorded || peer.proposed) return;  // a record names it
   const bool rewinds = peer.resync_wanted == Resync::rewind;
+  peer.parted.reset();  // everything is to be compared
   start_copy(event.peer, rewinds ? Resync::rewind : Resync::whole, now, effects);
 }
 

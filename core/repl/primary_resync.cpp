@@ -76,7 +76,45 @@ bool Primary::knows_lack(PeerIndex index, const AttachedMessage& message) const 
   if (peer.diverged || !is_on_history(message.logged)) return false;
   // The blocks of an interrupted resync are those of the term it belonged to.
   const bool resumes = message.consistent || (message.resync && is_own_term(*message.resync));
-  return resumes && message.logged.sequence >= peer.lack.base;
+  const Sequence from = message.logged.sequence;
+  return resumes && (from >= peer.lack.base || is_on_trail(peer, from));
+}
+
+/// Of one on another history: it says where that left this one, and what it has changed since.
+bool Primary::knows_parting(const Peer& peer, const AttachedMessage& message) const {
+  if (!message.parted || !message.consistent || peer.diverged) return false;
+  if (!has_feature(message.features, feature_trail)) return false;
+  const AttachedMessage::Parted& parted = *message.parted;
+  const bool is_past = std::ranges::any_of(terms_, [&](const Term& term) {
+    return term.epoch == parted.epoch && parted.sequence <= term.end;
+  });
+  const bool fits_all = std::ranges::all_of(parted.ranges, [&](const Range& range) {
+    return range.disk < disk_bytes_.size() && fits(range, disk_bytes_[range.disk]);
+  });
+  return is_past && fits_all &&
+         (parted.sequence >= peer.lack.base || is_on_trail(peer, parted.sequence));
+}
+
+std::vector<HistoryTerm> Primary::past_terms() const {
+  std::vector<HistoryTerm> terms;
+  for (const Term& term : terms_)
+    terms.push_back({term.epoch, term.end});
+  if (terms.size() > history_terms_max) {
+    terms.erase(terms.begin(), terms.end() - static_cast<std::ptrdiff_t>(history_terms_max));
+  }
+  return terms;
+}
+
+/// What is known of its lack goes back to where the trail ends, and the trail from there to where it stands.
+bool Primary::is_on_trail(const Peer& peer, Sequence from) const {
+  return trail_ && peer.lack.base <= trail_->covers().sequence && from >= trail_->base();
+}
+
+/// For one that stands below what is known of its lack.
+void Primary::mark_trail(const Peer& peer, Sequence from, BlockMap& suspect) const {
+  if (from >= peer.lack.base || !is_on_trail(peer, from)) return;
+  for (const Range& range : trail_->changed_since(from))
+    suspect.mark(range);
 }
 
 /// Decides, for a member that cannot stream, whether a copy starts by itself, and which.
@@ -89,6 +127,11 @@ void Primary::want_resync(PeerIndex index, const AttachedMessage& message, Insta
     peer.resync_wanted = knows_lack(index, message) ? Resync::lack : Resync::whole;
   }
   peer.resync_from = message.logged.sequence;
+  peer.parted.reset();
+  if (peer.resync_wanted == Resync::rewind && knows_parting(peer, message)) {
+    peer.parted = message.parted;
+    peer.resync_from = message.parted->sequence;
+  }
   const bool is_calm =
       !peer.resync_ended ||
       now - *peer.resync_ended > resync_calm_factor * peer.resync_delay + resync_calm_min;
@@ -139,6 +182,11 @@ std::shared_ptr<const ResyncPlan> Primary::plan_lack(Peer& peer) const {
     plan->compare = std::move(lack.suspect);
   }
   lack.dirty = lack.suspect = BlockMap(disk_bytes_);
+  mark_trail(peer, peer.resync_from, plan->compare);
+  if (peer.parted) {
+    for (const Range& range : peer.parted->ranges)
+      plan->compare.mark(range);
+  }
   const Sequence first = std::max(ring_.first(), peer.resync_from + 1);
   for (Sequence sequence = first; sequence <= peer.taken.sequence; ++sequence) {
     plan->send.mark(range_of(ring_.at(sequence)));
@@ -194,6 +242,12 @@ KnownLack Primary::known_lack(PeerIndex index) const {
   }
   for (Sequence at = std::max(ring_.first(), lack.base + 1); at < ring_.next(); ++at)
     known.dirty.mark(range_of(ring_.at(at)));
+  return known;
+}
+
+KnownLack Primary::known_lack(PeerIndex index, Sequence from) const {
+  KnownLack known = known_lack(index);
+  mark_trail(peers_[index], from, known.suspect);
   return known;
 }
 

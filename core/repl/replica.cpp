@@ -84,7 +84,7 @@ Watermarks Replica::marks() const {
 AttachedMessage Replica::standing() const {
   const bool offers_stage = session_ && session_->knows_go_on && parked_ == session_->epoch;
   return AttachedMessage{.protocol = protocol_version_max,
-                         .features = {std::string(feature_go_on)},
+                         .features = {std::string(feature_go_on), std::string(feature_trail)},
                          .boot_id = config_.boot_id,
                          .consistent = consistent_,
                          .resync = resync_,

@@ -43,6 +43,18 @@ Epoch epoch_of(const json& object) {
   return {counter(object, "number"), static_cast<std::uint32_t>(tag)};
 }
 
+HistoryPoint activity_point(const json& object) {
+  const auto digest = digest_from_hex(object.at("digest").get<std::string>());
+  if (!digest) throw ActivityError{"digest is not 32 hexadecimal digits"};
+  return {epoch_of(object.at("epoch")), counter(object, "sequence"), *digest};
+}
+
+json activity_point(const HistoryPoint& point) {
+  return {{"epoch", activity_epoch(point.epoch)},
+          {"sequence", point.sequence},
+          {"digest", to_hex(point.digest)}};
+}
+
 ActivityHeader header_from(const json& body) {
   ActivityHeader header;
   header.volume_uuid = body.at("uuid").get<std::string>();
@@ -58,11 +70,8 @@ ActivityHeader header_from(const json& body) {
       header.disk_bytes.size() > disks_max) {
     throw ActivityError{"a list is too long"};
   }
-  const json& clean = body.at("clean");
-  if (clean.is_null()) return header;
-  const auto digest = digest_from_hex(clean.at("digest").get<std::string>());
-  if (!digest) throw ActivityError{"digest is not 32 hexadecimal digits"};
-  header.clean = HistoryPoint{epoch_of(clean.at("epoch")), counter(clean, "sequence"), *digest};
+  if (const json& clean = body.at("clean"); !clean.is_null()) header.clean = activity_point(clean);
+  if (body.contains("trail")) header.trail = activity_point(body.at("trail"));
   return header;
 }
 
@@ -73,17 +82,13 @@ json body_json(const ActivityHeader& header) {
   json terms = json::array();
   for (const ActivityHeader::Term& term : header.terms)
     terms.push_back({{"epoch", activity_epoch(term.epoch)}, {"end", term.end}});
-  json clean = nullptr;
-  if (header.clean) {
-    clean = {{"epoch", activity_epoch(header.clean->epoch)},
-             {"sequence", header.clean->sequence},
-             {"digest", to_hex(header.clean->digest)}};
-  }
-  return {{"uuid", header.volume_uuid},
-          {"disk_bytes", header.disk_bytes},
-          {"members", members},
-          {"terms", terms},
-          {"clean", clean}};
+  json body = {{"uuid", header.volume_uuid},
+               {"disk_bytes", header.disk_bytes},
+               {"members", members},
+               {"terms", terms},
+               {"clean", header.clean ? activity_point(*header.clean) : json(nullptr)}};
+  if (header.trail) body["trail"] = activity_point(*header.trail);
+  return body;
 }
 
 }  // namespace
@@ -161,6 +166,56 @@ Result<std::vector<ActivityEntry>> decode_activity_page(
   for (std::size_t i = 0; i < entries.size(); ++i)
     entries[i] = load_le<std::uint16_t>(from.data() + at_entries + 2 * i);
   return entries;
+}
+
+namespace {
+
+std::uint64_t activity_regions(std::uint64_t disk_bytes) {
+  return (disk_bytes + activity_region_bytes - 1) / activity_region_bytes;
+}
+std::uint64_t activity_pages(std::uint64_t disk_bytes) {
+  return (activity_regions(disk_bytes) + activity_entries_per_page - 1) / activity_entries_per_page;
+}
+
+}  // namespace
+
+std::uint64_t activity_file_bytes(const std::vector<std::uint64_t>& disk_bytes) {
+  std::uint64_t bytes = 2 * activity_header_bytes;
+  for (const std::uint64_t each : disk_bytes)
+    bytes += activity_pages(each) * activity_page_bytes;
+  return bytes;
+}
+
+std::optional<ActivityContent> read_activity(std::span<const std::byte> file,
+                                             const std::vector<std::uint64_t>& disk_bytes) {
+  std::optional<ActivityHeader> found;
+  for (const std::size_t at : {std::size_t{0}, activity_header_bytes}) {
+    if (file.size() < at + activity_header_bytes) continue;
+    auto header = decode_activity_header(file.subspan(at, activity_header_bytes));
+    if (header && (!found || header->generation > found->generation)) found = std::move(*header);
+  }
+  if (!found || found->disk_bytes != disk_bytes) return std::nullopt;
+  ActivityContent content{std::move(*found), {}};
+  std::size_t at = 2 * activity_header_bytes;
+  for (DiskIndex disk = 0; disk < disk_bytes.size(); ++disk) {
+    std::vector<ActivityEntry>& entries = content.entries.emplace_back();
+    for (std::uint32_t page = 0; page < activity_pages(disk_bytes[disk]); ++page) {
+      std::vector<ActivityEntry> read(activity_entries_per_page);
+      if (at < file.size()) {
+        read.assign(activity_entries_per_page, activity_all);
+        const bool is_whole = file.size() - at >= activity_page_bytes;
+        const auto decoded =
+            is_whole
+                ? decode_activity_page(disk, page, file.subspan(at).first<activity_page_bytes>())
+                : Result<std::vector<ActivityEntry>>(fail(Errc::corrupt, "cut"));
+        if (decoded) read = *decoded;
+      }
+      at += activity_page_bytes;
+      entries.insert(entries.end(), read.begin(), read.end());
+    }
+    entries.resize(activity_regions(disk_bytes[disk]));
+  }
+  return content;
 }
 
 }  // namespace replicad

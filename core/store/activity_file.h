@@ -20,6 +20,7 @@ constexpr std::size_t activity_entries_per_page = 2040;
 /// Members that have a bit of their own: all but the primary.
 constexpr std::size_t activity_slots = members_max - 1;
 constexpr std::size_t activity_terms_max = 64;
+constexpr std::uint64_t activity_region_bytes = std::uint64_t{4} << 20;
 
 /// What an entry says of its region. Bit i below `activity_hot`: the member of slot i may lack
 /// something in it.
@@ -48,9 +49,22 @@ struct ActivityHeader {
   };
   std::vector<Term> terms;
   std::optional<HistoryPoint> clean;  ///< where the newest term ended cleanly
+  /// Where the first of `terms` that this host was the primary in began, if there is a trail that covers it.
+  std::optional<HistoryPoint> trail = {};
 
   friend bool operator==(const ActivityHeader&, const ActivityHeader&) = default;
 };
+
+struct ActivityContent {
+  ActivityHeader header;
+  std::vector<std::vector<ActivityEntry>> entries;  ///< by disk and region
+};
+/// The whole of a file. A damaged page says that anything in it may differ; one that was never written, nothing.
+/// nullopt: no header is whole. Any bytes are safe; `disk_bytes` must be what the header says.
+[[nodiscard]] std::optional<ActivityContent> read_activity(
+    std::span<const std::byte> file, const std::vector<std::uint64_t>& disk_bytes);
+/// Longest file for such disks.
+[[nodiscard]] std::uint64_t activity_file_bytes(const std::vector<std::uint64_t>& disk_bytes);
 
 /// Exactly activity_header_bytes.
 [[nodiscard]] std::vector<std::byte> encode_activity_header(const ActivityHeader& header);

@@ -61,6 +61,20 @@ HistoryPoint point_from(const json& value) {
   return HistoryPoint{epoch_from(value.at("epoch")), value.at("sequence").get<Sequence>(), *digest};
 }
 
+AttachedMessage::Parted parted_from(const json& value) {
+  AttachedMessage::Parted parted{
+      epoch_from(value.at("epoch")), value.at("sequence").get<Sequence>(), {}};
+  for (const json& each : value.at("ranges")) {
+    const auto disk = each.at(0).get<std::uint64_t>();
+    if (disk >= disks_max || each.size() != 3) throw FieldError{"a range of parted"};
+    parted.ranges.push_back({static_cast<DiskIndex>(disk),
+                             each.at(1).get<std::uint64_t>(),
+                             each.at(2).get<std::uint64_t>()});
+    if (parted.ranges.size() > parted_ranges_max) throw FieldError{"too many ranges"};
+  }
+  return parted;
+}
+
 std::vector<std::string> features_from(const json& value) {
   auto features = value.at("features").get<std::vector<std::string>>();
   if (features.size() > 64) throw FieldError{"more than 64 features"};
@@ -110,16 +124,18 @@ std::vector<std::byte> encode_json_frame(FrameType type, const std::string& json
 }
 
 std::vector<std::byte> encode_attach(const AttachMessage& message) {
-  return json_frame(FrameType::attach,
-                    {{"protocol_min", message.protocol_min},
-                     {"protocol_max", message.protocol_max},
-                     {"features", message.features},
-                     {"volume", message.volume},
-                     {"volume_uuid", message.volume_uuid},
-                     {"primary", message.primary},
-                     {"replica", message.replica},
-                     {"epoch", to_json(message.epoch)},
-                     {"disk_bytes", message.disk_bytes}});
+  json value = {{"protocol_min", message.protocol_min},
+                {"protocol_max", message.protocol_max},
+                {"features", message.features},
+                {"volume", message.volume},
+                {"volume_uuid", message.volume_uuid},
+                {"primary", message.primary},
+                {"replica", message.replica},
+                {"epoch", to_json(message.epoch)},
+                {"disk_bytes", message.disk_bytes}};
+  for (const HistoryTerm& term : message.history)
+    value["history"].push_back({{"epoch", to_json(term.epoch)}, {"end", term.end}});
+  return json_frame(FrameType::attach, value);
 }
 
 Result<AttachMessage> decode_attach(std::span<const std::byte> payload) {
@@ -136,6 +152,11 @@ Result<AttachMessage> decode_attach(std::span<const std::byte> payload) {
     message.disk_bytes = value.at("disk_bytes").get<std::vector<std::uint64_t>>();
     if (message.disk_bytes.empty() || message.disk_bytes.size() > disks_max)
       throw FieldError{"disk count"};
+    if (!value.contains("history")) return message;
+    for (const json& term : value.at("history")) {
+      message.history.push_back({epoch_from(term.at("epoch")), term.at("end").get<Sequence>()});
+      if (message.history.size() > history_terms_max) throw FieldError{"too many terms"};
+    }
     return message;
   });
 }
@@ -150,6 +171,14 @@ std::vector<std::byte> encode_attached(const AttachedMessage& message) {
                 {"applied", message.applied}};
   if (message.resync) value["resync"] = to_json(*message.resync);
   if (message.stage) value["stage"] = to_json(*message.stage);
+  if (message.parted) {
+    json ranges = json::array();
+    for (const Range& range : message.parted->ranges)
+      ranges.push_back({range.disk, range.offset_bytes, range.length_bytes});
+    value["parted"] = {{"epoch", to_json(message.parted->epoch)},
+                       {"sequence", message.parted->sequence},
+                       {"ranges", ranges}};
+  }
   return json_frame(FrameType::attached, value);
 }
 
@@ -165,6 +194,7 @@ Result<AttachedMessage> decode_attached(std::span<const std::byte> payload) {
     message.logged = point_from(value.at("logged"));
     message.durable = value.at("durable").get<Sequence>();
     message.applied = value.at("applied").get<Sequence>();
+    if (value.contains("parted")) message.parted = parted_from(value.at("parted"));
     return message;
   });
 }
@@ -189,6 +219,7 @@ std::vector<std::byte> encode_start(const StartMessage& message) {
   if (message.save) value["save"] = true;
   if (message.in_place) value["in_place"] = true;
   if (message.go_on) value["go_on"] = true;
+  if (message.parted) value["parted"] = true;
   return json_frame(FrameType::start, value);
 }
 
@@ -200,10 +231,12 @@ Result<StartMessage> decode_start(std::span<const std::byte> payload) {
                          value.contains("save") && value.at("save").get<bool>(),
                          value.contains("in_place") && value.at("in_place").get<bool>(),
                          value.at("answered").get<Sequence>(),
-                         value.contains("go_on") && value.at("go_on").get<bool>()};
+                         value.contains("go_on") && value.at("go_on").get<bool>(),
+                         value.contains("parted") && value.at("parted").get<bool>()};
     if (message.keep && message.save) throw FieldError{"both keep and save"};
     if (message.go_on && (message.save || message.in_place))
       throw FieldError{"go_on without a stage"};
+    if (message.parted && !message.save) throw FieldError{"parted without save"};
     return message;
   });
 }

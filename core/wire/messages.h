@@ -26,6 +26,17 @@ struct HistoryPoint {
 /// Feature: a staged copy that was interrupted goes on (`stage` in attached, `go_on` in start).
 inline constexpr std::string_view feature_go_on = "go-on";
 
+/// Feature: where histories part (`history` in attach, `parted` in attached and start).
+inline constexpr std::string_view feature_trail = "trail";
+
+/// A term of a history, and its last sequence there.
+struct HistoryTerm {
+  Epoch epoch;
+  Sequence end = 0;
+
+  friend bool operator==(const HistoryTerm&, const HistoryTerm&) = default;
+};
+
 /// Primary to replica, first frame of a connection.
 struct AttachMessage {
   std::uint32_t protocol_min = protocol_version_min;
@@ -37,6 +48,7 @@ struct AttachMessage {
   std::string replica;  ///< host name the sender believes it talks to
   Epoch epoch;
   std::vector<std::uint64_t> disk_bytes;
+  std::vector<HistoryTerm> history;  ///< earlier terms of the primary's history
 };
 
 /// Replica to primary: accepted; where the replica stands.
@@ -53,7 +65,19 @@ struct AttachedMessage {
   HistoryPoint logged;  ///< last frame in its log; the stream continues after it
   Sequence durable = 0;
   Sequence applied = 0;
+  /// Up to this position both histories are one, as far as `history` of the attach tells; the images, with the log,
+  /// differ from it in these ranges alone. nullopt: nothing is known.
+  struct Parted {
+    Epoch epoch;
+    Sequence sequence = 0;
+    std::vector<Range> ranges;  ///< at most parted_ranges_max
+
+    friend bool operator==(const Parted&, const Parted&) = default;
+  };
+  std::optional<Parted> parted = {};
 };
+constexpr std::size_t parted_ranges_max = 4096;
+constexpr std::size_t history_terms_max = 256;
 
 /// Either side, then it closes: why, and what to do.
 struct RefuseMessage {
@@ -80,6 +104,7 @@ struct StartMessage {
   bool in_place = false;
   Sequence answered = 0;
   bool go_on = false;
+  bool parted = false;  ///< with `save`: only what lies in the ranges of `parted` is kept aside
 };
 
 /// Primary to replica: all of the copy was sent; `point` is the history point reached in this

@@ -6,8 +6,10 @@
 #include <filesystem>
 #include <optional>
 #include <random>
+#include <sstream>
 
 #include <doctest/doctest.h>
+#include <signal.h>
 
 #include "tests/e2e/load.h"
 
@@ -214,6 +216,107 @@ TEST_CASE("resync: one that is interrupted again and again goes on, and does not
       "dirtied ", guest.dirty_bytes(), " bytes, interrupted ", interrupted, " times, sent ", sent);
   // What was on its way when it was killed comes again, at most.
   CHECK(sent <= guest.dirty_bytes() * 5 / 4);
+  cluster.stop_and_compare();
+}
+
+namespace {
+
+/// Bytes of the copies to `peer` that an export of `host` has begun, from its log: compared or sent.
+std::vector<std::uint64_t> copies_begun(Cluster& cluster,
+                                        const std::string& host,
+                                        const std::string& peer) {
+  std::vector<std::uint64_t> found;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(cluster.host(host).run_directory())) {
+    if (entry.path().extension() != ".log") continue;
+    std::istringstream lines(read_text(entry.path().string()));
+    const std::string wanted = "event=copy_started peer=" + peer + " bytes=";
+    for (std::string line; std::getline(lines, line);) {
+      const std::size_t at = line.find(wanted);
+      if (at != std::string::npos) found.push_back(std::stoull(line.substr(at + wanted.size())));
+    }
+  }
+  return found;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "resync: after a failover the others compare what the histories differ in, not everything") {
+  constexpr std::uint64_t disk_bytes = 192 * mib_bytes;
+  Cluster cluster(3, Millis(600'000));
+  cluster.create({.mode = "async",
+                  .disk_bytes = {disk_bytes},
+                  .create_options = {"--set=ack-timeout=4s", "--set=segment-bytes=16M"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  NbdClient client(cluster.uri());
+  std::mt19937_64 random(test_seed());
+  const auto write = [&](NbdClient& to, std::uint64_t offset, std::size_t bytes) {
+    std::vector<std::byte> data(bytes);
+    for (std::size_t at = 0; at < bytes; at += 8) {
+      const std::uint64_t word = random();
+      std::memcpy(data.data() + at, &word, 8);
+    }
+    to.write(offset, data);
+  };
+  for (std::uint64_t offset = 0; offset < disk_bytes; offset += mib_bytes)
+    write(client, offset, mib_bytes);
+  client.flush();
+  wait_until("all have it, and no region is in use any more", Millis(120'000), [&] {
+    const json exported = cluster.volume("a");
+    return exported.at("counters").at("hot_regions") == 0 &&
+           std::ranges::all_of(exported.at("replicas"), [](const json& replica) {
+             return replica.at("in_sync") == true && replica.at("applied") == replica.at("sent");
+           });
+  });
+  // c lacks what b has, b what a has.
+  cluster.host("c").kill9();
+  wait_until("c has left", Millis(30'000), [&] {
+    return replica_seen(cluster, "c").at("in_sync") == false;
+  });
+  const auto sent_before = replica_seen(cluster, "b").at("sent").get<std::uint64_t>();
+  write(client, 8 * mib_bytes, block_bytes);
+  client.flush();
+  wait_until("b has it", Millis(30'000), [&] {
+    const json replica = replica_seen(cluster, "b");
+    return replica.at("sent").get<std::uint64_t>() > sent_before &&
+           replica.at("durable") == replica.at("sent");
+  });
+  cluster.host("b").kill9();
+  write(client, 40 * mib_bytes, block_bytes);
+  const pid_t exporter = cluster.export_pid();
+  cluster.host("a").kill9();
+  ::kill(exporter, SIGKILL);
+  cluster.host("b").start();
+  cluster.host("c").start();
+  wait_until("the failover is done", Millis(60'000), [&] {
+    return cluster.ctl({"failover", "vm1", "--to=b"}).exit_code == 0;
+  });
+  NbdClient moved(cluster.uri());
+  write(moved, 100 * mib_bytes, block_bytes);
+  moved.flush();
+  cluster.host("a").start();
+  wait_until("all are in sync", Millis(120'000), [&] {
+    return cluster.volume("b").at("in_sync").size() == 3;
+  });
+  for (const char* host : {"a", "c"}) {
+    const auto copies = copies_begun(cluster, "b", host);
+    CAPTURE(host);
+    REQUIRE_FALSE(copies.empty());
+    for (const std::uint64_t bytes : copies) {
+      MESSAGE("copy to ", std::string(host), ": ", bytes, " bytes compared or sent");
+      CHECK(bytes <= disk_bytes / 4);
+    }
+  }
+  // What a alone had, and not what b has written since elsewhere.
+  const json files = cluster.ctl_json({"lost-writes", "vm1"}).at("files");
+  REQUIRE(files.size() == 1);
+  CHECK(files[0].at("host") == "a");
+  const json kept = cluster.ctl_json({"lost-writes", "vm1", "--host=a", "--file=1"}).at("ranges");
+  REQUIRE(kept.size() == 1);
+  CHECK(kept[0].at("offset") == 40 * mib_bytes);
+  CHECK(kept[0].at("length") == block_bytes);
   cluster.stop_and_compare();
 }
 

@@ -39,7 +39,16 @@ std::vector<Kept> ranges_of(Cluster& cluster, const std::string& host, std::uint
   for (const json& range : file.at("ranges"))
     ranges.push_back({range.at("offset"), range.at("length")});
   std::ranges::sort(ranges, {}, &Kept::offset);
-  return ranges;
+  // In which pieces it came does not matter.
+  std::vector<Kept> merged;
+  for (const Kept& range : ranges) {
+    if (!merged.empty() && merged.back().offset + merged.back().length == range.offset) {
+      merged.back().length += range.length;
+    } else {
+      merged.push_back(range);
+    }
+  }
+  return merged;
 }
 
 std::vector<std::byte> extracted(Cluster& cluster,

@@ -36,7 +36,7 @@ TEST_CASE("activity: what was hot at a crash is suspect at every member") {
     CHECK(lack.suspect.overlaps_any({0, 100 * mib, 1}));
   }
   REQUIRE(term.known.terms.size() == 2);
-  CHECK(term.known.terms[0] == Term{{1, 1}, 100, true});
+  CHECK(term.known.terms[0] == Term{{1, 1}, 100, false});
   CHECK(term.known.terms[1] == Term{{2, 1}, 3'000'000, true});
   CHECK(term.activity->hot_regions() == 0);
 }

@@ -293,6 +293,12 @@ TEST_CASE("power: planted bug: the checkpoint is recorded before the images are 
   check_found(record_stream, is_image);
 }
 
+TEST_CASE("power: planted bug: the trail covers a checkpoint before its pages are synced") {
+  check_found(record_stream, [](const DiskRecord& record, const DiskOperation& sync) {
+    return was_named(record, sync.file, "trail");
+  });
+}
+
 TEST_CASE("power: planted bug: a copy counts as whole before the images are synced") {
   check_found(record_copy, is_image);
 }

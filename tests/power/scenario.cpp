@@ -1,6 +1,9 @@
 #include "tests/power/scenario.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "replicad/trail_file.h"
 
 namespace replicad {
 
@@ -114,6 +117,28 @@ std::optional<std::string> check_promises(const ReplicaScenario& scenario,
                          state.consistent ? "consistent" : "inconsistent",
                          state.checkpoint.sequence);
     }
+  }
+  return std::nullopt;
+}
+
+/// Where the trail counts, it has every change between its base and the checkpoint.
+std::optional<std::string> check_trail(const ReplicaScenario& scenario,
+                                       const std::string& directory,
+                                       const VolumeState& state) {
+  if (!state.consistent || state.stage_bytes) return std::nullopt;
+  const auto found = load_trail(directory, state.uuid, disk_sizes, state.checkpoint);
+  if (!found) return std::nullopt;
+  for (Sequence n = found->trail.base() + 1; n <= state.checkpoint.sequence; ++n) {
+    const std::vector<std::byte>& frame = scenario.primary.history[n - 1];
+    const auto header = decode_header(
+        std::span<const std::byte, frame_header_bytes>(frame.data(), frame_header_bytes));
+    REQUIRE(header.has_value());
+    if (header->range.length_bytes == 0) continue;
+    const auto changed = found->trail.changed_since(n - 1);
+    const bool is_told = std::ranges::any_of(
+        changed, [&](const Range& range) { return overlaps(range, header->range); });
+    if (!is_told)
+      return fmt::format("the trail from {} does not know of {}", found->trail.base(), n);
   }
   return std::nullopt;
 }
@@ -237,6 +262,7 @@ std::optional<std::string> check_replica(ReactorThread& reactor,
   state->disks[0].mark.modified_ns.reset();
   if (auto broken = check_promises(scenario, crash, *state)) return broken;
   if (auto broken = check_promoted(scenario, crash)) return broken;
+  if (auto broken = check_trail(scenario, directory.path(), *state)) return broken;
   const bool consistent = state->consistent;
   if (!consistent && scenario.stays_consistent) return "it is inconsistent";
   ReplicaHost host(reactor, directory.path(), std::move(*state));

@@ -14,7 +14,7 @@ constexpr int passes_per_choice = 2;
 constexpr int cooling_tries_max = 4;
 
 std::uint64_t regions_in(std::uint64_t disk_bytes) {
-  return (disk_bytes + activity_region_bytes - 1) / activity_region_bytes;
+  return (disk_bytes + small_region_bytes - 1) / small_region_bytes;
 }
 
 }  // namespace
@@ -76,7 +76,16 @@ void ActivityModel::open(std::function<void(int, Known)> done) {
     entries_ = found.entries;
     if (!header_.terms.empty()) header_.terms.back().end = setup_.history.sequence;
     for (const ActivityHeader::Term& term : header_.terms)
-      known.terms.push_back({term.epoch, term.end, true});
+      known.terms.push_back({term.epoch, term.end, &term != &header_.terms.front()});
+  }
+  const std::optional<HistoryPoint> origin = is_continued ? header_.trail : setup_.history;
+  header_.trail.reset();
+  if (origin) {
+    if (auto trail = find_trail(machine_.trail, setup_.disk_bytes, *origin)) {
+      world_.reached("an export begins with a trail");
+      known.trail = std::make_shared<const Trail>(std::move(trail->trail));
+      header_.trail = origin;
+    }
   }
   cold_through_ = setup_.history.sequence;
   for (auto& disk : entries_) {
@@ -121,16 +130,15 @@ void ActivityModel::open(std::function<void(int, Known)> done) {
 // --- marking
 
 Range ActivityModel::range_of(const Region& region) const {
-  const std::uint64_t offset = region.index * activity_region_bytes;
-  return {region.disk,
-          offset,
-          std::min(activity_region_bytes, setup_.disk_bytes[region.disk] - offset)};
+  const std::uint64_t offset = region.index * small_region_bytes;
+  return {
+      region.disk, offset, std::min(small_region_bytes, setup_.disk_bytes[region.disk] - offset)};
 }
 
 std::vector<ActivityModel::Region> ActivityModel::regions_of(const Range& range) const {
   std::vector<Region> regions;
-  for (std::uint64_t index = range.offset_bytes / activity_region_bytes;
-       index * activity_region_bytes < range.end_bytes();
+  for (std::uint64_t index = range.offset_bytes / small_region_bytes;
+       index * small_region_bytes < range.end_bytes();
        ++index)
     regions.push_back({range.disk, index});
   return regions;

@@ -14,8 +14,6 @@
 
 namespace replicad::sim {
 
-constexpr std::uint64_t activity_region_bytes = 2 * compare_block_bytes;
-
 class ActivityModel : public std::enable_shared_from_this<ActivityModel> {
  public:
   struct Setup {
@@ -28,6 +26,7 @@ class ActivityModel : public std::enable_shared_from_this<ActivityModel> {
   struct Known {
     std::vector<Term> terms;
     std::vector<KnownLack> lacks;
+    std::shared_ptr<const Trail> trail;
   };
   /// What a pass asks of the plugin.
   struct Environment {

@@ -268,7 +268,7 @@ void Cluster::check_lack(const Plugin& plugin, const Images& images, PeerIndex p
   const HistoryPoint& point = standing.logged;
   // Else its position says it: everything is compared.
   if (!primary.knows_lack(peer, standing)) return;
-  const KnownLack known = primary.known_lack(peer);
+  const KnownLack known = primary.known_lack(peer, point.sequence);
   const Images wanted = standing.consistent ? histories.at(point) : Images{};
   ++world.counts["lacks checked"];
   for (DiskIndex disk = 0; disk < images.size(); ++disk) {

@@ -118,4 +118,34 @@ std::string Machine::boot_id() const {
   return fmt::format("{}-{}", name, boots_);
 }
 
+void put_trail(TrailRecord& record, Trail trail, const HistoryPoint& covers) {
+  record = {};
+  for (const auto& [disk, page] : trail.take_changed()) {
+    if (record.pages.size() <= disk) record.pages.resize(disk + std::size_t{1});
+    if (record.pages[disk].size() <= page) record.pages[disk].resize(page + std::size_t{1});
+    record.pages[disk][page] = trail.entries(disk, page);
+  }
+  TrailHeader header = trail.header(covers);
+  header.generation = 1;
+  record.headers[1] = header;
+}
+
+std::optional<TrailFound> find_trail(const TrailRecord& record,
+                                     const std::vector<std::uint64_t>& disk_bytes,
+                                     const HistoryPoint& covers) {
+  const std::optional<TrailHeader>* found = nullptr;
+  for (const std::optional<TrailHeader>& header : record.headers) {
+    if (!header || header->covers != covers) continue;
+    if (found == nullptr || header->generation > (*found)->generation) found = &header;
+  }
+  if (found == nullptr) return std::nullopt;
+  TrailFound result{Trail(disk_bytes, small_region_bytes), (*found)->generation};
+  result.trail.adopt(**found);
+  for (DiskIndex disk = 0; disk < record.pages.size(); ++disk) {
+    for (std::uint32_t page = 0; page < record.pages[disk].size(); ++page)
+      result.trail.adopt_page(disk, page, record.pages[disk][page]);
+  }
+  return result;
+}
+
 }  // namespace replicad::sim

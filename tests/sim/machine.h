@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/store/activity_file.h"
+#include "core/store/trail.h"
 #include "core/store/volume_state.h"
 #include "tests/sim/disk.h"
 #include "tests/sim/options.h"
@@ -30,6 +31,22 @@ struct ActivityRecord {
   std::vector<std::vector<ActivityEntry>> entries;
 };
 
+/// The trail of a replica, likewise: two headers that take turns, and the pages by disk.
+struct TrailRecord {
+  std::array<std::optional<TrailHeader>, 2> headers;
+  std::vector<std::vector<std::vector<Sequence>>> pages;
+};
+
+/// Small ones, of activity map and trail.
+constexpr std::uint64_t small_region_bytes = 2 * compare_block_bytes;
+
+/// Makes the record that of `trail`, which leads to `covers`.
+void put_trail(TrailRecord& record, Trail trail, const HistoryPoint& covers);
+/// What the record says of the images at `covers`, if it speaks of that point.
+[[nodiscard]] std::optional<TrailFound> find_trail(const TrailRecord& record,
+                                                   const std::vector<std::uint64_t>& disk_bytes,
+                                                   const HistoryPoint& covers);
+
 class Machine {
  public:
   using Action = std::function<void()>;
@@ -44,6 +61,7 @@ class Machine {
   Directory log;
   VolumeState state;  ///< the state file: as it is on stable storage
   ActivityRecord activity;
+  TrailRecord trail;
   Sequence told_durable = 0;  ///< highest sequence that a replica here has called durable
   /// The most that a replica here has told a primary, by epoch.
   std::map<std::uint64_t, Watermarks> told;

@@ -47,6 +47,7 @@ enum class Planted : std::uint8_t {
   no_second_connection,  ///< P6: a primary never connects again
   unmarked_writes,       ///< P7: writes do not make their regions hot
   cold_too_early,        ///< P7: regions go cold, whatever the members have
+  untold_trail,          ///< P7: a replica's trail leaves out what it is told
   cut_frame,             ///< P8: a frame loses its end, the connection goes on
   unasked_answer         ///< P8: an event that cannot be
 };

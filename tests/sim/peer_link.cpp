@@ -61,7 +61,8 @@ void PeerLink::adopt(const std::shared_ptr<Connection>& connection) {
        },
        .on_closed = plugin_.life().guard([self](const Error& error) { self->on_closed(error); })});
   AttachMessage attach;
-  attach.features = {std::string(feature_go_on)};
+  attach.features = {std::string(feature_go_on), std::string(feature_trail)};
+  attach.history = plugin_.core().past_terms();
   attach.volume = "v";
   attach.volume_uuid = volume_uuid;
   attach.primary = plugin_.machine().name;

@@ -66,6 +66,7 @@ TEST_CASE("planted: a checker sees each bug") {
                          Bug{Planted::no_second_connection, "P6"},
                          Bug{Planted::unmarked_writes, "P7"},
                          Bug{Planted::cold_too_early, "P7"},
+                         Bug{Planted::untold_trail, "P7"},
                          Bug{Planted::cut_frame, "P8"},
                          Bug{Planted::unasked_answer, "P8"}}) {
     const std::string text = find(bug);

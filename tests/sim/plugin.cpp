@@ -99,6 +99,7 @@ void Plugin::serve(const ClaimGrant& grant, ActivityModel::Known known) {
   config.reserved = reserved_ = grant.reserved;
   config.terms = std::move(known.terms);
   config.lacks = std::move(known.lacks);
+  config.trail = std::move(known.trail);
   config.disk_bytes.assign(options.disks, options.blocks * block_bytes);
   for (HostIndex host = 0; host < options.hosts; ++host) {
     if (host != host_) config.peers.push_back(host_name(host));

@@ -116,7 +116,16 @@ void ReplicaProgram::perform(const replica_effect::SendAttached& effect) {
     told.logged = std::max(told.logged, message.logged.sequence);
     told.durable = std::max(told.durable, message.durable);
   }
-  send(effect.session, encode_attached(message));
+  AttachedMessage told_message = message;
+  const auto session = sessions_.find(effect.session);
+  const bool is_at_rest = core_->is_consistent() && !core_->is_copying() &&
+                          !core_->is_unstaging() && core_->applied() == core_->logged() &&
+                          trail_point_ == core_->logged();
+  if (session != sessions_.end() && session->second.knows_trail && is_at_rest) {
+    told_message.parted = tell_parting(trail_, session->second.history, core_->logged());
+    session->second.has_told = told_message.parted.has_value();
+  }
+  send(effect.session, encode_attached(told_message));
 }
 
 void ReplicaProgram::perform(const replica_effect::SendWatermarks& effect) {
@@ -329,6 +338,10 @@ void ReplicaProgram::perform(const replica_effect::RestartLog& effect) {
   machine_.told_durable = effect.point.sequence;
   copy_writer_.reset();
   copy_frames_.clear();
+  if (effect.point != trail_point_) {
+    trail_.begin(effect.point);
+    trail_point_ = effect.point;
+  }
   if (effect.stage_bytes > 0) {
     world_.reached("a staged resync committed");
     start_unstaging(effect.stage_bytes);
@@ -379,11 +392,12 @@ void ReplicaProgram::perform(const replica_effect::RecordState& effect) {
 }
 
 void ReplicaProgram::perform(const replica_effect::PromotionDone& effect) {
-  machine_.after(
-      Duration{},
+  std::function<void()> tell =
       life_.guard([done = std::exchange(promotion_done_, nullptr), status = effect.status] {
         if (done) done(status);
-      }));
+      });
+  if (!effect.status) return machine_.after(Duration{}, std::move(tell));
+  save_trail(core_->applied(), std::move(tell));
 }
 
 // --- sessions
@@ -409,7 +423,8 @@ void ReplicaProgram::attach(const std::shared_ptr<Connection>& connection,
 void ReplicaProgram::open_session(const std::shared_ptr<Connection>& connection,
                                   const AttachMessage& message) {
   const SessionId id = ++last_session_;
-  sessions_[id] = Session{connection};
+  sessions_[id] =
+      Session{connection, has_feature(message.features, feature_trail), message.history, false};
   connection->pause(acceptor);
   const std::weak_ptr<ReplicaProgram> weak = weak_from_this();
   connection->start(acceptor,
@@ -431,6 +446,10 @@ Status ReplicaProgram::on_frame(SessionId session, const FrameView& frame) {
     case FrameType::start: {
       const auto message = decode_start(frame.payload);
       if (!message) return tl::unexpected(message.error());
+      if (message->parted) {
+        world_.reached("a rewind of what it has changed itself");
+        world_.require(sessions_.at(session).has_told, "P8: a rewind of what was not told");
+      }
       feed(replica_event::StartArrived{session, *message});
       return {};
     }

@@ -47,6 +47,9 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
  private:
   struct Session {
     std::shared_ptr<Connection> connection;
+    bool knows_trail = false;
+    std::vector<HistoryTerm> history;
+    bool has_told = false;
   };
   struct PendingAttach {
     std::shared_ptr<Connection> connection;
@@ -121,6 +124,7 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   [[nodiscard]] StageScan staged_frames(std::uint64_t bytes) const;
   void stop_images(std::function<void()> done);
   void checkpoint_if_due();
+  void save_trail(const HistoryPoint& point, std::function<void()> done);
   void record_checkpoint(const HistoryPoint& point, std::uint64_t bytes);
   void fail(const Error& error);
   void stop_all(std::function<void()> done);
@@ -161,6 +165,9 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   unsigned parking_ = 0;
   std::function<void()> when_parked_;
   std::shared_ptr<WriterModel> unstaging_;
+  Trail trail_;
+  HistoryPoint trail_point_;
+  std::uint64_t trail_generation_ = 0;
   std::uint64_t checkpoint_bytes_ = 0;
   bool checkpointing_ = false;
 

@@ -88,6 +88,18 @@ void ReplicaProgram::begin(const Found& recovered) {
                               .boot_id = machine_.boot_id(),
                               .sync_bytes = 16 * kib},
                 standing);
+  trail_point_ = state.checkpoint;
+  const std::vector<std::uint64_t> disk_bytes(options_.disks, options_.blocks * block_bytes);
+  auto trail =
+      state.stage_bytes ? std::nullopt : find_trail(machine_.trail, disk_bytes, state.checkpoint);
+  if (trail) {
+    world_.reached("a trail goes on after a restart");
+    trail_ = std::move(trail->trail);
+    trail_generation_ = trail->generation;
+  } else {
+    trail_ = Trail(disk_bytes, small_region_bytes);
+    trail_.begin(trail_point_);
+  }
   const std::weak_ptr<ReplicaProgram> weak = weak_from_this();
   LogModel::Hooks hooks;
   hooks.on_logged = [weak](Sequence through) {
@@ -275,6 +287,7 @@ void ReplicaProgram::apply_more() {
       if (frame.after.sequence > log_->durable()) break;
       const auto payload =
           rest.subspan(frame.offset_bytes + frame_header_bytes, frame.header.payload_bytes);
+      if (options_.planted != Planted::untold_trail) trail_.note(frame.header);
       applying_.push_back({applier_->add(frame.header, payload), frame.after, frame.frame_bytes()});
       read_point_ = frame.after;
       read_offset_ += frame.frame_bytes();
@@ -290,6 +303,7 @@ void ReplicaProgram::on_applied(WriterModel::Tag tag) {
     checkpoint_bytes_ += applying_.front().frame_bytes;
     applying_.pop_front();
   }
+  trail_point_ = point;
   feed(replica_event::Applied{point});
   if (!applier_) return;
   checkpoint_if_due();
@@ -360,12 +374,46 @@ void ReplicaProgram::checkpoint_if_due() {
               life_,
               guarded([point, bytes](ReplicaProgram& self, const Status& status) {
                 if (!status) return self.fail(status.error());
-                self.log_->sync(self.guarded(
-                    [point, bytes](ReplicaProgram& program, const Result<Sequence>& synced) {
-                      if (synced) program.record_checkpoint(point, bytes);
-                    }));
+                self.log_->sync(self.guarded([point, bytes](ReplicaProgram& program,
+                                                            const Result<Sequence>& synced) {
+                  if (!synced) return;
+                  program.save_trail(point, program.guarded([point, bytes](ReplicaProgram& saved) {
+                    saved.record_checkpoint(point, bytes);
+                  }));
+                }));
               }),
               false);
+}
+
+void ReplicaProgram::save_trail(const HistoryPoint& point, std::function<void()> done) {
+  const Trail::Pages pages = trail_.take_changed();
+  std::vector<std::tuple<DiskIndex, std::uint32_t, std::vector<Sequence>>> entries;
+  for (const auto& [disk, page] : pages)
+    entries.emplace_back(disk, page, trail_.entries(disk, page));
+  TrailHeader header = trail_.header(point);
+  header.generation = ++trail_generation_;
+  auto write_pages = [&record = machine_.trail, disks = options_.disks, entries] {
+    record.pages.resize(disks);
+    for (const auto& [disk, page, content] : entries) {
+      record.pages[disk].resize(std::max<std::size_t>(record.pages[disk].size(), page + 1));
+      record.pages[disk][page] = content;
+    }
+  };
+  auto give_up = [weak = weak_from_this(), pages, done] {
+    if (const auto self = weak.lock()) self->trail_.put_back(pages);
+    done();
+  };
+  machine_.io(write_pages,
+              life_.guard([self = shared_from_this(), header, give_up, done](int error) {
+                if (error != 0) return give_up();
+                self->machine_.io([&record = self->machine_.trail,
+                                   header] { record.headers[header.generation % 2] = header; },
+                                  self->life_.guard([give_up, done](int failed) {
+                                    failed != 0 ? give_up() : done();
+                                  }),
+                                  true);
+              }),
+              true);
 }
 
 void ReplicaProgram::record_checkpoint(const HistoryPoint& point, std::uint64_t bytes) {
@@ -499,13 +547,16 @@ void ReplicaProgram::record_last_checkpoint(const std::function<void()>& done) {
   const auto on_synced = [stop, means_something, point, told](ReplicaProgram& self,
                                                               const Result<Sequence>& synced) {
     if (!means_something || !synced) return stop();
-    self.hooks_.update_state(
-        [point, is_whole = *synced >= told](VolumeState& state) {
-          if (!state.consistent) return;
-          state.checkpoint = point;
-          state.whole = is_whole;
-        },
-        [stop](const Status& /*status*/) { stop(); });
+    self.save_trail(point,
+                    self.guarded([stop, point, is_whole = *synced >= told](ReplicaProgram& saved) {
+                      saved.hooks_.update_state(
+                          [point, is_whole](VolumeState& state) {
+                            if (!state.consistent) return;
+                            state.checkpoint = point;
+                            state.whole = is_whole;
+                          },
+                          [stop](const Status& /*status*/) { stop(); });
+                    }));
   };
   sync_images(machine_,
               life_,

@@ -299,6 +299,137 @@ TEST_CASE("resync: a member below what is known of it is compared as a whole") {
   CHECK(s.plan().send.empty());
 }
 
+namespace {
+
+constexpr Sequence base = PrimaryScenario::base_sequence;
+const HistoryPoint left_at{{1, 1}, base + 40, {9, 9}};
+
+/// This host followed the history from 20 before to the beginning of its term.
+Setup with_trail() {
+  Trail trail({gib, 64 * mib});
+  trail.begin({{1, 9}, base - 20, {7, 7}});
+  const auto note = [&](Sequence sequence, const Range& range) {
+    FrameHeader frame;
+    frame.type = FrameType::zero;
+    frame.epoch = {2, 55};
+    frame.sequence = sequence;
+    frame.range = range;
+    trail.note(frame);
+  };
+  note(base - 12, {0, 8 * mib, 512});
+  note(base - 5, {1, 0, 512});
+  trail.adopt(trail.header({{2, 55}, base, {0x1234, 0x5678}}));
+  Setup setup = pair_apart();
+  setup.trail = std::make_shared<const Trail>(std::move(trail));
+  return setup;
+}
+AttachedMessage attached_parted(const AttachedMessage::Parted& parted) {
+  AttachedMessage message = attached_at(left_at);
+  message.features = {std::string(feature_trail)};
+  message.parted = parted;
+  return message;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "trail: of a member that stands behind the term's beginning, what changed since is compared") {
+  PrimaryScenario s(with_trail());
+  const auto attach = [&](const HistoryPoint& point) {
+    return s.step(primary_event::PeerAttached{s.peer("b"), attached_at(point)});
+  };
+  SUBCASE("a little") {
+    s.write(1, write_at(40 * mib));
+    CHECK(attach({{2, 55}, base - 7, {8, 8}}) == "resync b after 1, run copy b");
+    CHECK(s.plan().compare.blocks() == blocks_per_region);
+    CHECK(s.plan().compare.overlaps_any({1, 0, 1}));
+    CHECK(s.plan().send.blocks() == 1);
+    CHECK(s.end_copy("b") == "ping b, record a+b");
+  }
+  SUBCASE("all of it, in an earlier term") {
+    CHECK(attach({{1, 9}, base - 15, {8, 8}}) == "resync b after 0, run copy b");
+    CHECK(s.plan().compare.blocks() == 2 * blocks_per_region);
+  }
+  SUBCASE("from where it begins on") {
+    CHECK(attach({{1, 9}, base - 20, {8, 8}}) == "resync b after 0, run copy b");
+  }
+  SUBCASE("not from before that") {
+    CHECK(attach({{1, 9}, base - 21, {8, 8}}) == "copy b after 0, run copy b");
+    CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
+  }
+  SUBCASE("not behind the end of a term there") {
+    CHECK(attach({{1, 9}, base - 12, {8, 8}}).starts_with("rewind b"));
+  }
+  SUBCASE("not one whose resync another primary had begun") {
+    AttachedMessage message = attached_at({{2, 55}, base - 7, {8, 8}});
+    message.consistent = false;
+    message.resync = Epoch{2, 55};
+    CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) ==
+          "copy b after 0, run copy b");
+  }
+  SUBCASE("nor when more has been asked for") {
+    CHECK(attach({{2, 55}, base, {0x1234, 0x5678}}).starts_with("start b"));
+  }
+}
+
+TEST_CASE(
+    "rewind: of a member that says where the histories part, only what either changed since") {
+  PrimaryScenario s(with_trail());
+  s.write(1, write_at(100 * mib));
+  const auto attach = [&](const AttachedMessage& message) {
+    return s.step(primary_event::PeerAttached{s.peer("b"), message});
+  };
+  const Range own{0, 40 * mib, 4 * mib};
+  SUBCASE("at the beginning of this term") {
+    CHECK(attach(attached_parted({{2, 55}, base, {own}})) ==
+          "rewind b after 1 of its own, run copy b");
+    CHECK(s.plan().compare.blocks() == blocks_per_region);
+    CHECK(s.plan().compare.overlaps_any(own));
+    CHECK(s.plan().send.blocks() == 1);
+    CHECK(s.end_copy("b") == "ping b, record a+b");
+  }
+  SUBCASE("before it: with what came to here since") {
+    CHECK(attach(attached_parted({{2, 55}, base - 7, {own}})) ==
+          "rewind b after 1 of its own, run copy b");
+    CHECK(s.plan().compare.blocks() == 2 * blocks_per_region);
+    CHECK(s.plan().compare.overlaps_any({1, 0, 1}));
+  }
+  SUBCASE("everything is compared otherwise") {
+    AttachedMessage message = attached_parted({{2, 55}, base, {own}});
+    SUBCASE("it is no point of this history") {
+      message.parted->epoch = {2, 56};
+    }
+    SUBCASE("it is behind that term's end") {
+      message.parted->sequence = base + 1;
+    }
+    SUBCASE("it is before all that is known") {
+      message.parted = {{1, 9}, base - 21, {own}};
+    }
+    SUBCASE("its ranges are none of these disks'") {
+      message.parted->ranges = {{2, 0, 512}};
+    }
+    SUBCASE("they are beyond a disk's end") {
+      message.parted->ranges = {{0, gib, 512}};
+    }
+    SUBCASE("it has not agreed to tell it") {
+      message.features.clear();
+    }
+    SUBCASE("it does not tell it") {
+      message.parted.reset();
+    }
+    CHECK(attach(message) == "rewind b after 1, run copy b");
+    CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
+  }
+  SUBCASE("everything is compared when somebody asks for it") {
+    s.step(primary_event::PeerLost{s.peer("b"), {Errc::unreachable, 0, "x", {}}});
+    attach(attached_parted({{2, 55}, base, {own}}));
+    s.step(primary_event::PeerLost{s.peer("b"), {Errc::unreachable, 0, "x", {}}});
+    CHECK(attach(attached_parted({{2, 55}, base, {own}})) == "");
+    CHECK(s.step(primary_event::CopyRequested{s.peer("b")}) == "rewind b after 1, run copy b");
+    CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
+  }
+}
+
 TEST_CASE("rewind: a consistent member of another history comes back and keeps what it has") {
   PrimaryScenario s(pair_apart());
   write_mib(s, 1, 6);

@@ -43,6 +43,7 @@ class PrimaryScenario {
     std::uint64_t ring_bytes = ring_bytes_min;
     Sequence reserved = Sequence{1} << 30;  ///< beyond the base
     bool attached = true;                   ///< all peers attach at the base
+    std::shared_ptr<const Trail> trail = {};
   };
 
   explicit PrimaryScenario(const Setup& setup) : primary_(config_of(setup), now_) {
@@ -201,6 +202,7 @@ class PrimaryScenario {
     config.on_local_error = setup.on_local_error;
     config.ring_bytes = setup.ring_bytes;
     config.ack_timeout = ack_timeout;
+    config.trail = setup.trail;
     return config;
   }
 
@@ -281,7 +283,10 @@ class PrimaryScenario {
                        : e.message.keep ? "resync"
                        : e.message.save ? "rewind"
                                         : "copy";
-    const char* where = e.message.in_place ? " in place" : e.message.go_on ? " going on" : "";
+    const char* where = e.message.in_place ? " in place"
+                        : e.message.go_on  ? " going on"
+                        : e.message.parted ? " of its own"
+                                           : "";
     return fmt::format("{} {} after {}{}", what, host_of(e.peer), after, where);
   }
   std::string describe(const primary_effect::RunCopy& e) {

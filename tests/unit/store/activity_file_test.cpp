@@ -90,4 +90,50 @@ TEST_CASE("activity file: signed nonsense is refused, never crashes") {
   }
 }
 
+TEST_CASE("activity file: it names the trail that it goes on from, where there is one") {
+  ActivityHeader header;
+  header.volume_uuid = "u";
+  header.disk_bytes = {512};
+  header.terms = {{{3, 7}, 0}};
+  const auto without = encode_activity_header(header);
+  CHECK(decode_activity_header(without) == header);
+  header.trail = HistoryPoint{{2, 5}, 100, {1, 2}};
+  const auto with = encode_activity_header(header);
+  CHECK(decode_activity_header(with) == header);
+  CHECK(with != without);
+}
+
+TEST_CASE("activity file: as a whole, a page that is damaged or cut stands for everything") {
+  const std::vector<std::uint64_t> disks{3 * activity_region_bytes, 512};
+  ActivityHeader header;
+  header.volume_uuid = "u";
+  header.disk_bytes = disks;
+  header.generation = 2;
+  std::vector<std::byte> file(activity_file_bytes(disks));
+  CHECK(file.size() == 2 * activity_header_bytes + 2 * activity_page_bytes);
+  CHECK_FALSE(read_activity(file, disks).has_value());
+  std::ranges::copy(encode_activity_header(header), file.begin());
+  std::vector<ActivityEntry> entries(activity_entries_per_page);
+  entries[1] = activity_hot;
+  const std::size_t page_at = 2 * activity_header_bytes;
+  encode_activity_page(
+      0, 0, entries, std::span(file).subspan(page_at).first<activity_page_bytes>());
+  auto found = read_activity(file, disks);
+  REQUIRE(found.has_value());
+  CHECK(found->header == header);
+  CHECK(found->entries == std::vector<std::vector<ActivityEntry>>{{0, activity_hot, 0}, {0}});
+  CHECK_FALSE(read_activity(file, {512}).has_value());
+  file[page_at + 100] ^= std::byte{1};
+  file.resize(file.size() - 1);
+  found = read_activity(file, disks);
+  REQUIRE(found.has_value());
+  CHECK(found->entries == std::vector<std::vector<ActivityEntry>>{
+                              {activity_all, activity_all, activity_all}, {activity_all}});
+  // What is behind the end was never written.
+  file.resize(page_at);
+  found = read_activity(file, disks);
+  REQUIRE(found.has_value());
+  CHECK(found->entries == std::vector<std::vector<ActivityEntry>>{{0, 0, 0}, {0}});
+}
+
 }  // namespace replicad

@@ -212,6 +212,64 @@ TEST_CASE("messages: start goes on with a stage, and only with one") {
   }
 }
 
+TEST_CASE("messages: attach tells of the terms before, attached of where the histories part") {
+  AttachMessage attach = attach_message();
+  attach.history = {{{2, 5}, 100}, {{3, 6}, 170}};
+  std::string text = payload_text(encode_attach(attach));
+  CHECK(
+      text ==
+      R"({"disk_bytes":[1048576,4096],"epoch":{"number":3,"tag":7},"features":[],)"
+      R"("history":[{"end":100,"epoch":{"number":2,"tag":5}},{"end":170,"epoch":{"number":3,"tag":6}}],)"
+      R"("primary":"a","protocol_max":1,"protocol_min":1,"replica":"b","volume":"vm1","volume_uuid":"u-1"})");
+  const auto decoded_attach = decode_attach(bytes_of(text));
+  REQUIRE(decoded_attach.has_value());
+  CHECK(decoded_attach->history == attach.history);
+
+  AttachedMessage attached = attached_message();
+  attached.parted = {{2, 5}, 90, {{0, 4194304, 4194304}, {1, 0, 512}}};
+  text = payload_text(encode_attached(attached));
+  CHECK(
+      text ==
+      R"({"applied":15,"boot_id":"boot","consistent":true,"durable":16,"features":["x"],"logged":)" +
+          point_json +
+          R"(,"parted":{"epoch":{"number":2,"tag":5},"ranges":[[0,4194304,4194304],[1,0,512]],)"
+          R"("sequence":90},"protocol":1})");
+  const auto decoded = decode_attached(bytes_of(text));
+  REQUIRE(decoded.has_value());
+  CHECK(decoded->parted == attached.parted);
+}
+
+TEST_CASE("messages: more terms or ranges than there may be are refused") {
+  AttachMessage attach = attach_message();
+  attach.history.resize(history_terms_max + 1);
+  CHECK(decode_attach(bytes_of(payload_text(encode_attach(attach)))).error().code ==
+        Errc::protocol);
+  AttachedMessage attached = attached_message();
+  attached.parted = AttachedMessage::Parted{};
+  attached.parted->ranges.resize(parted_ranges_max, Range{15, counter_max, counter_max});
+  const auto frame = encode_attached(attached);
+  // What may be told has room in a frame.
+  CHECK(decode_header(std::span(frame).first<frame_header_bytes>()).has_value());
+  CHECK(decode_attached(bytes_of(payload_text(frame))).has_value());
+  attached.parted->ranges.emplace_back();
+  CHECK(decode_attached(bytes_of(payload_text(encode_attached(attached)))).error().code ==
+        Errc::protocol);
+  attached.parted->ranges = {Range{16, 0, 512}};
+  CHECK(decode_attached(bytes_of(payload_text(encode_attached(attached)))).error().code ==
+        Errc::protocol);
+}
+
+TEST_CASE("messages: start keeps what is the member's own in a rewind alone") {
+  const std::string text =
+      payload_text(encode_start({.copy = true, .after = 5, .save = true, .parted = true}));
+  CHECK(text == R"({"after":5,"answered":0,"copy":true,"parted":true,"save":true})");
+  const auto decoded = decode_start(bytes_of(text));
+  REQUIRE(decoded);
+  CHECK(decoded->parted);
+  const std::string alone = R"({"after":5,"answered":5,"copy":true,"parted":true})";
+  CHECK(decode_start(bytes_of(alone)).error().code == Errc::protocol);
+}
+
 TEST_CASE("messages: a feature is known by its name") {
   CHECK(has_feature({"x", "go-on"}, feature_go_on));
   CHECK_FALSE(has_feature({"x", "go-on2"}, feature_go_on));
