@@ -506,6 +506,8 @@ class Primary {
     /// it has no number yet. nullopt before the first CopyEnding.
     std::optional<std::vector<RequestId>> copy_awaits;
     Lack lack;
+    /// Where it attached, on this history and consistent; no copy has changed its images since.
+    std::optional<Sequence> stands_at;
     bool offers_stage = false;          ///< it has kept what a copy of this term has brought
     bool offers_image = false;          ///< likewise, in its image
     std::optional<Resync> interrupted;  ///< the last copy, if it ended without copy_done

@@ -65,6 +65,9 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
   peer.taken = {};
   peer.resync_wanted.reset();
   peer.parted.reset();
+  peer.stands_at.reset();
+  if (event.message.consistent && is_on_history(logged) && !peer.diverged)
+    peer.stands_at = event.message.durable;
   peer.offers_stage = event.message.consistent && event.message.stage == epoch_ &&
                       has_feature(event.message.features, feature_go_on);
   peer.offers_image =
@@ -153,6 +156,7 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
   peer.last_progress = now;
   // In place the member is nothing to fall back on until the copy ends: only if another one is.
   const bool in_place = peer.stage_full && has_other_promotable(index);
+  if (in_place || kind == Resync::rewind) peer.stands_at.reset();
   const bool goes_on = peer.offers_stage && !in_place && may_go_on(peer, kind);
   if (!goes_on && !(peer.offers_image && kind == Resync::lack)) forget_handed(peer);
   peer.interrupted = kind;
@@ -171,9 +175,13 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
   effects.push_back(primary_effect::RunCopy{index, std::move(plan)});
 }
 
+/// In sync, or at least as good to fall back on as this one.
 bool Primary::has_other_promotable(PeerIndex peer) const {
   for (PeerIndex index = 0; index < peers_.size(); ++index) {
-    if (index != peer && peers_[index].recorded && is_streaming(index)) return true;
+    if (index == peer) continue;
+    if (peers_[index].recorded && is_streaming(index)) return true;
+    const std::optional<Sequence>& stands_at = peers_[index].stands_at;
+    if (stands_at && *stands_at >= peers_[peer].stands_at.value_or(0)) return true;
   }
   return false;
 }
@@ -213,6 +221,7 @@ void Primary::on_event(const primary_event::PeerLost& event, Instant now, Effect
     peer.handed_through = peer.taken.sequence;
   }
   peer.phase = PeerPhase::disconnected;
+  peer.stands_at.reset();
   peer.taken_bytes = peer.sent_bytes;
   peer.copy_lock.reset();
   peer.copy_locked = false;
@@ -492,6 +501,7 @@ void Primary::on_event(const primary_event::PeerRemoved& event, Instant /*now*/,
   Peer& peer = peers_[event.peer];
   expel(event.peer, Error{Errc::refused, 0, "removed from the volume", {}}, effects);
   peer.removed = true;
+  peer.stands_at.reset();
   peer.copy_lock.reset();
 }
 

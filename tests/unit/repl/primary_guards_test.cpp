@@ -322,17 +322,25 @@ TEST_CASE("guard: only a copy that found no space for its stage goes in place th
   CHECK(s.attach("b", 1) == "resync b after 6 in place, run copy b");
 }
 
-TEST_CASE("guard: a member that streams and is not in sync is nothing to fall back on") {
+TEST_CASE("guard: a member that is older is nothing to fall back on") {
   PrimaryScenario s(
       {.mode = Mode::async, .peers = {"b", "c"}, .in_sync = {"a"}, .attached = false});
   for (RequestId id = 1; id <= 6; ++id)
     s.write(id, write_at(id * mib, mib));
-  CHECK(s.attach("c", 4).starts_with("start c after 4"));
-  REQUIRE(s.in_sync() == "a");
-  s.attach("b", 1);
-  lose_with(s, "b", Errc::no_space);
-  s.pass(seconds(3));
-  CHECK(s.attach("b", 1) == "resync b after 6, run copy b");
+  const auto wait_for_space = [&](Sequence other) {
+    CHECK(s.attach("c", other).starts_with("resync c after 6"));
+    REQUIRE(s.in_sync() == "a");
+    s.attach("b", 1);
+    lose_with(s, "b", Errc::no_space);
+    s.pass(seconds(3));
+    return s.attach("b", 1);
+  };
+  SUBCASE("by one") {
+    CHECK(wait_for_space(0) == "resync b after 6, run copy b");
+  }
+  SUBCASE("but not if it is as new") {
+    CHECK(wait_for_space(1) == "resync b after 6 in place, run copy b");
+  }
 }
 
 TEST_CASE("guard: why a member is away is not forgotten when it is waited for no more") {

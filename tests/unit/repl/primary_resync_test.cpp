@@ -104,6 +104,38 @@ TEST_CASE("resync: without space for a stage it goes in place, if another member
   }
 }
 
+TEST_CASE("resync: in place beside another copy that is as new, though not in sync") {
+  PrimaryScenario s(
+      {.mode = Mode::async, .peers = {"b", "c"}, .in_sync = {"a"}, .attached = false});
+  const Error full{Errc::no_space, 0, "bytes more are needed", {}};
+  write_mib(s, 1, 6);
+  const auto no_space_at = [&](const char* host, Sequence at) {
+    CHECK(s.attach(host, at) == fmt::format("resync {0} after 6, run copy {0}", host));
+    s.step(primary_event::PeerLost{s.peer(host), full});
+  };
+  no_space_at("b", 0);
+  no_space_at("c", 0);
+  s.pass(seconds(1));
+  SUBCASE("one of two") {
+    CHECK(s.attach("c", 0) == "resync c after 6, run copy c");
+    CHECK(s.attach("b", 0) == "resync b after 6 in place, run copy b");
+    SUBCASE("then the other one waits for space, or for that one") {
+      s.step(primary_event::PeerLost{s.peer("c"), full});
+      s.pass(seconds(2));
+      CHECK(s.attach("c", 0) == "resync c after 6, run copy c");
+    }
+  }
+  SUBCASE("not beside one that is gone") {
+    CHECK(s.attach("c", 0) == "resync c after 6, run copy c");
+    s.lose("c");
+    CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  }
+  SUBCASE("nor beside one whose image is not complete") {
+    s.attach("c", s.point(0), 0, 0, false);
+    CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  }
+}
+
 TEST_CASE("resync: an interrupted one goes on from its base and brings what came since") {
   PrimaryScenario s(pair_apart());
   write_mib(s, 1, 6);
