@@ -25,7 +25,8 @@ class KilledReplica {
     REQUIRE(host_.open().has_value());
     primary.resume(host_);
     for (unsigned i = 0; i < 60; ++i) {
-      primary.send(primary.write_pattern(i % 2, 512 * (7 * i % 400), 4096 + 512 * (i % 5), i));
+      primary.send(primary.write_pattern(
+          i % 2, std::uint64_t{512} * (7 * i % 400), 4096 + std::uint64_t{512} * (i % 5), i));
     }
     primary.send(primary.zero(0, 8192, 16384, true));
     primary.send(primary.trim(1, 4096, 4096));

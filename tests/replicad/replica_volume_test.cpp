@@ -369,7 +369,7 @@ TEST_CASE("replica volume: a resync of what it lacks, interrupted by a crash and
   const HistoryPoint base = primary.point;
   primary.disconnect();
   // What it misses: one block here and one there.
-  primary.write_pattern(0, 100 * 4096, 4096, 1000);
+  primary.write_pattern(0, 409600, 4096, 1000);
   primary.write_pattern(1, mib, 512, 1001);
   AttachedMessage attached = primary.attach(host);
   CHECK(attached.logged == base);
@@ -382,7 +382,7 @@ TEST_CASE("replica volume: a resync of what it lacks, interrupted by a crash and
                                       begin + static_cast<std::ptrdiff_t>(range.length_bytes));
     return primary.frame(FrameType::copy_data, range, data);
   };
-  primary.send(piece({0, 100 * 4096, 4096}));
+  primary.send(piece({0, 409600, 4096}));
   primary.send(primary.write_pattern(0, 7 * mib, 4096, 1002));
   REQUIRE(wait_until([&] { return !host.state().consistent; }));
   CHECK(host.state().resync == primary.epoch);
@@ -396,16 +396,17 @@ TEST_CASE("replica volume: a resync of what it lacks, interrupted by a crash and
   CHECK(attached.logged == base);
   primary.send(encode_start(
       {.copy = true, .after = primary.point.sequence, .keep = true, .in_place = true}));
-  primary.send(piece({0, 100 * 4096, 4096}));
+  primary.send(piece({0, 409600, 4096}));
   primary.send(piece({0, 7 * mib, 4096}));
 
   // The rest is compared: what differs, and only that, is asked for.
   const auto sums_of = [&](const Range& range) {
     std::vector<Digest> sums;
     const std::span<const std::byte> image(primary.images[range.disk]);
-    for (std::uint64_t at = 0; at < range.length_bytes; at += 4096)
+    for (std::uint64_t at = 0; at < range.length_bytes; at += 4096) {
       sums.push_back(block_sum(image.subspan(
           range.offset_bytes + at, std::min<std::uint64_t>(4096, range.length_bytes - at))));
+    }
     return encode_block_sums(range, sums);
   };
   const auto diffs_of = [&](const Range& range) {

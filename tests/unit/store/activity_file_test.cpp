@@ -83,8 +83,8 @@ TEST_CASE("activity file: signed nonsense is refused, never crashes") {
     for (int flips = 0; flips < 3; ++flips)
       bytes[24 + random() % 600] = static_cast<std::byte>(random());
     const std::uint32_t sum = crc32c(std::span(bytes).subspan(12));
-    for (int k = 0; k < 4; ++k)
-      bytes[static_cast<std::size_t>(8 + k)] = static_cast<std::byte>(sum >> (8 * k));
+    for (std::size_t k = 0; k < 4; ++k)
+      bytes[8 + k] = static_cast<std::byte>(sum >> (8 * k));
     const auto header = decode_activity_header(bytes);
     if (header) CHECK(header->members.size() <= activity_slots);
   }

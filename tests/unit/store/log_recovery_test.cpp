@@ -50,7 +50,7 @@ TEST_CASE("log recovery: what only the page cache holds is written again, nothin
   const std::string second = segment_file_name(5);
   const LogRecoveryOptions options{
       .directory = "log", .volume_uuid = memory_uuid, .checkpoint = checkpoint};
-  const auto writes_of = [&](LogRecoveryOptions asked) {
+  const auto writes_of = [&](const LogRecoveryOptions& asked) {
     log.writes.clear();
     const auto found = find_log(log, asked);
     REQUIRE_MESSAGE(found, found.error().message);
@@ -65,7 +65,7 @@ TEST_CASE("log recovery: what only the page cache holds is written again, nothin
   std::fill(log.medium[second].begin() + segment_header_bytes + 512,
             log.medium[second].end(),
             std::byte{0});
-  const Writes lacking{{0, 512}, {segment_header_bytes + 512, segment_header_bytes + 20 * 64}};
+  const Writes lacking{{0, 512}, {segment_header_bytes + 512, segment_header_bytes + 1280}};
   CHECK(writes_of(options) == lacking);
   // Whoever had it open last has synced it; or nothing is to be changed.
   LogRecoveryOptions synced = options;
@@ -77,7 +77,7 @@ TEST_CASE("log recovery: what only the page cache holds is written again, nothin
   // Where nobody can tell, all of it is written.
   log.has_medium = false;
   CHECK(writes_of(options) ==
-        Writes{{0, segment_header_bytes}, {segment_header_bytes, segment_header_bytes + 20 * 64}});
+        Writes{{0, segment_header_bytes}, {segment_header_bytes, segment_header_bytes + 1280}});
 }
 
 TEST_CASE("log recovery: what the images hold for certain is not looked for on the disk") {
@@ -96,8 +96,8 @@ TEST_CASE("log recovery: what the images hold for certain is not looked for on t
       find_log(log, {.directory = "log", .volume_uuid = memory_uuid, .checkpoint = checkpoint});
   REQUIRE_MESSAGE(found, found.error().message);
   REQUIRE(log.writes.size() == 1);
-  CHECK(log.writes.front() == std::pair(std::uint64_t{segment_header_bytes + 12 * 64},
-                                        std::uint64_t{segment_header_bytes + 20 * 64}));
+  CHECK(log.writes.front() == std::pair(std::uint64_t{segment_header_bytes + 768},
+                                        std::uint64_t{segment_header_bytes + 1280}));
 }
 
 }  // namespace replicad
