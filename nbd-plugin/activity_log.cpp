@@ -112,18 +112,11 @@ Status ActivityLog::load(const Setup& setup, Known& known) {
 /// What replicad has left beside this file, if it leads to `covers`.
 std::shared_ptr<const Trail> ActivityLog::load_trail(const Setup& setup,
                                                      const HistoryPoint& covers) const {
-  const std::string path = path_.substr(0, path_.rfind('/') + 1) + std::string(trail_file_name);
-  const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-  if (!file.valid()) return nullptr;
-  const auto size = ::lseek(file.get(), 0, SEEK_END);
-  std::uint64_t bytes_max = trail_page_offset(0);
-  const Trail empty(disk_bytes_);
-  for (DiskIndex disk = 0; disk < disk_bytes_.size(); ++disk)
-    bytes_max += empty.pages(disk) * trail_page_bytes;
-  if (size < 0) return nullptr;
-  std::vector<std::byte> bytes(std::min(static_cast<std::uint64_t>(size), bytes_max));
-  if (!read_all_at(file.get(), bytes, 0)) return nullptr;
-  auto found = read_trail(bytes, setup.volume_uuid, disk_bytes_, covers);
+  const std::string directory = path_.substr(0, path_.rfind('/') + 1);
+  const auto file =
+      read_file(directory + std::string(trail_file_name), trail_file_bytes(disk_bytes_));
+  if (!file) return nullptr;
+  auto found = read_trail(std::as_bytes(std::span(*file)), setup.volume_uuid, disk_bytes_, covers);
   return found ? std::make_shared<const Trail>(std::move(found->trail)) : nullptr;
 }
 

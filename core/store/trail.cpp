@@ -2,10 +2,9 @@
 
 #include <algorithm>
 
-#include <nlohmann/json.hpp>
-
 #include "core/base/check.h"
 #include "core/base/endian.h"
+#include "core/store/region_file.h"
 
 namespace replicad {
 
@@ -13,116 +12,49 @@ namespace {
 
 using nlohmann::json;
 
-// Byte offsets; the tables in docs/disk-format.md are the master.
-constexpr std::uint32_t trail_header_magic = 0x54485052;  // "RPHT"
-constexpr std::uint32_t trail_page_magic = 0x54415052;    // "RPAT"
-constexpr std::uint32_t trail_version = 1;
-constexpr std::size_t trail_at_body = 24;
-constexpr std::size_t trail_at_entries = 16;
-static_assert(trail_at_entries + 8 * trail_entries_per_page == trail_page_bytes);
-
-struct TrailError {
-  std::string what;
-};
-
-std::uint64_t trail_counter(const json& object, const char* name) {
-  const json& value = object.at(name);
-  if (!value.is_number_unsigned()) throw TrailError{fmt::format("{} is not a number", name)};
-  const auto number = value.get<std::uint64_t>();
-  if (number > counter_max) throw TrailError{fmt::format("{} is too large", name)};
-  return number;
-}
-
-Epoch trail_epoch(const json& object) {
-  const std::uint64_t tag = trail_counter(object, "tag");
-  if (tag > 0xffffffffU) throw TrailError{"tag is too large"};
-  return {trail_counter(object, "number"), static_cast<std::uint32_t>(tag)};
-}
-
-json trail_epoch_json(const Epoch& epoch) {
-  return {{"number", epoch.number}, {"tag", epoch.tag}};
-}
+// The tables in docs/disk-format.md are the master.
+constexpr RegionFileFormat trail_format{.header_magic = 0x54485052,  // "RPHT"
+                                        .page_magic = 0x54415052,    // "RPAT"
+                                        .version = 1,
+                                        .header_bytes = trail_header_bytes,
+                                        .name = "a trail"};
+static_assert(region_page_at_entries + 8 * trail_entries_per_page == trail_page_bytes);
 
 TrailHeader trail_header_from(const json& body) {
   TrailHeader header;
   header.volume_uuid = body.at("uuid").get<std::string>();
-  for (const json& bytes : body.at("disk_bytes")) {
-    if (!bytes.is_number_unsigned()) throw TrailError{"disk_bytes is not a number"};
-    header.disk_bytes.push_back(bytes.get<std::uint64_t>());
-  }
-  header.base = trail_counter(body, "base");
+  header.disk_bytes = region_disk_bytes(body);
+  header.base = region_counter(body, "base");
   for (const json& term : body.at("terms"))
-    header.terms.push_back({trail_epoch(term.at("epoch")), trail_counter(term, "first")});
-  if (header.terms.size() > trail_terms_max || header.disk_bytes.size() > disks_max)
-    throw TrailError{"a list is too long"};
-  const json& covers = body.at("covers");
-  const auto digest = digest_from_hex(covers.at("digest").get<std::string>());
-  if (!digest) throw TrailError{"digest is not 32 hexadecimal digits"};
-  header.covers = {trail_epoch(covers.at("epoch")), trail_counter(covers, "sequence"), *digest};
-  if (header.base > header.covers.sequence) throw TrailError{"it begins behind its end"};
+    header.terms.push_back({region_epoch(term.at("epoch")), region_counter(term, "first")});
+  if (header.terms.size() > trail_terms_max) throw RegionFileError{"a list is too long"};
+  header.covers = region_point(body.at("covers"));
+  if (header.base > header.covers.sequence) throw RegionFileError{"it begins behind its end"};
   return header;
-}
-
-json trail_body(const TrailHeader& header) {
-  json terms = json::array();
-  for (const TrailTerm& term : header.terms)
-    terms.push_back({{"epoch", trail_epoch_json(term.epoch)}, {"first", term.first}});
-  return {{"uuid", header.volume_uuid},
-          {"disk_bytes", header.disk_bytes},
-          {"base", header.base},
-          {"terms", terms},
-          {"covers",
-           {{"epoch", trail_epoch_json(header.covers.epoch)},
-            {"sequence", header.covers.sequence},
-            {"digest", to_hex(header.covers.digest)}}}};
 }
 
 }  // namespace
 
 std::vector<std::byte> encode_trail_header(const TrailHeader& header) {
-  const std::string body = trail_body(header).dump(-1, ' ', false, json::error_handler_t::replace);
-  RD_CHECK(trail_at_body + body.size() <= trail_header_bytes);
-  std::vector<std::byte> bytes(trail_header_bytes);
-  store_le(bytes.data(), trail_header_magic);
-  store_le(bytes.data() + 4, trail_version);
-  store_le(bytes.data() + 12, static_cast<std::uint32_t>(body.size()));
-  store_le(bytes.data() + 16, header.generation);
-  std::ranges::copy(std::as_bytes(std::span(body)), bytes.begin() + trail_at_body);
-  store_le(bytes.data() + 8, crc32c(std::span(bytes).subspan(12)));
-  return bytes;
+  json terms = json::array();
+  for (const TrailTerm& term : header.terms)
+    terms.push_back({{"epoch", region_json(term.epoch)}, {"first", term.first}});
+  return encode_region_header(trail_format,
+                              header.generation,
+                              {{"uuid", header.volume_uuid},
+                               {"disk_bytes", header.disk_bytes},
+                               {"base", header.base},
+                               {"terms", terms},
+                               {"covers", region_json(header.covers)}});
 }
 
 Result<TrailHeader> decode_trail_header(std::span<const std::byte> from) {
-  if (from.size() != trail_header_bytes ||
-      load_le<std::uint32_t>(from.data()) != trail_header_magic) {
-    return fail(Errc::corrupt, "not the header of a trail");
-  }
-  const auto version = load_le<std::uint32_t>(from.data() + 4);
-  if (version != trail_version) {
-    return fail(Errc::version_mismatch,
-                "trail of format {}, this version knows {}",
-                version,
-                trail_version);
-  }
-  const auto body_bytes = load_le<std::uint32_t>(from.data() + 12);
-  if (load_le<std::uint32_t>(from.data() + 8) != crc32c(from.subspan(12)) ||
-      body_bytes > trail_header_bytes - trail_at_body) {
-    return fail(Errc::corrupt, "the checksum of the trail's header is wrong");
-  }
-  const auto* text = reinterpret_cast<const char*>(from.data() + trail_at_body);
-  const auto shallow = [](int depth, json::parse_event_t /*event*/, json& /*parsed*/) {
-    if (depth > 8) throw TrailError{"nested too deeply"};
-    return true;
-  };
-  try {
-    TrailHeader header = trail_header_from(json::parse(text, text + body_bytes, shallow));
-    header.generation = load_le<std::uint64_t>(from.data() + 16);
-    return header;
-  } catch (const json::exception& error) {
-    return fail(Errc::corrupt, "bad header of a trail: {}", error.what());
-  } catch (const TrailError& error) {
-    return fail(Errc::corrupt, "bad header of a trail: {}", error.what);
-  }
+  TrailHeader header;
+  const auto generation = decode_region_header(
+      trail_format, from, [&](const json& body) { header = trail_header_from(body); });
+  if (!generation) return tl::unexpected(generation.error());
+  header.generation = *generation;
+  return header;
 }
 
 void encode_trail_page(DiskIndex disk,
@@ -130,29 +62,19 @@ void encode_trail_page(DiskIndex disk,
                        std::span<const Sequence> entries,
                        std::span<std::byte, trail_page_bytes> to) {
   RD_CHECK(entries.size() == trail_entries_per_page);
-  store_le(to.data() + 4, trail_page_magic);
-  store_le(to.data() + 8, std::uint32_t{disk});
-  store_le(to.data() + 12, page);
   for (std::size_t i = 0; i < entries.size(); ++i)
-    store_le(to.data() + trail_at_entries + 8 * i, entries[i]);
-  store_le(to.data(), crc32c(to.subspan(4)));
+    store_le(to.data() + region_page_at_entries + 8 * i, entries[i]);
+  seal_region_page(trail_format, disk, page, to);
 }
 
 Result<std::vector<Sequence>> decode_trail_page(DiskIndex disk,
                                                 std::uint32_t page,
                                                 std::span<const std::byte, trail_page_bytes> from) {
   std::vector<Sequence> entries(trail_entries_per_page);
-  if (std::ranges::all_of(from, [](std::byte byte) { return byte == std::byte{0}; })) {
-    return entries;
-  }
-  if (load_le<std::uint32_t>(from.data() + 4) != trail_page_magic ||
-      load_le<std::uint32_t>(from.data() + 8) != disk ||
-      load_le<std::uint32_t>(from.data() + 12) != page ||
-      load_le<std::uint32_t>(from.data()) != crc32c(from.subspan(4))) {
-    return fail(Errc::corrupt, "page {} of disk {} of a trail is damaged", page, disk);
-  }
-  for (std::size_t i = 0; i < entries.size(); ++i)
-    entries[i] = load_le<std::uint64_t>(from.data() + trail_at_entries + 8 * i);
+  const auto is_written = is_region_page(trail_format, disk, page, from);
+  if (!is_written) return tl::unexpected(is_written.error());
+  for (std::size_t i = 0; *is_written && i < entries.size(); ++i)
+    entries[i] = load_le<std::uint64_t>(from.data() + region_page_at_entries + 8 * i);
   return entries;
 }
 
@@ -347,6 +269,14 @@ std::optional<Trail> trail_of_activity(const ActivityHeader& activity,
     }
   }
   return trail;
+}
+
+std::uint64_t trail_file_bytes(const std::vector<std::uint64_t>& disk_bytes) {
+  const Trail trail(disk_bytes);
+  std::uint64_t pages = 0;
+  for (DiskIndex disk = 0; disk < disk_bytes.size(); ++disk)
+    pages += trail.pages(disk);
+  return trail_page_offset(pages);
 }
 
 std::optional<TrailFound> read_trail(std::span<const std::byte> file,

@@ -139,6 +139,8 @@ class Trail {
 [[nodiscard]] constexpr std::uint64_t trail_page_offset(std::uint64_t file_page) {
   return 2 * trail_header_bytes + file_page * trail_page_bytes;
 }
+/// Longest file for such disks.
+[[nodiscard]] std::uint64_t trail_file_bytes(const std::vector<std::uint64_t>& disk_bytes);
 
 /// What a member with this trail, whose images and log end at `standing`, tells a primary with these terms. nullopt:
 /// nothing is known, or it is too much, or it has gone on behind nothing that it shares.
