@@ -296,18 +296,18 @@ void ReplicaRuntime::checkpoint_if_due() {
 /// start.
 void ReplicaRuntime::save_trail(const HistoryPoint& point, std::function<void()> done) {
   const VolumeState& state = setup_.hooks.state();
-  const Trail::Pages pages = trail_.take_changed();
+  const Trail::Changes changes = trail_.take_changed();
   offload(
       *worker_,
       reactor_,
       [directory = setup_.log_dir.substr(0, setup_.log_dir.rfind('/')),
-       update = make_trail_update(trail_, pages, state.uuid, ++trail_generation_, point)] {
+       update = make_trail_update(trail_, changes, state.uuid, ++trail_generation_, point)] {
         return write_trail(directory, update);
       },
-      [weak = weak_from_this(), pages, done = std::move(done)](const Status& status) {
+      [weak = weak_from_this(), changes, done = std::move(done)](const Status& status) {
         if (!status) {
           log(LogLevel::warn, "trail_not_written", "error={}", log_value(status.error().message));
-          if (const auto self = weak.lock()) self->trail_.put_back(pages);
+          if (const auto self = weak.lock()) self->trail_.put_back(changes);
         }
         done();
       });

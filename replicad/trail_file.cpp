@@ -1,7 +1,7 @@
 #include "replicad/trail_file.h"
 
-#include <array>
 #include <cerrno>
+#include <span>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -22,13 +22,14 @@ std::string trail_path(const std::string& volume_dir) {
 
 }  // namespace
 
-TrailUpdate make_trail_update(Trail& trail,
-                              const Trail::Pages& pages,
+TrailUpdate make_trail_update(const Trail& trail,
+                              const Trail::Changes& changes,
                               std::string_view volume_uuid,
                               std::uint64_t generation,
                               const HistoryPoint& point) {
   TrailUpdate update;
-  for (const auto& [disk, page] : pages) {
+  update.anew = changes.anew;
+  for (const auto& [disk, page] : changes.pages) {
     std::vector<std::byte> bytes(trail_page_bytes);
     encode_trail_page(disk,
                       page,
@@ -46,6 +47,9 @@ TrailUpdate make_trail_update(Trail& trail,
 
 Status write_trail(const std::string& volume_dir, const TrailUpdate& update) {
   const std::string path = trail_path(volume_dir);
+  // One of its headers may name the same point.
+  if (update.anew && ::unlink(path.c_str()) != 0 && errno != ENOENT)
+    return fail_errno(errno, "remove {}", path);
   const bool is_new = ::access(path.c_str(), F_OK) != 0;
   const Fd fd(
       ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR | S_IRGRP));
@@ -63,30 +67,22 @@ std::optional<TrailFound> load_trail(const std::string& volume_dir,
                                      std::string_view volume_uuid,
                                      const std::vector<std::uint64_t>& disk_bytes,
                                      const HistoryPoint& covers) {
-  const Fd fd(::open(trail_path(volume_dir).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-  struct stat info {};
-  if (!fd.valid() || ::fstat(fd.get(), &info) != 0) return std::nullopt;
-  const Trail empty(disk_bytes);
-  std::uint64_t pages = 0;
-  for (DiskIndex disk = 0; disk < disk_bytes.size(); ++disk)
-    pages += empty.pages(disk);
-  std::vector<std::byte> bytes(
-      std::min(static_cast<std::uint64_t>(info.st_size), trail_page_offset(pages)));
-  if (!read_all_at(fd.get(), bytes, 0)) return std::nullopt;
-  return read_trail(bytes, volume_uuid, disk_bytes, covers);
+  const auto file = read_file(trail_path(volume_dir), trail_file_bytes(disk_bytes));
+  if (!file) return std::nullopt;
+  return read_trail(std::as_bytes(std::span(*file)), volume_uuid, disk_bytes, covers);
 }
 
 Status convert_activity(const std::string& volume_dir,
                         std::string_view volume_uuid,
                         const std::vector<std::uint64_t>& disk_bytes,
                         const HistoryPoint& covers) {
-  const Fd fd(::open((volume_dir + "/activity").c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-  struct stat info {};
-  if (!fd.valid() || ::fstat(fd.get(), &info) != 0) return forget_activity(volume_dir);
-  std::vector<std::byte> bytes(
-      std::min(static_cast<std::uint64_t>(info.st_size), activity_file_bytes(disk_bytes)));
-  const Status read = read_all_at(fd.get(), bytes, 0);
-  const auto activity = read ? read_activity(bytes, disk_bytes) : std::nullopt;
+  const auto file = read_file(volume_dir + "/activity", activity_file_bytes(disk_bytes));
+  if (!file && file.error().code == Errc::not_found) return {};
+  // It says how the images were before this host was the primary. Its header may name the point at which they are now,
+  // too, and with that would speak for the pages that are written next.
+  RD_TRY(forget_trail(volume_dir));
+  const auto activity =
+      file ? read_activity(std::as_bytes(std::span(*file)), disk_bytes) : std::nullopt;
   if (activity && activity->header.volume_uuid == volume_uuid) {
     if (auto trail = trail_of_activity(activity->header, activity->entries, covers)) {
       const auto update = make_trail_update(*trail, trail->take_changed(), volume_uuid, 1, covers);

@@ -103,13 +103,14 @@ std::uint64_t Trail::file_page(DiskIndex disk, std::uint32_t page) const {
 }
 
 void Trail::begin(const HistoryPoint& point) {
+  changed_.anew = true;
   base_ = point.sequence;
   terms_.clear();
   if (point.epoch.number > 0) terms_.push_back({point.epoch, point.sequence});
   for (DiskIndex disk = 0; disk < last_.size(); ++disk) {
     std::ranges::fill(last_[disk], 0);
     for (std::uint32_t page = 0; page < pages(disk); ++page)
-      changed_.emplace(disk, page);
+      changed_.pages.emplace(disk, page);
   }
 }
 
@@ -132,7 +133,7 @@ void Trail::note(const FrameHeader& header) {
     Sequence& last = last_[range.disk][at];
     if (header.sequence <= last) continue;
     last = header.sequence;
-    changed_.emplace(range.disk, static_cast<std::uint32_t>(at / trail_entries_per_page));
+    changed_.pages.emplace(range.disk, static_cast<std::uint32_t>(at / trail_entries_per_page));
   }
 }
 
@@ -144,7 +145,7 @@ void Trail::adopt(const TrailHeader& header) {
   // What an earlier process wrote may not be on the disk: all of it is written again.
   for (DiskIndex disk = 0; disk < last_.size(); ++disk) {
     for (std::uint32_t page = 0; page < pages(disk); ++page)
-      changed_.emplace(disk, page);
+      changed_.pages.emplace(disk, page);
   }
 }
 
@@ -188,7 +189,7 @@ std::vector<Trail::Past> Trail::past() const {
 
 void Trail::note_any(DiskIndex disk, std::uint64_t region) {
   last_.at(disk).at(region) = counter_max;
-  changed_.emplace(disk, static_cast<std::uint32_t>(region / trail_entries_per_page));
+  changed_.pages.emplace(disk, static_cast<std::uint32_t>(region / trail_entries_per_page));
 }
 
 std::optional<Trail::Parting> Trail::parting(const std::vector<HistoryTerm>& theirs,
@@ -204,7 +205,7 @@ std::optional<Trail::Parting> Trail::parting(const std::vector<HistoryTerm>& the
   return std::nullopt;
 }
 
-Trail::Pages Trail::take_changed() {
+Trail::Changes Trail::take_changed() {
   return std::exchange(changed_, {});
 }
 

@@ -60,8 +60,11 @@ void encode_trail_page(DiskIndex disk,
 
 class Trail {
  public:
-  /// By disk, then page.
-  using Pages = std::set<std::pair<DiskIndex, std::uint32_t>>;
+  /// What a file does not say yet.
+  struct Changes {
+    std::set<std::pair<DiskIndex, std::uint32_t>> pages;  ///< by disk, then page
+    bool anew = false;  ///< begun anew: the file that is there would take these pages for its own
+  };
 
   explicit Trail(std::vector<std::uint64_t> disk_bytes = {},
                  std::uint64_t bytes_per_region = trail_region_bytes);
@@ -82,9 +85,12 @@ class Trail {
   /// Of a page, counted over all disks.
   [[nodiscard]] std::uint64_t file_page(DiskIndex disk, std::uint32_t page) const;
   /// Those that have changed since the last call, all after begin() and adopt().
-  [[nodiscard]] Pages take_changed();
+  [[nodiscard]] Changes take_changed();
   /// Not written after all.
-  void put_back(const Pages& pages) { changed_.insert(pages.begin(), pages.end()); }
+  void put_back(const Changes& changes) {
+    changed_.pages.insert(changes.pages.begin(), changes.pages.end());
+    changed_.anew = changed_.anew || changes.anew;
+  }
 
   [[nodiscard]] Sequence base() const { return base_; }
   [[nodiscard]] const std::vector<TrailTerm>& terms() const { return terms_; }
@@ -121,7 +127,7 @@ class Trail {
   Sequence base_ = 0;
   std::vector<TrailTerm> terms_;
   HistoryPoint covers_;
-  Pages changed_;
+  Changes changed_;
 };
 
 /// What the activity file of a former primary says of its images, as a trail that leads to where they are now,

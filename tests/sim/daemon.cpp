@@ -106,10 +106,12 @@ void Daemon::take_role() {
   if (are_other_images()) return;
   // What was known of the members says nothing of images that follow another primary.
   // Of its own images it says where they may differ from what the members have: that is a trail.
-  if (const ActivityRecord& left = machine_.activity; left.header && !left.entries.empty()) {
+  if (const ActivityRecord& left = machine_.activity; left.header) {
+    machine_.trail = {};
     const auto trail = trail_of_activity(
         *left.header, left.entries, machine_.state.checkpoint, small_region_bytes);
-    if (trail) put_trail(machine_.trail, *trail, machine_.state.checkpoint);
+    if (trail && !left.entries.empty())
+      put_trail(machine_.trail, *trail, machine_.state.checkpoint);
   }
   machine_.activity = {};
   ReplicaProgram::Hooks hooks;

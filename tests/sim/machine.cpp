@@ -120,7 +120,8 @@ std::string Machine::boot_id() const {
 
 void put_trail(TrailRecord& record, Trail trail, const HistoryPoint& covers) {
   record = {};
-  for (const auto& [disk, page] : trail.take_changed()) {
+  const Trail::Changes changes = trail.take_changed();
+  for (const auto& [disk, page] : changes.pages) {
     if (record.pages.size() <= disk) record.pages.resize(disk + std::size_t{1});
     if (record.pages[disk].size() <= page) record.pages[disk].resize(page + std::size_t{1});
     record.pages[disk][page] = trail.entries(disk, page);

@@ -386,21 +386,23 @@ void ReplicaProgram::checkpoint_if_due() {
 }
 
 void ReplicaProgram::save_trail(const HistoryPoint& point, std::function<void()> done) {
-  const Trail::Pages pages = trail_.take_changed();
+  const Trail::Changes changes = trail_.take_changed();
   std::vector<std::tuple<DiskIndex, std::uint32_t, std::vector<Sequence>>> entries;
-  for (const auto& [disk, page] : pages)
+  for (const auto& [disk, page] : changes.pages)
     entries.emplace_back(disk, page, trail_.entries(disk, page));
   TrailHeader header = trail_.header(point);
   header.generation = ++trail_generation_;
-  auto write_pages = [&record = machine_.trail, disks = options_.disks, entries] {
-    record.pages.resize(disks);
-    for (const auto& [disk, page, content] : entries) {
-      record.pages[disk].resize(std::max<std::size_t>(record.pages[disk].size(), page + 1));
-      record.pages[disk][page] = content;
-    }
-  };
-  auto give_up = [weak = weak_from_this(), pages, done] {
-    if (const auto self = weak.lock()) self->trail_.put_back(pages);
+  auto write_pages =
+      [&record = machine_.trail, disks = options_.disks, entries, anew = changes.anew] {
+        if (anew) record = {};
+        record.pages.resize(disks);
+        for (const auto& [disk, page, content] : entries) {
+          record.pages[disk].resize(std::max<std::size_t>(record.pages[disk].size(), page + 1));
+          record.pages[disk][page] = content;
+        }
+      };
+  auto give_up = [weak = weak_from_this(), changes, done] {
+    if (const auto self = weak.lock()) self->trail_.put_back(changes);
     done();
   };
   machine_.io(write_pages,

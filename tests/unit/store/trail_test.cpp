@@ -38,7 +38,8 @@ TrailHeader a_header() {
 /// A file as replicad writes it.
 std::vector<std::byte> file_of(Trail& trail, const HistoryPoint& point, std::uint64_t generation) {
   std::vector<std::byte> file(trail_page_offset(0));
-  for (const auto& [disk, page] : trail.take_changed()) {
+  const Trail::Changes changes = trail.take_changed();
+  for (const auto& [disk, page] : changes.pages) {
     const std::uint64_t offset = trail_page_offset(trail.file_page(disk, page));
     if (file.size() < offset + trail_page_bytes) file.resize(offset + trail_page_bytes);
     encode_trail_page(disk,
