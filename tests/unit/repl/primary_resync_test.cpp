@@ -168,7 +168,7 @@ void hand(PrimaryScenario& s, const Range& range) {
 
 }  // namespace
 
-TEST_CASE("resync: a stage is gone on with; what may be in it is compared, the rest is sent") {
+TEST_CASE("resync: what may be in a stage that is gone on with is compared, the rest sent") {
   PrimaryScenario s(pair_apart());
   write_mib(s, 1, 6);
   CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
