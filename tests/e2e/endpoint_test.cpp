@@ -155,7 +155,7 @@ TEST_CASE("endpoint: nbdkit killed 20 times under two clients, no error, no full
           " ms; copied for the last kill: ",
           cluster.copied_bytes(),
           " bytes");
-  CHECK(cluster.copied_bytes() < 2 * disk_bytes);  // what both disks hold
+  CHECK(cluster.copied_bytes() < 4 * disk_bytes);  // what two disks hold, on two replicas
   guest.finish(cluster);
 }
 

@@ -109,7 +109,7 @@ TEST_CASE("failures: a replica beyond the ring comes back by itself with what it
   Cluster cluster(2);
   cluster.create({.members = {"a", "b"},
                   .disk_bytes = {256 * mib_bytes},
-                  .create_options = {"--set=ring-bytes=4M", "--set=ack-timeout=1s"}});
+                  .create_options = {"--set=ring-bytes=4M"}});
   cluster.activate();
   cluster.wait_streaming();
   NbdClient client(cluster.uri());
