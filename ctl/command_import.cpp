@@ -162,7 +162,8 @@ void add_import_options(OptionSpecs& specs) {
 
 Status run_import(Context& context, const OptionValues& values) {
   const std::string disk_name = text_option(values, "disk");
-  const int progress_fd = values.count("progress") > 0 ? values["progress"].as<int>() : -1;
+  const auto progress_fd = progress_option(values);
+  if (!progress_fd) return tl::unexpected(progress_fd.error());
   const auto source = open_source(context.arguments()[1]);
   if (!source) return tl::unexpected(source.error());
   auto target = find_target(context, disk_name);
@@ -205,7 +206,7 @@ Status run_import(Context& context, const OptionValues& values) {
   if (uri == target->nbd->uris.end())
     return fail(Errc::protocol, "the primary names no URI of disk {}", target->disk.name);
   RD_TRY(check_export(*target, uri->second));
-  RD_TRY(copy(context, *source, uri->second, *target, progress_fd));
+  RD_TRY(copy(context, *source, uri->second, *target, *progress_fd));
   context.say("copied " + what);
   if (context.options().json) {
     context.print_json({{"volume", context.volume()},

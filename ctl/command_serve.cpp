@@ -196,14 +196,15 @@ Status run_resync(Context& context, const OptionValues& values) {
   const std::string host = text_option(values, "host");
   if (!is_valid_name(host))
     return fail(Errc::invalid_argument, "resync needs --host HOST, a member's name");
-  const int progress_fd = values.count("progress") > 0 ? values["progress"].as<int>() : -1;
+  const auto progress_fd = progress_option(values);
+  if (!progress_fd) return tl::unexpected(progress_fd.error());
   const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
   const auto plan = plan_resync(context.volume(), host, reports);
   if (!plan) return tl::unexpected(plan.error());
   RD_TRY(context.confirm(fmt::format("overwrite the copy of {} on {}?", context.volume(), host)));
   RD_TRY(run_plan(context, *plan));
   if (values.count("wait") == 0 || context.options().dry_run) return {};
-  RD_TRY(wait_for_copy(context, host, progress_fd));
+  RD_TRY(wait_for_copy(context, host, *progress_fd));
   context.say(fmt::format("{} is in sync", host));
   return {};
 }

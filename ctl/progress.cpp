@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "core/control/text.h"
@@ -15,6 +16,16 @@ constexpr auto bar_every = std::chrono::milliseconds(200);
 constexpr unsigned bar_columns = 30;
 
 }  // namespace
+
+Result<int> progress_option(const OptionValues& values) {
+  if (values.count("progress") == 0) return -1;
+  const int fd = values["progress"].as<int>();
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags >= 0 && (flags & O_ACCMODE) != O_RDONLY) return fd;
+  return with_hint(
+      fail(Errc::invalid_argument, "--progress={}: no descriptor that is open for writing", fd),
+      "open it in the shell, as in: replicactl ... --progress=3 3>progress.txt");
+}
 
 Progress::Progress(Context& context, std::string label, int progress_fd)
     : terminal_(context.terminal()),

@@ -6,9 +6,13 @@
 #include <cstdint>
 #include <string>
 
+#include "ctl/commands.h"
 #include "ctl/context.h"
 
 namespace replicad::ctl {
+
+/// The value of --progress, -1 without one. Errors: Errc::invalid_argument if it is no descriptor to write to.
+[[nodiscard]] Result<int> progress_option(const OptionValues& values);
 
 class Progress {
  public:

@@ -7,12 +7,14 @@
 #include <sstream>
 #include <thread>
 
+#include <fcntl.h>
 #include <libnbd.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "ctl/nbd_copy.h"
+#include "io/fd.h"
 #include "tests/unit/ctl/run_ctl.h"
 #include "tests/unit/ctl/temp_dir.h"
 
@@ -123,6 +125,22 @@ TEST_CASE("import: the disk holds the file's bytes afterwards") {
   CHECK(contains(outcome.out, "copied "));
   CHECK(contains(outcome.err, "source.raw to vm1/vda: 100%  4 MiB of 4 MiB"));
   CHECK(Connection(server.uri()).read(content.size()) == content);
+  CHECK(trio.changes().empty());
+}
+
+TEST_CASE("import: --progress must name a descriptor that is open for writing") {
+  Trio trio;
+  const Fd read_only(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  for (const int fd : {-3, 7777, read_only.get()}) {
+    const std::string option = "--progress=" + std::to_string(fd);
+    for (const std::vector<std::string>& command :
+         {std::vector<std::string>{"import", "vm1", "/dev/zero", option},
+          {"resync", "vm1", "--host=b", "--wait", option}}) {
+      const Outcome outcome = trio.run(command);
+      CHECK(outcome.code == 2);
+      CHECK_MESSAGE(contains(outcome.err, option + ": no descriptor"), outcome.err);
+    }
+  }
   CHECK(trio.changes().empty());
 }
 
