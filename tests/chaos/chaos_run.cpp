@@ -14,6 +14,7 @@ namespace {
 constexpr std::uint64_t disk_size = 24 * mib_bytes;
 /// Image, state, and a log of 16 MiB fit; a full disk is then one that something else fills.
 constexpr std::uint64_t file_system_size = 192 * mib_bytes;
+constexpr std::uint64_t ring_size = 16 * mib_bytes;
 constexpr Millis recovery_limit(240'000);
 constexpr Millis command_limit(40'000);
 /// For building, recovery and the checks, beside what was asked for.
@@ -52,12 +53,15 @@ std::string ChaosRun::counts() const {
 void ChaosRun::run() {
   start_hosts();
   create_volume();
-  load_ = std::make_unique<Load>(cluster_,
-                                 LoadOptions{.disks = {{"vda", disk_size}},
-                                             .writers_per_disk = 4,
-                                             .seed = options_.seed,
-                                             .write_bytes_max = 32 << 10,
-                                             .reconnect_limit = options_.length + around});
+  load_ = std::make_unique<Load>(
+      cluster_,
+      LoadOptions{.disks = {{"vda", disk_size}},
+                  .writers_per_disk = 4,
+                  .seed = options_.seed,
+                  .write_bytes_max = 32 << 10,
+                  .reconnect_limit = options_.length + around,
+                  // In async a term may lack what was in the ring of the one before.
+                  .lost_bytes_max = options_.mode == "async" ? ring_size : 0});
   load_->start();
   load_->wait_answered(50);
   rage();
@@ -67,6 +71,9 @@ void ChaosRun::run() {
   check_at_rest();
   check_each_promoted();
   counts_["requests answered"] = static_cast<unsigned>(load_->answered());
+  if (options_.mode != "async") return;
+  counts_["answered writes lost"] = static_cast<unsigned>(load_->losses().lost_writes());
+  counts_["bytes lost"] = static_cast<unsigned>(load_->losses().lost_bytes());
 }
 
 void ChaosRun::start_hosts() {
@@ -91,7 +98,7 @@ void ChaosRun::create_volume() {
                                       "--set=ack-timeout=1s",
                                       "--set=log=16M",
                                       "--set=segment=4M",
-                                      "--set=ring=16M"}});
+                                      fmt::format("--set=ring={}", ring_size)}});
   cluster_.activate();
   cluster_.wait_streaming("vm1", {"b", "c", "d"});
 }

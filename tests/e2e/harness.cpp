@@ -305,7 +305,8 @@ std::optional<ServedDisk> Cluster::find_export(const std::string& volume,
     if (!uris.contains(disk) || record.at("primary") != name) continue;
     const ServedDisk found{name,
                            uris.at(disk).get<std::string>(),
-                           record.at("epoch").at("number").get<std::uint64_t>()};
+                           record.at("epoch").at("number").get<std::uint64_t>(),
+                           exported.value("pid", pid_t{0})};
     if (!latest || latest->epoch < found.epoch) latest = found;
   }
   return latest;

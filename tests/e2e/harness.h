@@ -97,6 +97,8 @@ struct ServedDisk {
   std::string host;
   std::string uri;
   std::uint64_t epoch = 0;
+  pid_t pid = 0;
+  bool operator==(const ServedDisk&) const = default;
 };
 
 /// A test that takes longer hangs.

@@ -27,10 +27,18 @@ std::uint64_t test_seed() {
 }
 
 Load::Load(const Cluster& cluster, LoadOptions options)
-    : cluster_(cluster), options_(std::move(options)) {
+    : cluster_(cluster), options_(std::move(options)), losses_(options_.lost_bytes_max) {
   if (options_.seed == 0) options_.seed = test_seed();
-  for (const DiskSpec& disk : options_.disks)
+  for (const DiskSpec& disk : options_.disks) {
     mirrors_[disk.name].resize(disk.bytes);
+    const std::uint64_t blocks = disk.bytes / sector_bytes / options_.writers_per_disk;
+    for (unsigned i = 0; i < options_.writers_per_disk; ++i) {
+      writers_.push_back(
+          {.stripe = {disk.name, i * blocks * sector_bytes, (i + 1) * blocks * sector_bytes},
+           // A term may lack what an earlier one lacked already of the one before it.
+           .journal = LossJournal(2 * options_.lost_bytes_max)});
+    }
+  }
 }
 
 Load::~Load() {
@@ -43,13 +51,9 @@ Load::~Load() {
 void Load::start() {
   stopping_ = false;
   std::uint64_t seed = options_.seed;
-  for (const DiskSpec& disk : options_.disks) {
-    const std::uint64_t blocks = disk.bytes / sector_bytes / options_.writers_per_disk;
-    for (unsigned i = 0; i < options_.writers_per_disk; ++i) {
-      const Stripe stripe{disk.name, i * blocks * sector_bytes, (i + 1) * blocks * sector_bytes};
-      threads_.emplace_back([this, stripe, seed] { run_writer(stripe, seed); });
-      ++seed;
-    }
+  for (Writer& writer : writers_) {
+    writer.seed = seed++;
+    threads_.emplace_back([this, &writer] { run_writer(writer); });
   }
 }
 
@@ -61,6 +65,9 @@ void Load::stop() {
   // The next start() goes on with other requests.
   options_.seed += 1000;
   throw_error();
+  if (options_.lost_bytes_max == 0) return;
+  for (Writer& writer : writers_)
+    perform(writer, {.kind = Request::Kind::flush});
 }
 
 void Load::wait_answered(std::uint64_t count, Millis limit) {
@@ -87,14 +94,14 @@ void Load::throw_error() {
   if (!error_.empty()) throw HarnessError(fmt::format("load: {}", error_));
 }
 
-void Load::run_writer(const Stripe& stripe, std::uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::unique_ptr<NbdClient> client;
+void Load::run_writer(Writer& writer) {
+  const Stripe& stripe = writer.stripe;
+  std::mt19937_64 random(writer.seed);
   try {
     while (!stopping_) {
       const Request request = draw(stripe, random);
       const auto start = Clock::now();
-      perform(stripe, client, request);
+      perform(writer, request);
       const auto waited = since(start).count();
       for (auto longest = longest_wait_ms_.load(); waited > longest;) {
         if (longest_wait_ms_.compare_exchange_weak(longest, waited)) break;
@@ -106,9 +113,11 @@ void Load::run_writer(const Stripe& stripe, std::uint64_t seed) {
                        stripe.disk,
                        stripe.begin,
                        stripe.end,
-                       seed,
+                       writer.seed,
                        error.what()));
   }
+  // Where something may be lost, the connection says what term the mirror is of.
+  if (options_.lost_bytes_max == 0) writer.client.reset();
 }
 
 Load::Request Load::draw(const Stripe& stripe, std::mt19937_64& random) const {
@@ -152,46 +161,73 @@ void Load::connect_to(const std::string& uri, std::unique_ptr<NbdClient>& client
   }
 }
 
-void Load::connect(const Stripe& stripe, std::unique_ptr<NbdClient>& client) {
+void Load::connect(Writer& writer, const Request& pending) {
+  const Stripe& stripe = writer.stripe;
   if (const auto fixed = options_.uris.find(stripe.disk); fixed != options_.uris.end())
-    return connect_to(fixed->second, client);
+    return connect_to(fixed->second, writer.client);
   const auto start = Clock::now();
   while (since(start) < options_.reconnect_limit) {
     const auto found = cluster_.find_export(options_.volume, stripe.disk);
     try {
       if (found && found->epoch >= epoch_min_) {
-        client = std::make_unique<NbdClient>(
+        writer.client = std::make_unique<NbdClient>(
             found->uri, [this, epoch = found->epoch] { return epoch < epoch_min_; });
-        return;
+        if (options_.lost_bytes_max == 0) return;
+        // The socket outlives the export: who took the connection must be who was found.
+        if (cluster_.find_export(options_.volume, stripe.disk) == found) {
+          take_losses(writer, found->epoch, pending);
+          return;
+        }
       }
     } catch (const NbdError&) {
       // It has just ended there; look again.
     }
+    writer.client.reset();
     std::this_thread::sleep_for(Millis(10));
   }
   throw HarnessError(
       fmt::format("no host serves {} for {} ms", stripe.disk, options_.reconnect_limit.count()));
 }
 
-void Load::perform(const Stripe& stripe,
-                   std::unique_ptr<NbdClient>& client,
-                   const Request& request) {
+void Load::take_losses(Writer& writer, std::uint64_t epoch, const Request& pending) {
+  if (epoch == writer.epoch) return;
+  const Stripe& stripe = writer.stripe;
+  std::vector<std::byte> found(stripe.end - stripe.begin);
+  writer.client->read(stripe.begin, found);
+  const bool is_change =
+      pending.kind != Request::Kind::read && pending.kind != Request::Kind::flush;
+  std::vector<std::byte> changed = pending.data;
+  if (is_change) changed.resize(pending.length);
+  const auto whole = std::span(mirrors_.at(stripe.disk));
+  writer.journal.reconcile(epoch,
+                           whole.subspan(stripe.begin, found.size()),
+                           found,
+                           is_change ? pending.offset - stripe.begin : 0,
+                           changed,
+                           losses_);
+  writer.epoch = epoch;
+}
+
+void Load::perform(Writer& writer, const Request& request) {
   while (true) {
-    if (!client) connect(stripe, client);
+    if (!writer.client) connect(writer, request);
     try {
-      send(*client, stripe, request);
+      send(writer, request);
       return;
     } catch (const NbdError& error) {
       // A server that shuts down says so, or just goes; everything else is what a guest would see
       // as an error.
       if (!error.connection_lost && error.sys_errno != ESHUTDOWN) throw;
-      client.reset();
+      writer.client.reset();
       ++reconnects_;
     }
   }
 }
 
-void Load::send(NbdClient& client, const Stripe& stripe, const Request& request) {
+void Load::send(Writer& writer, const Request& request) {
+  NbdClient& client = *writer.client;
+  const Stripe& stripe = writer.stripe;
+  const std::int64_t sent = Clock::now().time_since_epoch().count();
   switch (request.kind) {
     case Request::Kind::write:
       client.write(request.offset, request.data, request.flags);
@@ -217,16 +253,24 @@ void Load::send(NbdClient& client, const Stripe& stripe, const Request& request)
       return;
     }
   }
-  remember(stripe, request);
+  remember(writer, request, sent);
 }
 
-void Load::remember(const Stripe& stripe, const Request& request) {
-  std::byte* to = mirrors_.at(stripe.disk).data() + request.offset;
-  if (request.kind == Request::Kind::write) {
-    std::memcpy(to, request.data.data(), request.length);
-  } else {
-    std::memset(to, 0, request.length);
+void Load::remember(Writer& writer, const Request& request, std::int64_t sent) {
+  std::byte* to = mirrors_.at(writer.stripe.disk).data() + request.offset;
+  std::vector<std::byte> zeroes;
+  if (request.kind != Request::Kind::write) zeroes.resize(request.length);
+  const std::vector<std::byte>& after =
+      request.kind == Request::Kind::write ? request.data : zeroes;
+  if (options_.lost_bytes_max != 0) {
+    writer.journal.add({.epoch = writer.epoch,
+                        .offset = request.offset - writer.stripe.begin,
+                        .before = {to, to + request.length},
+                        .sent = sent,
+                        .answered = Clock::now().time_since_epoch().count()},
+                       after);
   }
+  std::memcpy(to, after.data(), request.length);
 }
 
 void Load::check_through_nbd() const {

@@ -2,7 +2,7 @@
 // Writers that behave like a guest with a patient driver: each has a connection of its own, writes
 // in a stripe of its own, and when the connection breaks it looks for the host that serves now,
 // connects there and sends the unanswered request again. A mirror in memory holds what was
-// answered: the oracle for the images.
+// answered: the oracle for the images. In `async` each new term may lack the end of it (loss_book.h).
 
 #include <atomic>
 #include <cstddef>
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "tests/e2e/harness.h"
+#include "tests/e2e/loss_book.h"
 #include "tests/e2e/nbd_client.h"
 
 namespace replicad::e2e {
@@ -33,6 +34,8 @@ struct LoadOptions {
   Millis reconnect_limit{30'000};
   /// Connect here and nowhere else, at once, by disk: an endpoint that refuses is an error.
   std::map<std::string, std::string> uris = {};
+  /// What a new term may lack of what was answered in one before it; 0: nothing. Not with `uris`.
+  std::uint64_t lost_bytes_max = 0;
 };
 
 class Load {
@@ -43,7 +46,8 @@ class Load {
   ~Load();
 
   void start();
-  /// Every writer finishes the request it is at. Throws what a writer ran into.
+  /// Every writer finishes the request it is at. Throws what a writer ran into. Where something may be lost, the mirror is
+  /// then what the latest term holds.
   void stop();
   /// Waits until `count` more requests were answered. Throws what a writer ran into.
   void wait_answered(std::uint64_t count, Millis limit = Millis(60'000));
@@ -52,6 +56,7 @@ class Load {
   void move_to(std::uint64_t epoch);
   [[nodiscard]] std::uint64_t answered() const { return answered_; }
   [[nodiscard]] std::uint64_t reconnects() const { return reconnects_; }
+  [[nodiscard]] const LossBook& losses() const { return losses_; }
   /// Longest time between two answers to one writer.
   [[nodiscard]] Millis longest_wait() const { return Millis(longest_wait_ms_.load()); }
 
@@ -70,21 +75,31 @@ class Load {
     std::uint64_t begin = 0;
     std::uint64_t end = 0;
   };
+  /// One writer between two terms. Its own thread's; after stop() the caller's.
+  struct Writer {
+    Stripe stripe;
+    std::uint64_t seed = 0;
+    std::unique_ptr<NbdClient> client = nullptr;
+    std::uint64_t epoch = 0;  ///< of the export that `client` is connected to
+    LossJournal journal;
+  };
   struct Request {
     enum class Kind { write, zero, trim, flush, read };
     Kind kind = Kind::write;
     std::uint64_t offset = 0;
     std::uint64_t length = 0;
     std::uint32_t flags = 0;
-    std::vector<std::byte> data;
+    std::vector<std::byte> data = {};
   };
 
-  void run_writer(const Stripe& stripe, std::uint64_t seed);
-  void perform(const Stripe& stripe, std::unique_ptr<NbdClient>& client, const Request& request);
-  void send(NbdClient& client, const Stripe& stripe, const Request& request);
-  void remember(const Stripe& stripe, const Request& request);
+  void run_writer(Writer& writer);
+  void perform(Writer& writer, const Request& request);
+  void send(Writer& writer, const Request& request);
+  void remember(Writer& writer, const Request& request, std::int64_t sent);
   Request draw(const Stripe& stripe, std::mt19937_64& random) const;
-  void connect(const Stripe& stripe, std::unique_ptr<NbdClient>& client);
+  void connect(Writer& writer, const Request& pending);
+  /// The writer's part of the disk, in the term that it has just connected to. Throws NbdError.
+  void take_losses(Writer& writer, std::uint64_t epoch, const Request& pending);
   void connect_to(const std::string& uri, std::unique_ptr<NbdClient>& client) const;
   void report(const std::string& error);
   void throw_error();
@@ -92,6 +107,8 @@ class Load {
   const Cluster& cluster_;
   LoadOptions options_;
   std::map<std::string, std::vector<std::byte>> mirrors_;
+  LossBook losses_;
+  std::vector<Writer> writers_;
   std::vector<std::thread> threads_;
   std::atomic<bool> stopping_{false};
   std::atomic<std::uint64_t> epoch_min_{0};
