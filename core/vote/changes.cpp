@@ -18,6 +18,14 @@ tl::unexpected<Error> another_primary(const Record& base) {
       "this host follows it by itself");
 }
 
+/// A handover goes on only between two hosts that are in sync.
+void drop_broken_handover(Record& record) {
+  if (!record.handover) return;
+  const bool whole =
+      lists(record.in_sync, record.handover->from) && lists(record.in_sync, record.handover->to);
+  if (!whole) record.handover.reset();
+}
+
 tl::unexpected<Error> another_term(const Record& base, const Epoch& expected) {
   return fail(Errc::stale_epoch,
               "epoch {} is over: {} is the primary in epoch {}",
@@ -40,6 +48,9 @@ RecordChange change_claim(ClaimTerm claim) {
     Record next = base;
     next.epoch = {std::max({base.epoch.number, fence.number, claim.epoch_min}) + 1, claim.tag};
     if (!claim.keep_in_sync) next.in_sync = {claim.host};
+    const bool moved = next.handover && next.handover->term != 0;
+    if (moved && base.epoch.number != next.handover->term) next.handover.reset();
+    drop_broken_handover(next);
     return successor(base, std::move(next));
   };
 }
@@ -58,6 +69,53 @@ RecordChange change_in_sync(std::string host, Epoch epoch, std::vector<std::stri
     if (!lists(next.in_sync, host))
       return fail(Errc::invalid_argument, "the in-sync set lacks the primary {}", host);
     if (next.in_sync == base.in_sync) return base;
+    drop_broken_handover(next);
+    return successor(base, std::move(next));
+  };
+}
+
+namespace {
+
+/// What becomes of the handover on record when the role moves to `target`.
+Result<std::optional<HandoverState>> handover_after(const Record& base,
+                                                    const Promotion& promotion) {
+  if (!promotion.handover) return std::optional<HandoverState>();
+  if (!base.handover || base.handover->id != *promotion.handover)
+    return fail(Errc::refused, "the handover to {} is not on record any more", promotion.target);
+  HandoverState next = *base.handover;
+  if (promotion.target != (next.term == 0 ? next.to : next.from))
+    return fail(Errc::refused, "the handover does not move the role to {} now", promotion.target);
+  if (next.term != 0) return std::optional<HandoverState>();
+  next.term = promotion.epoch.number;
+  return std::optional<HandoverState>(next);
+}
+
+}  // namespace
+
+RecordChange change_prepare_handover(Epoch epoch, HandoverState handover) {
+  return [epoch, handover = std::move(handover)](const Record& base,
+                                                 const Epoch& /*fence*/) -> Result<Record> {
+    if (base.primary != handover.from) return another_primary(base);
+    if (base.epoch != epoch) return another_term(base, epoch);
+    if (base.handover == handover) return base;
+    if (base.handover)
+      return fail(Errc::busy, "a handover to {} is on record already", base.handover->to);
+    if (!lists(base.in_sync, handover.to))
+      return fail(Errc::refused, "{} is not in the in-sync set", handover.to);
+    Record next = base;
+    next.handover = handover;
+    return successor(base, std::move(next));
+  };
+}
+
+RecordChange change_end_handover(std::string host, Epoch epoch, std::uint32_t id) {
+  return [host = std::move(host), epoch, id](const Record& base,
+                                             const Epoch& /*fence*/) -> Result<Record> {
+    if (base.primary != host) return another_primary(base);
+    if (base.epoch != epoch) return another_term(base, epoch);
+    if (!base.handover || base.handover->id != id) return base;
+    Record next = base;
+    next.handover.reset();
     return successor(base, std::move(next));
   };
 }
@@ -75,9 +133,12 @@ RecordChange change_promote(Promotion promotion) {
                   promotion.epoch.number,
                   base.epoch.number);
     }
+    auto handover = handover_after(base, promotion);
+    if (!handover) return tl::unexpected(handover.error());
     Record next = base;
     next.primary = promotion.target;
     next.epoch = promotion.epoch;
+    next.handover = std::move(*handover);
     return successor(base, std::move(next));
   };
 }
@@ -100,6 +161,7 @@ RecordChange change_failover(Failover failover) {
         next.primary = failover.target;
         next.epoch = {std::max(base.epoch.number, fence.number) + 1, failover.tag};
         next.in_sync = {failover.target};
+        next.handover.reset();
         return successor(base, std::move(next));
       };
 }
@@ -129,6 +191,7 @@ RecordChange change_remove_member(std::string host, std::string member) {
     Record next = base;
     std::erase_if(next.members, [&](const MemberState& item) { return item.host == member; });
     std::erase(next.in_sync, member);
+    drop_broken_handover(next);
     return successor(base, std::move(next));
   };
 }
@@ -144,6 +207,7 @@ Result<Record> forced_record(const Record& base,
   next.in_sync = {target};
   next.epoch = epoch;
   next.fork = epoch.tag;
+  next.handover.reset();
   std::erase_if(next.members, [&](const MemberState& member) { return !lists(kept, member.host); });
   next = successor(base, std::move(next));
   next.before.reset();

@@ -17,7 +17,8 @@ using RecordChange = std::function<Result<Record>(const Record& base, const Epoc
 [[nodiscard]] RecordChange change_nothing();
 
 /// A new term of the recorded primary, with the in-sync set as it is or itself alone. Its number is
-/// above `epoch_min`, the record's and every fence's.
+/// above `epoch_min`, the record's and every fence's. It ends a handover that has moved the role here, but for the term
+/// that the move itself begins with (no guest was served between the two).
 struct ClaimTerm {
   std::string host;
   std::uint32_t tag = 0;  ///< random: makes the term this caller's own
@@ -36,8 +37,16 @@ struct Promotion {
   std::string target;
   Epoch from;   ///< the term that ends
   Epoch epoch;  ///< the new one; its number is higher
+  /// The handover that must be on record for this way: its move sets the term, its way back removes it. Without one a
+  /// promotion removes whatever handover there is.
+  std::optional<std::uint32_t> handover = {};
 };
 [[nodiscard]] RecordChange change_promote(Promotion promotion);
+
+/// A handover is prepared or ended; only by the recorded primary in its own term. Errors: Errc::busy for another one on
+/// record. Ending one that is not on record (any more) changes nothing.
+[[nodiscard]] RecordChange change_prepare_handover(Epoch epoch, HandoverState handover);
+[[nodiscard]] RecordChange change_end_handover(std::string host, Epoch epoch, std::uint32_t id);
 
 /// The forced move: `target` alone is in sync afterwards.
 struct Failover {

@@ -44,6 +44,17 @@ Status check_voters_before(const VoterSet& before) {
   return {};
 }
 
+Status check_handover(const Record& record) {
+  const HandoverState& handover = *record.handover;
+  if (handover.id == 0 || handover.from == handover.to || handover.term > record.epoch.number)
+    return fail(Errc::invalid_argument, "a record with a bad handover");
+  if (!names(record.in_sync, handover.from) || !names(record.in_sync, handover.to))
+    return fail(Errc::invalid_argument, "a record whose handover names a host that is not in sync");
+  if (record.primary != (handover.term == 0 ? handover.from : handover.to))
+    return fail(Errc::invalid_argument, "a record whose handover has another primary");
+  return {};
+}
+
 }  // namespace
 
 const MemberState* find_member(const std::vector<MemberState>& members, std::string_view host) {
@@ -128,7 +139,8 @@ Status check_record(const Record& record) {
   }
   if (!record.tie_break.empty() && find_member(record.members, record.tie_break) == nullptr)
     return fail(Errc::invalid_argument, "a record whose tie-break is no member");
-  if (record.before) return check_voters_before(*record.before);
+  if (record.before) RD_TRY(check_voters_before(*record.before));
+  if (record.handover) return check_handover(record);
   return {};
 }
 

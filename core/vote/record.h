@@ -41,6 +41,16 @@ struct VoterSet {
   friend bool operator==(const VoterSet&, const VoterSet&) = default;
 };
 
+/// A prepared move of a running VM from `from` to `to` (docs/decisions/0011): the role moves at most once each way.
+struct HandoverState {
+  std::uint32_t id = 0;  ///< random, not 0
+  std::string from;
+  std::string to;
+  std::uint64_t term = 0;  ///< number of the epoch in which `to` became the primary; 0: it has not
+
+  friend bool operator==(const HandoverState&, const HandoverState&) = default;
+};
+
 struct Record {
   std::uint64_t version = 0;  ///< 1 at creation; each record is built on the one with version - 1
   std::uint32_t fork = 0;     ///< 0; or the tag of the forced record that opened this history
@@ -50,6 +60,7 @@ struct Record {
   std::vector<MemberState> members;
   std::string tie_break;           ///< with an even number of voters: the primary. Else empty
   std::optional<VoterSet> before;  ///< if voters or tie-break are others than in version - 1: those
+  std::optional<HandoverState> handover = {};
 
   friend bool operator==(const Record&, const Record&) = default;
 };

@@ -134,7 +134,22 @@ Result<std::vector<MemberState>> record_members_from(RecordReader& record) {
   return members;
 }
 
+Result<HandoverState> handover_from_json(const json& value) {
+  RecordReader fields(value);
+  HandoverState handover{fields.number_32("id"),
+                         fields.text("from", host_name_bytes_max),
+                         fields.text("to", host_name_bytes_max),
+                         fields.number("term", counter_max)};
+  RD_TRY(fields.finish());
+  return handover;
+}
+
 }  // namespace
+
+json handover_json(const HandoverState& handover) {
+  return {
+      {"id", handover.id}, {"from", handover.from}, {"to", handover.to}, {"term", handover.term}};
+}
 
 json ballot_json(const Ballot& ballot) {
   return {{"round", ballot.round}, {"host", ballot.host}, {"nonce", ballot.nonce}};
@@ -148,14 +163,16 @@ json record_json(const Record& record) {
                        {"control", member.control},
                        {"role", member.witness ? "witness" : "data"}});
   }
-  return {{"version", record.version},
-          {"fork", record.fork},
-          {"epoch", epoch_to_json(record.epoch)},
-          {"primary", record.primary},
-          {"in_sync", record.in_sync},
-          {"members", std::move(members)},
-          {"tie_break", record.tie_break},
-          {"before", record.before ? voters_json(*record.before) : json(nullptr)}};
+  json value = {{"version", record.version},
+                {"fork", record.fork},
+                {"epoch", epoch_to_json(record.epoch)},
+                {"primary", record.primary},
+                {"in_sync", record.in_sync},
+                {"members", std::move(members)},
+                {"tie_break", record.tie_break},
+                {"before", record.before ? voters_json(*record.before) : json(nullptr)}};
+  if (record.handover) value["handover"] = handover_json(*record.handover);
+  return value;
 }
 
 json voter_json(const VoterState& state) {
@@ -191,6 +208,11 @@ Result<Record> record_from_json(const json& value) {
     auto voters = voters_from_json(*before);
     if (!voters) return tl::unexpected(voters.error());
     record.before = std::move(*voters);
+  }
+  if (const auto found = value.find("handover"); value.is_object() && found != value.end()) {
+    auto handover = handover_from_json(*found);
+    if (!handover) return tl::unexpected(handover.error());
+    record.handover = std::move(*handover);
   }
   RD_TRY(fields.finish());
   if (const Status valid = check_record(record); !valid)

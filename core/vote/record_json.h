@@ -8,6 +8,7 @@
 
 namespace replicad {
 
+[[nodiscard]] nlohmann::json handover_json(const HandoverState& handover);
 [[nodiscard]] nlohmann::json record_json(const Record& record);
 [[nodiscard]] nlohmann::json ballot_json(const Ballot& ballot);
 [[nodiscard]] nlohmann::json voter_json(const VoterState& state);
