@@ -120,6 +120,7 @@ void Primary::admit_waiting(Effects& effects) {
     queue_.erase(queue_.begin() + static_cast<std::ptrdiff_t>(i));
     active_.insert(request.id, request.change.range);
     admitted_.push_back(request);
+    is_touched_ = is_touched_ || request.change.kind != FrameType::flush;
     effects.push_back(primary_effect::Admitted{request.id});
   }
 }

@@ -189,6 +189,7 @@ struct PeerRemoved {
 struct Hold {
   std::optional<PeerIndex> target;
   Instant deadline;
+  bool only_untouched = false;  ///< refused once a change of the guest was let in (is_touched())
 };
 /// Result of the SyncImages effect. `ok` false fails the volume: what was written may be lost.
 struct ImagesSynced {
@@ -398,6 +399,8 @@ class Primary {
   [[nodiscard]] std::vector<std::string> in_sync() const;
   [[nodiscard]] HoldPhase hold_phase() const { return hold_phase_; }
   [[nodiscard]] bool is_sealed() const { return hold_sealed_; }
+  /// A write, zero or trim of the guest was admitted, in this or an earlier term of this object.
+  [[nodiscard]] bool is_touched() const { return is_touched_; }
   [[nodiscard]] const std::optional<Error>& failure() const { return failure_; }
   /// Since when, in `async`, nothing is admitted or answered: a later epoch was heard of (is_overtaken()), or no
   /// majority of the voters has been heard for ack_timeout. nullopt: it goes on.
@@ -666,6 +669,7 @@ class Primary {
   std::vector<RequestId> held_answers_;  ///< what could be answered but for that
 
   HoldPhase hold_phase_ = HoldPhase::none;
+  bool is_touched_ = false;
   bool hold_sealed_ = false;
   bool hold_images_synced_ = false;
   unsigned hold_syncs_under_way_ = 0;  ///< SyncImages effects without their ImagesSynced

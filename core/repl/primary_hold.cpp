@@ -26,6 +26,15 @@ void Primary::on_event(const primary_event::Hold& event, Instant /*now*/, Effect
               "wait until `replicactl status` shows it in sync, or resync it"}});
     return;
   }
+  // In the same step that begins the hold, so that no change slips in between.
+  if (event.only_untouched && is_touched_) {
+    effects.push_back(primary_effect::HoldFailed{
+        Error{Errc::refused,
+              0,
+              "a write of the guest was let in here: whoever had the role before would not know it",
+              "stop the VM that does not run here"}});
+    return;
+  }
   hold_phase_ = HoldPhase::draining;
   hold_images_synced_ = false;
   hold_ping_pending_ = false;

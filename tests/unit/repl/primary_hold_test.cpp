@@ -231,6 +231,30 @@ TEST_CASE("hold: no change of the in-sync set is proposed between seal and resum
   CHECK(s.recorded() == "answer 1");
 }
 
+TEST_CASE("hold: only_untouched is refused for good once a write was let in, answered or not") {
+  PrimaryScenario s({.peers = {"b"}, .in_sync = {"a", "b"}});
+  const auto untouched = [&] {
+    return primary_event::Hold{
+        s.primary().find_peer("b"), s.now() + std::chrono::seconds(30), true};
+  };
+  s.arrive(1, flush_all());
+  s.written(1);
+  s.synced(1);
+  CHECK(s.durable("b", 1) == "answer 1");
+  CHECK_FALSE(s.primary().is_touched());
+  CHECK(s.step(untouched()) == "placed own as 2, sync images");
+  // Behind the hold nothing is let in.
+  CHECK(s.arrive(2, write_at(0)) == "");
+  CHECK_FALSE(s.primary().is_touched());
+  CHECK(s.step(primary_event::Resume{}) == "admitted 2");
+  CHECK(s.primary().is_touched());
+  CHECK(s.step(untouched()) == "hold failed refused");
+  CHECK(s.primary().hold_phase() == HoldPhase::none);
+  // Nor does a new term of the same export make it untouched.
+  s.step(primary_event::Resume{Epoch{9, 9}});
+  CHECK(s.step(untouched()) == "hold failed refused");
+}
+
 // --- resume in a new epoch ---
 
 TEST_CASE("resume: a new epoch closes every session and waits for the members to come back") {
