@@ -158,7 +158,7 @@ class FailoverRun {
   Status check_whole(const FailoverView& view, const HistoryPoint& point) const {
     const auto replica =
         run_on_reactor(context_.reactor, [this] { return volume_->snapshot().replica; });
-    if (request_.force || !replica || !replica->is_short || state_.settings.mode == Mode::async)
+    if (request_.force || !replica || !replica->is_short || mode_in_force(state_) == Mode::async)
       return {};
     if (is_longest(view, point)) return {};
     return with_hint(fail(Errc::refused,

@@ -222,6 +222,7 @@ FailoverView look_for_failover(const std::string& target,
     view.mode = report.volume->mode;
   }
   if (!view.record) return view;
+  if (view.record->handover) view.mode = mode_name(Mode::sync);
   std::vector<std::string> answering;
   for (const MemberState& member : view.record->members)
     view.copies.push_back(copy_of(member, *view.record, reports));

@@ -555,6 +555,11 @@ void begin_writing(VolumeState& state) {
     disk.mark.modified_ns.reset();
 }
 
+Mode mode_in_force(const VolumeState& state) {
+  const bool handover = state.vote.record && state.vote.record->handover;
+  return handover ? Mode::sync : state.settings.mode;
+}
+
 bool contains_host(const std::vector<std::string>& hosts, std::string_view host) {
   return std::find(hosts.begin(), hosts.end(), host) != hosts.end();
 }

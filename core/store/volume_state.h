@@ -115,6 +115,8 @@ constexpr std::size_t volume_state_bytes_max = 1 * mib;
 [[nodiscard]] Result<VolumeState> decode_volume_state_body(std::string_view body);
 /// The images are about to be written to: the times of their last change say nothing from now on.
 void begin_writing(VolumeState& state);
+/// The mode that the primary answers by: `sync` while a handover is on record.
+[[nodiscard]] Mode mode_in_force(const VolumeState& state);
 /// Whether `hosts` names `host`.
 [[nodiscard]] bool contains_host(const std::vector<std::string>& hosts, std::string_view host);
 /// Host that a replica on `host` has promised `state.epoch` to, as far as that is known: a vote may have
