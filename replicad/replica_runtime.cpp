@@ -547,6 +547,10 @@ ReplicaStatus ReplicaRuntime::status() const {
   return status;
 }
 
+void ReplicaRuntime::sync_soon() {
+  if (!failure_ && !closing_) feed(replica_event::SyncWanted{});
+}
+
 void ReplicaRuntime::prepare_promotion(const Epoch& epoch,
                                        const std::optional<HistoryPoint>& point,
                                        std::function<void(Status)> done) {

@@ -56,6 +56,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void attach(std::shared_ptr<FrameConnection> connection, const AttachMessage& message);
   [[nodiscard]] ReplicaStatus status() const;
   [[nodiscard]] std::vector<int> image_fds() const { return setup_.images->fds(); }
+  void sync_soon();
   void prepare_promotion(const Epoch& epoch,
                          const std::optional<HistoryPoint>& point,
                          std::function<void(Status)> done);

@@ -27,6 +27,7 @@ class Door final : public ReplicaVolume {
   }
   [[nodiscard]] ReplicaStatus status() const override { return runtime_->status(); }
   [[nodiscard]] std::vector<int> image_fds() const override { return runtime_->image_fds(); }
+  void sync_soon() override { runtime_->sync_soon(); }
   void prepare_promotion(const Epoch& epoch,
                          const std::optional<HistoryPoint>& point,
                          std::function<void(Status)> done) override {

@@ -63,6 +63,9 @@ class ReplicaVolume {
   /// One per disk; owned by this object.
   [[nodiscard]] virtual std::vector<int> image_fds() const = 0;
 
+  /// Makes what is logged durable now, so that it is applied soon.
+  virtual void sync_soon() = 0;
+
   /// For a promotion: promises `epoch` durably, ends the session, waits until everything logged is applied,
   /// compares with `point` (sequence, and the applied digest), if it is given, and syncs the images. The caller then
   /// records itself primary and calls shutdown(). Errors: Errc::stale_epoch, Errc::diverged, Errc::inconsistent,

@@ -428,11 +428,21 @@ void Replica::on_event(const replica_event::Logged& event, Instant now, Effects&
   advance_waiting(effects);
 }
 
+void Replica::on_event(const replica_event::SyncWanted& /*event*/, Instant now, Effects& effects) {
+  if (!failure_ && durable_ < received_.sequence) want_sync(now, effects);
+}
+
 void Replica::request_sync(Instant now, Effects& effects) {
   if (session_->phase != Phase::streaming) return;
   if (durable_ == received_.sequence) {
     report(effects);
-  } else if (pending_.empty()) {
+  } else {
+    want_sync(now, effects);
+  }
+}
+
+void Replica::want_sync(Instant now, Effects& effects) {
+  if (pending_.empty()) {
     sync_due_ = true;
     sync_if_due(now, effects);
   } else {

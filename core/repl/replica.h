@@ -142,6 +142,8 @@ struct CopyWritten {
   SessionId session = 0;
   Sequence through = 0;
 };
+/// Somebody waits for what is logged now to be applied.
+struct SyncWanted {};
 /// Answer to the oldest unanswered RecordState; on error the file is unchanged.
 struct StateRecorded {
   Status status;
@@ -190,6 +192,7 @@ using ReplicaEvent = std::variant<replica_event::AttachArrived,
                                   replica_event::StageSynced,
                                   replica_event::StageFailed,
                                   replica_event::StageApplied,
+                                  replica_event::SyncWanted,
                                   replica_event::StateRecorded,
                                   replica_event::LogDropped,
                                   replica_event::ImagesSynced,
@@ -385,6 +388,7 @@ class Replica {
   void on_event(const replica_event::StageSynced& event, Instant now, Effects& effects);
   void on_event(const replica_event::StageFailed& event, Instant now, Effects& effects);
   void on_event(const replica_event::StageApplied& event, Instant now, Effects& effects);
+  void on_event(const replica_event::SyncWanted& event, Instant now, Effects& effects);
   void on_event(const replica_event::StateRecorded& event, Instant now, Effects& effects);
   void on_event(const replica_event::LogDropped& event, Instant now, Effects& effects);
   void on_event(const replica_event::ImagesSynced& event, Instant now, Effects& effects);
@@ -414,6 +418,7 @@ class Replica {
   void leave_session(Effects& effects);
   void note_whole();
   void request_sync(Instant now, Effects& effects);
+  void want_sync(Instant now, Effects& effects);
   void sync_if_due(Instant now, Effects& effects);
   void report(Effects& effects);
   void report_later(Instant now);

@@ -261,6 +261,23 @@ TEST_CASE("replica: a flush during a sync gets one of its own afterwards") {
   CHECK(world.marks->durable == 2);
 }
 
+TEST_CASE("replica: what somebody waits for is made durable, with a session or without") {
+  Streaming streaming;
+  ReplicaWorld& world = streaming.world;
+  streaming.write();
+  world.log_all();
+  CHECK_FALSE(world.syncing.has_value());
+  SUBCASE("streaming") {}
+  SUBCASE("alone") {
+    world.step(replica_event::SessionClosed{1});
+  }
+  world.step(replica_event::SyncWanted{});
+  REQUIRE(world.syncing.has_value());
+  world.finish_sync();
+  world.step(replica_event::SyncWanted{});
+  CHECK_FALSE(world.syncing.has_value());
+}
+
 TEST_CASE("replica: sync_request makes everything received durable, then reports") {
   Streaming streaming;
   ReplicaWorld& world = streaming.world;
