@@ -19,6 +19,7 @@ using nlohmann::json;
 constexpr std::size_t reader_bytes = frame_header_bytes + data_payload_bytes_max;
 constexpr auto claim_deadline = std::chrono::seconds(10);
 constexpr auto reconnect_delay = std::chrono::milliseconds(200);
+constexpr int wait_slice_ms = 5;
 
 Result<json> parse(std::span<const std::byte> payload) {
   const auto* text = reinterpret_cast<const char*>(payload.data());
@@ -63,18 +64,17 @@ Status write_fully(int fd, std::span<const std::byte> bytes) {
 }
 
 /// Waits for one frame, blocking.
-Result<json> read_reply(int fd) {
+Result<json> read_reply(int fd, const std::function<bool()>& give_up) {
   FrameReader reader(reader_bytes);
-  const Instant deadline = boot_time_now() + claim_deadline;
   while (true) {
     auto frame = reader.next();
     if (!frame) return tl::unexpected(frame.error());
     if (*frame) return parse((*frame)->payload);
-    const auto left =
-        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - boot_time_now()).count();
-    if (left <= 0) return fail(Errc::timeout, "replicad did not answer the claim within 10 s");
     pollfd poll_fd{fd, POLLIN, 0};
-    if (::poll(&poll_fd, 1, static_cast<int>(left)) <= 0) continue;
+    if (::poll(&poll_fd, 1, wait_slice_ms) <= 0) {
+      if (give_up()) return fail(Errc::timeout, "replicad did not answer in time");
+      continue;
+    }
     const auto room = reader.writable();
     const ssize_t count = ::recv(fd, room.data(), room.size(), 0);
     if (count < 0 && errno == EINTR) continue;
@@ -104,7 +104,8 @@ Result<std::shared_ptr<AgentClient>> AgentClient::claim(const std::string& socke
                      {"pid", ::getpid()},
                      {"version", REPLICAD_VERSION}};
   RD_TRY(write_fully(socket->get(), encode_json_frame(FrameType::agent_request, text_of(request))));
-  auto reply = read_reply(socket->get());
+  const Instant deadline = boot_time_now() + claim_deadline;
+  auto reply = read_reply(socket->get(), [&] { return boot_time_now() >= deadline; });
   if (!reply) return tl::unexpected(reply.error());
   const auto result = result_of(*reply);
   if (!result) return tl::unexpected(result.error());
@@ -114,6 +115,18 @@ Result<std::shared_ptr<AgentClient>> AgentClient::claim(const std::string& socke
   auto client = std::shared_ptr<AgentClient>(new AgentClient(socket_path, std::move(*socket)));
   client->next_id_ = 2;
   return client;
+}
+
+Result<json> ask_agent(const std::string& socket_path,
+                       json request,
+                       const std::function<bool()>& give_up) {
+  auto socket = connect_blocking("unix:" + socket_path, 1000);
+  if (!socket) return tl::unexpected(socket.error());
+  request["id"] = 1;
+  RD_TRY(write_fully(socket->get(), encode_json_frame(FrameType::agent_request, text_of(request))));
+  const auto reply = read_reply(socket->get(), give_up);
+  if (!reply) return tl::unexpected(reply.error());
+  return result_of(*reply);
 }
 
 pid_t AgentClient::daemon_pid() const {

@@ -74,4 +74,10 @@ class AgentClient : public std::enable_shared_from_this<AgentClient> {
   bool stopped_ = false;
 };
 
+/// One request to replicad on a connection of its own. Blocking, any thread. `give_up`: asked every few milliseconds of
+/// waiting. Errors: Errc::unreachable, Errc::timeout when it has given up, or replicad's refusal.
+[[nodiscard]] Result<nlohmann::json> ask_agent(const std::string& socket_path,
+                                               nlohmann::json request,
+                                               const std::function<bool()>& give_up);
+
 }  // namespace replicad

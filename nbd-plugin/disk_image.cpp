@@ -48,6 +48,12 @@ Result<DiskImage> DiskImage::open(const DiskGrant& grant, const std::string& mar
   return DiskImage(grant, std::move(*fd), fast_zero, std::move(*durable));
 }
 
+Result<DiskImage> DiskImage::open_to_read(const DiskGrant& grant) {
+  Fd fd(::open(grant.path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return fail_errno(errno, "open {}", grant.path);
+  return DiskImage(grant, std::move(fd), true, nullptr);
+}
+
 int DiskImage::read(std::span<std::byte> to, std::uint64_t offset) const {
   while (!to.empty()) {
     const ssize_t count = ::pread(fd_.get(), to.data(), to.size(), static_cast<off_t>(offset));

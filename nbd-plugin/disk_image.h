@@ -21,6 +21,9 @@ class DiskImage {
   [[nodiscard]] static Result<DiskImage> open(const DiskGrant& grant,
                                               const std::string& mark_path = {});
 
+  /// Without the lock, which a replica has: for read() alone.
+  [[nodiscard]] static Result<DiskImage> open_to_read(const DiskGrant& grant);
+
   [[nodiscard]] const std::string& name() const { return name_; }
   [[nodiscard]] const std::string& path() const { return path_; }
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }

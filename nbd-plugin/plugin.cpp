@@ -13,21 +13,21 @@
 #include <nbdkit-plugin.h>
 
 #include "core/base/log.h"
-#include "nbd-plugin/volume.h"
+#include "nbd-plugin/exported.h"
 
 namespace {
 
 using replicad::DiskImage;
 using replicad::DiskIndex;
 using replicad::Error;
+using replicad::Exported;
 using replicad::FrameType;
-using replicad::Volume;
 
 // nbdkit's plugin interface has no handle for the plugin itself: this is its configuration and its volume.
 struct Plugin {
   std::string volume_name;
   std::string agent_path = "/run/replica/agent.sock";
-  std::unique_ptr<Volume> volume;
+  std::unique_ptr<Exported> volume;
 };
 
 Plugin& plugin() {
@@ -76,6 +76,7 @@ void log_to_nbdkit(replicad::LogLevel level, std::string_view line) {
   }
 }
 
+/// Or this thread's client has hung up.
 bool nbdkit_is_stopping() {
   return nbdkit_nanosleep(0, 1) == -1;
 }
@@ -133,8 +134,8 @@ int config_complete() {
 
 int get_ready() {
   return guarded(-1, [] {
-    auto volume =
-        Volume::claim(plugin().agent_path, plugin().volume_name, {.stopping = &nbdkit_is_stopping});
+    auto volume = Exported::claim(
+        plugin().agent_path, plugin().volume_name, {.stopping = &nbdkit_is_stopping});
     if (!volume) return report(volume.error());
     plugin().volume = std::move(*volume);
     return 0;
@@ -227,7 +228,7 @@ int pread(void* handle,
           std::uint32_t /*flags*/) {
   return guarded(-1, [&] {
     const std::span<std::byte> data(static_cast<std::byte*>(buffer), count);
-    return finish(plugin().volume->bridge().read(disk_of(handle), data, offset), "read");
+    return finish(plugin().volume->read(disk_of(handle), data, offset), "read");
   });
 }
 
@@ -239,21 +240,19 @@ int pwrite(void* handle,
   return guarded(-1, [&] {
     const std::span<const std::byte> data(static_cast<const std::byte*>(buffer), count);
     const bool fua = (flags & NBDKIT_FLAG_FUA) != 0;
-    return finish(plugin().volume->bridge().write(disk_of(handle), data, offset, fua), "write");
+    return finish(plugin().volume->write(disk_of(handle), data, offset, fua), "write");
   });
 }
 
 int flush(void* handle, std::uint32_t /*flags*/) {
-  return guarded(-1,
-                 [&] { return finish(plugin().volume->bridge().flush(disk_of(handle)), "flush"); });
+  return guarded(-1, [&] { return finish(plugin().volume->flush(disk_of(handle)), "flush"); });
 }
 
 int trim(void* handle, std::uint32_t count, std::uint64_t offset, std::uint32_t flags) {
   return guarded(-1, [&] {
     const bool fua = (flags & NBDKIT_FLAG_FUA) != 0;
-    return finish(
-        plugin().volume->bridge().zero(disk_of(handle), FrameType::trim, offset, count, true, fua),
-        "trim");
+    return finish(plugin().volume->zero(disk_of(handle), FrameType::trim, offset, count, true, fua),
+                  "trim");
   });
 }
 
@@ -265,9 +264,9 @@ int zero(void* handle, std::uint32_t count, std::uint64_t offset, std::uint32_t 
     }
     const bool fua = (flags & NBDKIT_FLAG_FUA) != 0;
     const bool may_trim = (flags & NBDKIT_FLAG_MAY_TRIM) != 0;
-    return finish(plugin().volume->bridge().zero(
-                      disk_of(handle), FrameType::zero, offset, count, may_trim, fua),
-                  "zero");
+    return finish(
+        plugin().volume->zero(disk_of(handle), FrameType::zero, offset, count, may_trim, fua),
+        "zero");
   });
 }
 
@@ -277,10 +276,9 @@ int extents(void* handle,
             std::uint32_t flags,
             nbdkit_extents* list) {
   return guarded(-1, [&] {
-    const DiskImage& image = image_of(handle);
-    const std::uint64_t end = std::min(offset + count, image.bytes());
+    const std::uint64_t end = std::min(offset + count, image_of(handle).bytes());
     while (offset < end) {
-      const DiskImage::Extent extent = image.extent_at(offset);
+      const DiskImage::Extent extent = plugin().volume->extent_at(disk_of(handle), offset);
       const std::uint32_t type = extent.is_hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0;
       if (nbdkit_add_extent(list, offset, extent.length_bytes, type) == -1) return -1;
       if ((flags & NBDKIT_FLAG_REQ_ONE) != 0) break;

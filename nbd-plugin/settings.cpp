@@ -96,6 +96,7 @@ Result<Grant> decode_grant(const json& value) {
     grant.in_sync = in.at("in_sync").get<std::vector<std::string>>();
     grant.unclean = in.at("unclean").get<bool>();
     grant.directory = in.at("directory").get<std::string>();
+    grant.standby = in.value("standby", std::uint32_t{0});
     if (grant.reserved < grant.history.sequence)
       throw FieldError{"reserved is below the history's sequence"};
     return grant;

@@ -47,6 +47,8 @@ struct Grant {
   std::vector<std::string> in_sync;
   bool unclean = false;
   std::string directory;  ///< of the volume's state on this host
+  std::uint32_t standby =
+      0;  ///< id of the handover that this export is the standby of; 0: it is the primary's
 };
 
 /// Errors of all: Errc::protocol naming the field.

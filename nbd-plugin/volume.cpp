@@ -76,14 +76,13 @@ double seconds(Duration duration) {
 
 }  // namespace
 
-Result<std::unique_ptr<Volume>> Volume::claim(const std::string& agent_path,
-                                              const std::string& name,
-                                              Hooks hooks) {
-  RD_TRY(probe_io_uring());
+Result<std::unique_ptr<Exported>> Volume::open(const std::string& name,
+                                               Hooks hooks,
+                                               Grant granted,
+                                               std::shared_ptr<AgentClient> agent) {
   std::unique_ptr<Volume> volume(new Volume(name, std::move(hooks)));
-  auto agent = AgentClient::claim(agent_path, name, volume->grant_);
-  if (!agent) return tl::unexpected(std::move(agent).error());
-  volume->agent_ = std::move(*agent);
+  volume->grant_ = std::move(granted);
+  volume->agent_ = std::move(agent);
   const Grant& grant = volume->grant_;
   for (const DiskGrant& disk : grant.disks) {
     auto image = DiskImage::open(disk, failed_sync_mark(grant.directory));
@@ -112,7 +111,7 @@ Result<std::unique_ptr<Volume>> Volume::claim(const std::string& agent_path,
   volume->quorum_timeout_ = std::chrono::milliseconds(grant.settings.quorum_timeout_ms);
   volume->bridge_ = std::make_unique<Bridge>(config, std::move(*ring), volume->images_);
   volume->bridge_->set_activity(volume->activity_.get());
-  return volume;
+  return std::unique_ptr<Exported>(std::move(volume));
 }
 
 Volume::~Volume() = default;

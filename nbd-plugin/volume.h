@@ -1,6 +1,6 @@
 #pragma once
-// The volume this nbdkit process serves: claim, images, core, reactor thread, links to the replicas, requests of
-// replicad. Guest calls go straight to bridge().
+// The volume that this nbdkit process serves as the primary: images, core, reactor thread, links to the replicas,
+// requests of replicad. Guest calls go straight to the bridge.
 
 #include <condition_variable>
 #include <map>
@@ -14,36 +14,51 @@
 #include "io/worker.h"
 #include "nbd-plugin/agent_client.h"
 #include "nbd-plugin/bridge.h"
+#include "nbd-plugin/exported.h"
 #include "nbd-plugin/peer_link.h"
 
 namespace replicad {
 
-class Volume {
+class Volume final : public Exported {
  public:
-  struct Hooks {
-    std::function<bool()> stopping;  ///< nbdkit is shutting down; nbdkit's threads
-  };
-
-  /// Claims the volume from replicad, opens and locks its images. Blocking, no threads: for get_ready.
-  /// `agent_path`: agent.sock of the local replicad. Errors: as AgentClient::claim and open_image_locked.
-  [[nodiscard]] static Result<std::unique_ptr<Volume>> claim(const std::string& agent_path,
-                                                             const std::string& name,
-                                                             Hooks hooks);
-  ~Volume();
+  /// Opens and locks the images of the claim that replicad has granted.
+  [[nodiscard]] static Result<std::unique_ptr<Exported>> open(const std::string& name,
+                                                              Hooks hooks,
+                                                              Grant grant,
+                                                              std::shared_ptr<AgentClient> agent);
+  ~Volume() override;
   Volume(const Volume&) = delete;
   Volume& operator=(const Volume&) = delete;
 
   /// Starts the reactor thread, connects to the replicas and reports `serving`: for after_fork.
-  [[nodiscard]] Status start();
+  [[nodiscard]] Status start() override;
   /// Clean stop: drains, makes everything durable here and on the in-sync members, tells replicad. Blocking, at
   /// most the volume's ack-timeout and a few seconds; if it does not work out, the volume is left unclean.
-  void stop();
+  void stop() override;
 
-  [[nodiscard]] Bridge& bridge() { return *bridge_; }
-  [[nodiscard]] const std::vector<DiskImage>& images() const { return images_; }
-  [[nodiscard]] const std::string& name() const { return name_; }
-  /// For export descriptions; any thread.
-  [[nodiscard]] std::string describe();
+  [[nodiscard]] const std::vector<DiskImage>& images() const override { return images_; }
+  [[nodiscard]] std::string describe() override;
+  [[nodiscard]] DiskImage::Extent extent_at(DiskIndex disk, std::uint64_t offset) const override {
+    return images_[disk].extent_at(offset);
+  }
+  [[nodiscard]] int read(DiskIndex disk, std::span<std::byte> to, std::uint64_t offset) override {
+    return bridge_->read(disk, to, offset);
+  }
+  [[nodiscard]] int write(DiskIndex disk,
+                          std::span<const std::byte> data,
+                          std::uint64_t offset,
+                          bool fua) override {
+    return bridge_->write(disk, data, offset, fua);
+  }
+  [[nodiscard]] int zero(DiskIndex disk,
+                         FrameType kind,
+                         std::uint64_t offset,
+                         std::uint64_t length,
+                         bool may_trim,
+                         bool fua) override {
+    return bridge_->zero(disk, kind, offset, length, may_trim, fua);
+  }
+  [[nodiscard]] int flush(DiskIndex disk) override { return bridge_->flush(disk); }
 
  private:
   Volume(std::string name, Hooks hooks) : name_(std::move(name)), hooks_(std::move(hooks)) {}
@@ -72,6 +87,7 @@ class Volume {
                   const nlohmann::json& fields,
                   const AgentClient::Reply& reply);
   void on_hold(const nlohmann::json& fields, const AgentClient::Reply& reply);
+  void on_answered(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_resume(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_set(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_voter(const nlohmann::json& fields);

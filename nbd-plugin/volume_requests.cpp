@@ -30,6 +30,11 @@ std::optional<std::uint64_t> number_field(const json& fields, const char* name) 
   return found->get_ref<const json::number_unsigned_t&>();
 }
 
+bool wants_untouched(const json& fields) {
+  const auto found = fields.find("only_untouched");
+  return found != fields.end() && *found == json(true);
+}
+
 }  // namespace
 
 void Volume::on_request(const std::string& op,
@@ -41,6 +46,7 @@ void Volume::on_request(const std::string& op,
   if (op == "members") return on_members(fields, reply);
   if (op == "copy") return on_copy(fields, reply);
   if (op == "voter") return on_voter(fields);
+  if (op == "answered") return on_answered(fields, reply);
   if (op == "seal") {
     const bool reached = bridge_->look(
         [](const Primary& primary) { return primary.hold_phase() == Primary::HoldPhase::reached; });
@@ -79,6 +85,7 @@ void Volume::on_request(const std::string& op,
 void Volume::on_hold(const json& fields, const AgentClient::Reply& reply) {
   const auto to = text_field(fields, "to");
   const auto deadline_ms = number_field(fields, "deadline_ms");
+  const bool only_untouched = wants_untouched(fields);
   if (!to || !deadline_ms || *deadline_ms > deadline_ms_max) {
     reply(bad_request("hold", "needs `to` and `deadline_ms`"));
     return;
@@ -104,7 +111,29 @@ void Volume::on_hold(const json& fields, const AgentClient::Reply& reply) {
         {"history", point_json(*result)}, {"held_ms", held_ms}, {"replicas", replicas_json()}});
   };
   const auto deadline = began + std::chrono::milliseconds(*deadline_ms);
-  bridge_->step(primary_event::Hold{*target, deadline});
+  bridge_->step(primary_event::Hold{*target, deadline, only_untouched});
+}
+
+/// What a reader elsewhere must have to see all that was answered here. What is sealed says nothing: the role may have
+/// moved by now.
+void Volume::on_answered(const json& fields, const AgentClient::Reply& reply) {
+  struct Look {
+    Epoch epoch;
+    Sequence sequence;
+    bool refused;
+  };
+  const bool only_untouched = wants_untouched(fields);
+  const Look look = bridge_->look([&](const Primary& primary) {
+    const bool touched = only_untouched && primary.is_touched();
+    return Look{primary.epoch(),
+                primary.history().sequence,
+                touched || primary.is_sealed() || primary.failure()};
+  });
+  if (look.refused) {
+    reply(fail(Errc::refused, "what was answered is not told: the role moves, or has moved"));
+    return;
+  }
+  reply(json{{"epoch", epoch_json(look.epoch)}, {"sequence", look.sequence}});
 }
 
 void Volume::on_resume(const json& fields, const AgentClient::Reply& reply) {
