@@ -71,6 +71,11 @@ class ControlApi {
   [[nodiscard]] Answer readmit(const std::string& name, const std::string& body);
   [[nodiscard]] Answer resync(const std::string& name, const std::string& body);
   [[nodiscard]] Answer switchover(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer handover(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer handover_end(const std::string& name);
+  [[nodiscard]] Answer handover_take(const std::string& name, const std::string& body);
+  /// Of the standby: what its reads must have seen.
+  [[nodiscard]] Answer handover_answered(const std::string& name, const std::string& id);
   [[nodiscard]] Answer promote(const std::string& name, const std::string& body);
   [[nodiscard]] Answer failover(const std::string& name, const std::string& body);
   [[nodiscard]] Answer rival(const std::string& name, const std::string& body);
@@ -122,6 +127,16 @@ class ControlApi {
 /// Errors: Errc::refused when this host is not the primary of the volume.
 [[nodiscard]] Status require_primary(ControlContext& context,
                                      const std::shared_ptr<Volume>& volume);
+
+/// Errors: Errc::busy while a handover is on record.
+[[nodiscard]] Status require_no_handover(ControlContext& context,
+                                         const std::shared_ptr<Volume>& volume);
+
+/// Starts the standby that is due, if one is, and waits until it greets clients. The caller's thread lives as long as
+/// the daemon, and the standby no longer.
+[[nodiscard]] Status start_standby(ControlContext& context, const std::shared_ptr<Volume>& volume);
+/// Kills the standby, if there is one; what it holds is not answered.
+void end_standby(ControlContext& context, const std::shared_ptr<Volume>& volume);
 
 /// Starts nbdkit for `volume`, whose operation the caller holds, and waits until it serves.
 /// `served` (may be null) becomes true once guests may have been answered, even if an error is

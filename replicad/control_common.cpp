@@ -107,6 +107,19 @@ Status require_primary(ControlContext& context, const std::shared_ptr<Volume>& v
   });
 }
 
+Status require_no_handover(ControlContext& context, const std::shared_ptr<Volume>& volume) {
+  return run_on_reactor(context.reactor, [volume]() -> Status {
+    const auto& record = volume->state().vote.record;
+    if (!record || !record->handover) return {};
+    return with_hint(fail(Errc::busy,
+                          "a handover of volume {} from {} to {} is prepared",
+                          volume->name(),
+                          record->handover->from,
+                          record->handover->to),
+                     fmt::format("`replicactl handover {} --end` ends it", volume->name()));
+  });
+}
+
 Result<std::uint64_t> number_in(const std::string& text, const char* what) {
   std::uint64_t number = 0;
   const char* end = text.data() + text.size();

@@ -114,9 +114,41 @@ json export_answer(const std::optional<ExportInfo>& info, const VolumeState& sta
 
 }  // namespace
 
+Status start_standby(ControlContext& context, const std::shared_ptr<Volume>& volume) {
+  const std::uint32_t id =
+      run_on_reactor(context.reactor, [volume] { return volume->standby_due(); });
+  if (id == 0) return {};
+  const ExportCommand command = volume->export_command();
+  const auto listening = endpoint_of(context, volume);
+  if (!listening) return tl::unexpected(listening.error());
+  ::unlink(command.pid_file().c_str());
+  run_on_reactor(context.reactor, [volume, id] { volume->set_standby(id, nullptr); });
+  const auto process = ExportProcess::spawn(command, *listening);
+  if (!process) return tl::unexpected(process.error());
+  run_on_reactor(context.reactor, [volume, id, process] { volume->set_standby(id, *process); });
+  RD_TRY(wait_until_greeting(command, *process, std::chrono::steady_clock::now() + start_deadline));
+  run_on_reactor(context.reactor, [volume] { volume->note_standby(true, std::nullopt); });
+  log(LogLevel::info, "standby_started", "volume={} id={}", volume->name(), id);
+  return {};
+}
+
+void end_standby(ControlContext& context, const std::shared_ptr<Volume>& volume) {
+  const auto process =
+      run_on_reactor(context.reactor, [volume]() -> std::shared_ptr<ExportProcess> {
+        volume->note_standby(false, std::nullopt);
+        return volume->take_standby();
+      });
+  if (!process) return;
+  // Without an answer to what it holds.
+  process->kill(SIGKILL);
+  static_cast<void>(process->wait_exit(kill_grace));
+  log(LogLevel::info, "standby_ended", "volume={}", volume->name());
+}
+
 Result<ExportInfo> start_export(ControlContext& context,
                                 const std::shared_ptr<Volume>& volume,
                                 bool* served) {
+  end_standby(context, volume);
   RD_TRY(run_on_reactor(context.reactor, [volume] { return volume->prepare_export(); }));
   bool was_served = false;
   auto info = run_start(context, volume, was_served);
@@ -222,6 +254,7 @@ ControlApi::Answer ControlApi::restart(const std::string& name) {
   if (!operation) return tl::unexpected(operation.error());
   const auto& volume = operation->volume();
   RD_TRY(require_primary(context_, volume));
+  RD_TRY(require_no_handover(context_, volume));
   if (!run_on_reactor(context_.reactor, [volume] { return volume->is_serving(); })) {
     return with_hint(fail(Errc::refused, "volume {} is not being served", name),
                      fmt::format("`replicactl activate {}` starts its export", name));
@@ -244,6 +277,7 @@ ControlApi::Answer ControlApi::deactivate(const std::string& name) {
   if (!operation) return tl::unexpected(operation.error());
   const auto& volume = operation->volume();
   RD_TRY(require_primary(context_, volume));
+  RD_TRY(require_no_handover(context_, volume));
   const bool serving = run_on_reactor(context_.reactor, [volume] { return volume->has_plugin(); });
   bool clean = true;
   if (serving) {

@@ -31,6 +31,8 @@ Result<PromotionRequest> parse_promotion(const std::string& body) {
   request.epoch = fields.epoch("epoch");
   request.history = fields.point("history");
   request.activate = fields.boolean("activate");
+  if (const auto id = fields.optional_number("handover", 1, 0xffffffffU))
+    request.handover = static_cast<std::uint32_t>(*id);
   RD_TRY(fields.finish());
   return request;
 }
@@ -53,7 +55,8 @@ Result<Record> take_primary(ControlContext& context,
     return {};
   }));
   auto record = context.environment.votes->propose(
-      volume, change_promote({context.options.host, request.term, request.epoch}));
+      volume,
+      change_promote({context.options.host, request.term, request.epoch, request.handover}));
   if (!record) {
     run_on_reactor(context.reactor, [volume] {
       volume->set_recheck(true);

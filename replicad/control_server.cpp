@@ -99,6 +99,9 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   post("resync", &ControlApi::resync);
   post("readmit", &ControlApi::readmit);
   post("switchover", &ControlApi::switchover);
+  post("handover", &ControlApi::handover);
+  post_bare("handover/end", &ControlApi::handover_end);
+  post("handover/take", &ControlApi::handover_take);
   post("promote", &ControlApi::promote);
   post("failover", &ControlApi::failover);
   post("rival", &ControlApi::rival);
@@ -109,6 +112,12 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   server.Get("/v1/volumes/([^/]+)/vote", [&context](Request request, Response response) {
     answer(response, ControlApi(context).vote(name_of(request)));
   });
+  server.Get(
+      "/v1/volumes/([^/]+)/handover/answered", [&context](Request request, Response response) {
+        answer(
+            response,
+            ControlApi(context).handover_answered(name_of(request), request.get_param_value("id")));
+      });
   server.Get("/v1/volumes/([^/]+)/log", [&context](Request request, Response response) {
     answer(response,
            ControlApi(context).log_count(name_of(request), request.get_param_value("after")));

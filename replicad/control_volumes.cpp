@@ -255,6 +255,8 @@ ControlApi::Answer ControlApi::remove(const std::string& name, const std::string
   const auto operation = OperationGuard::begin(context_, name, "delete");
   if (!operation) return tl::unexpected(operation.error());
   const auto& volume = operation->volume();
+  RD_TRY(require_no_handover(context_, volume));
+  end_standby(context_, volume);
   RD_TRY(call_reactor<void>(context_.reactor, [volume, uuid](auto done) {
     if (volume->state().uuid != uuid) {
       return done(fail(Errc::refused,
@@ -293,8 +295,10 @@ ControlApi::Answer ControlApi::set(const std::string& name, const std::string& b
     return {};
   }));
   if (run_on_reactor(context_.reactor, [volume] { return volume->is_serving(); })) {
+    const VolumeSettings in_force =
+        run_on_reactor(context_.reactor, [volume] { return volume->settings_in_force(); });
     const auto told =
-        ask_plugin(context_, volume, "set", {{"settings", to_json(settings)}}, plugin_timeout);
+        ask_plugin(context_, volume, "set", {{"settings", to_json(in_force)}}, plugin_timeout);
     if (!told) return tl::unexpected(told.error());
   }
   return json{{"schema", 1}, {"settings", to_json(settings)}};

@@ -84,7 +84,25 @@ void RoleKeeper::tend(const std::shared_ptr<Volume>& volume) {
   if (due == RoleDue::promote) promote(volume);
   if (due == RoleDue::renew) renew(volume);
   if (run_on_reactor(context_.reactor, [volume] { return volume->export_due(); })) serve(volume);
+  tend_standby(volume);
   look_for_rivals(volume);
+}
+
+/// Starts the standby of a handover, and ends one that is not due any more or has died.
+void RoleKeeper::tend_standby(const std::shared_ptr<Volume>& volume) {
+  const bool amiss = run_on_reactor(context_.reactor, [volume] {
+    return !volume->has_operation() && (volume->is_standby_amiss() || volume->is_standby_dead());
+  });
+  if (!amiss) return;
+  const auto operation = OperationGuard::begin(context_, volume->name(), "a standby");
+  if (!operation) return;
+  end_standby(context_, volume);
+  const Status started = start_standby(context_, volume);
+  if (started) return;
+  log_failure("standby_not_started", volume->name(), started.error());
+  end_standby(context_, volume);
+  run_on_reactor(context_.reactor,
+                 [volume, &started] { volume->note_standby(false, started.error()); });
 }
 
 /// Members of the history before, whom a forced record left behind, may have gone on in it.

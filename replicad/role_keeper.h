@@ -35,6 +35,7 @@ class RoleKeeper {
   void promote(const std::shared_ptr<Volume>& volume);
   void renew(const std::shared_ptr<Volume>& volume);
   void serve(const std::shared_ptr<Volume>& volume);
+  void tend_standby(const std::shared_ptr<Volume>& volume);
   void look_for_rivals(const std::shared_ptr<Volume>& volume);
   void meet_member(const std::shared_ptr<Volume>& volume,
                    const VolumeState& state,

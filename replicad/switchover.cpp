@@ -85,7 +85,7 @@ bool is_served(const VolumeSnapshot& snapshot) {
          snapshot.error->code != Errc::unreachable;
 }
 
-Status check_volume_ready(const VolumeSnapshot& snapshot) {
+Status check_volume_ready(const VolumeSnapshot& snapshot, const SwitchoverRequest& request) {
   const VolumeState& state = snapshot.state;
   if (state.primary != snapshot.host) {
     return with_hint(
@@ -98,6 +98,15 @@ Status check_volume_ready(const VolumeSnapshot& snapshot) {
                           state.name,
                           state.transfer->to),
                      "it settles by itself as soon as enough voters answer");
+  }
+  const auto& record = state.vote.record;
+  if (record && record->handover && record->handover->id != request.handover) {
+    return with_hint(fail(Errc::busy,
+                          "a handover of volume {} to {} is prepared",
+                          state.name,
+                          record->handover->to),
+                     fmt::format("its guest moves the role; `replicactl handover {} --end` ends it",
+                                 state.name));
   }
   if (is_served(snapshot)) return {};
   if (snapshot.shown_state != "stopped") {
@@ -203,7 +212,9 @@ Result<HoldResult> hold(ControlContext& context,
   const auto answer = ask_plugin(context,
                                  volume,
                                  "hold",
-                                 {{"to", request.to}, {"deadline_ms", request.deadline.count()}},
+                                 {{"to", request.to},
+                                  {"deadline_ms", request.deadline.count()},
+                                  {"only_untouched", request.only_untouched}},
                                  request.deadline + reply_margin);
   if (!answer) return tl::unexpected(answer.error());
   HoldResult result;
@@ -295,11 +306,12 @@ class Handover {
         !written) {
       return not_moved(volume_->name(), written.error(), resume());
     }
-    const json body = {{"from", context_.options.host},
-                       {"term", to_json(term)},
-                       {"epoch", to_json(offer_)},
-                       {"history", to_json(held_.point)},
-                       {"activate", serving_}};
+    json body = {{"from", context_.options.host},
+                 {"term", to_json(term)},
+                 {"epoch", to_json(offer_)},
+                 {"history", to_json(held_.point)},
+                 {"activate", serving_}};
+    if (request_.handover != 0) body["handover"] = request_.handover;
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
     const auto answer = ask_peer({target_.address,
                                   "POST",
@@ -433,13 +445,34 @@ Result<json> dry_run(const VolumeSnapshot& snapshot, const Target& target, bool 
 
 }  // namespace
 
+Status check_switchover(ControlContext& context,
+                        const std::shared_ptr<Volume>& volume,
+                        const SwitchoverRequest& request) {
+  const VolumeSnapshot snapshot =
+      run_on_reactor(context.reactor, [volume] { return volume->snapshot(); });
+  RD_TRY(check_volume_ready(snapshot, request));
+  const auto target = check_target(snapshot.state, snapshot.host, request.to);
+  if (!target) return tl::unexpected(target.error());
+  return {};
+}
+
+Status drain_to(ControlContext& context,
+                const std::shared_ptr<Volume>& volume,
+                const SwitchoverRequest& request) {
+  const auto held = hold(context, volume, request);
+  if (!held) return tl::unexpected(held.error());
+  const auto resumed = ask_plugin(context, volume, "resume", json::object(), plugin_resume_timeout);
+  if (!resumed) return tl::unexpected(resumed.error());
+  return {};
+}
+
 Result<json> run_switchover(ControlContext& context,
                             const std::shared_ptr<Volume>& volume,
                             const SwitchoverRequest& request) {
   const auto end = Clock::now() + request.deadline;
   const VolumeSnapshot snapshot =
       run_on_reactor(context.reactor, [volume] { return volume->snapshot(); });
-  RD_TRY(check_volume_ready(snapshot));
+  RD_TRY(check_volume_ready(snapshot, request));
   auto target = check_target(snapshot.state, snapshot.host, request.to);
   if (!target) return tl::unexpected(target.error());
   const bool serving = is_served(snapshot);

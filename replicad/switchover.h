@@ -22,7 +22,19 @@ struct SwitchoverRequest {
   std::string to;
   std::chrono::milliseconds deadline{switchover_deadline_ms_default};
   bool dry_run = false;
+  std::uint32_t handover = 0;   ///< the move, or the way back, of the handover with this id
+  bool only_untouched = false;  ///< refused once the guest's write was let in here
 };
+
+/// Whether the switchover may begin, and why not. The caller holds the volume's operation.
+[[nodiscard]] Status check_switchover(ControlContext& context,
+                                      const std::shared_ptr<Volume>& volume,
+                                      const SwitchoverRequest& request);
+/// Its first half alone: the guest's writes are held until everything before is durable at every in-sync member and
+/// applied at the target, with an equal digest; then they go on.
+[[nodiscard]] Status drain_to(ControlContext& context,
+                              const std::shared_ptr<Volume>& volume,
+                              const SwitchoverRequest& request);
 
 /// Errors: why nothing has changed; or, with Errc::timeout, that the outcome is not known yet and
 /// will settle by itself. The caller holds the volume's operation. Answer: the proof

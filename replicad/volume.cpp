@@ -76,6 +76,7 @@ std::shared_ptr<Volume> Volume::load(VolumeEnvironment& environment, const std::
   volume->store_ = std::make_unique<StateStore>(
       environment.reactor, environment.worker, path, std::move(*state));
   if (!volume->load_error_ && volume->is_primary()) volume->discard_leftover_log();
+  volume->handover_mode_ = volume->state().vote.record && volume->state().vote.record->handover;
   volume->endpoint_.take_given(environment.given_sockets);
   return volume;
 }
@@ -116,6 +117,8 @@ VolumeSnapshot Volume::snapshot() const {
   snapshot.plugin = plugin_status_;
   snapshot.plugin_running = phase_ == Phase::serving;
   if (replica_) snapshot.replica = replica_->status();
+  snapshot.standby = standby_info();
+  snapshot.standby_error = standby_error_;
   return snapshot;
 }
 
@@ -372,7 +375,8 @@ void Volume::tend() {
   std::erase_if(former_processes_, [](const std::shared_ptr<ExportProcess>& process) {
     return process->wait_exit(std::chrono::milliseconds(0));
   });
-  const bool is_used = has_plugin() || has_operation() || starting_ || state().transfer;
+  const bool is_used = has_plugin() || has_operation() || starting_ || state().transfer ||
+                       standby_id_ != 0 || handover() != nullptr;
   if (is_used || awaits_start()) return;
   endpoint_.drop();
   endpoint_.turn_away();
@@ -559,7 +563,8 @@ void Volume::become_replica(const std::string& primary,
       self->images_.clear();
       self->last_end_.reset();
       self->lost_ = false;
-      self->endpoint_.drop();
+      // Of a handover that has moved the role, the client stays.
+      if (self->handover() == nullptr) self->endpoint_.drop();
       // The new record may not have come to this host's voter yet.
       self->recheck_ = self->state().vote.record->primary == self->environment_.options.host;
       log(LogLevel::info,

@@ -60,6 +60,7 @@ struct PromotionRequest {
   Epoch epoch;  ///< of the new term
   HistoryPoint history;
   bool activate = true;
+  std::optional<std::uint32_t> handover = {};  ///< it must be on record
 };
 
 class Volume : public std::enable_shared_from_this<Volume> {
@@ -93,7 +94,10 @@ class Volume : public std::enable_shared_from_this<Volume> {
   /// Errors: Errc::busy with the name of the operation under way; the load error of a broken
   /// volume.
   [[nodiscard]] Status begin_operation(const std::string& what);
-  void end_operation() { operation_.clear(); }
+  void end_operation() {
+    operation_.clear();
+    if (is_standby_amiss()) environment_.wake_keeper();
+  }
   [[nodiscard]] bool has_operation() const { return !operation_.empty(); }
   [[nodiscard]] const std::string& operation() const { return operation_; }
 
@@ -131,7 +135,10 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void vote_chosen(const ChosenNotice& notice, Done done);
   [[nodiscard]] RoleDue role_due() const;
   /// The record is to be asked for again, or has just been.
-  void set_recheck(bool recheck) { recheck_ = recheck; }
+  void set_recheck(bool recheck) {
+    recheck_ = recheck;
+    if (!recheck && std::exchange(preparing_open_, false)) set_preparing(false);
+  }
   /// A later term than the one that was refused begins, or another attempt comes later.
   void note_renewal();
   /// State SPLIT: another history was met (core/vote/fork.h).
@@ -145,6 +152,31 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void join_history(const Record& kept, Done done);
   /// Why the last proposal found no quorum; shown until one does.
   void note_vote(std::optional<Error> error) { vote_error_ = std::move(error); }
+
+  // A handover (volume_standby.cpp).
+
+  /// By which the plugin serves: `sync` from before a handover is on record until one without it is known to have been
+  /// chosen in this host's own term.
+  [[nodiscard]] VolumeSettings settings_in_force() const;
+  /// A handover is being put on record here. leave_preparing_open(): whether it is on record is not known.
+  void set_preparing(bool preparing);
+  void leave_preparing_open();
+  /// The handover on record, if it names this host.
+  [[nodiscard]] const HandoverState* handover() const;
+  /// Id of the handover whose standby is to be here; 0: none. From the record alone.
+  [[nodiscard]] std::uint32_t standby_due() const;
+  /// The standby that is here is not the one that is due.
+  [[nodiscard]] bool is_standby_amiss() const;
+  [[nodiscard]] bool is_standby_dead() const {
+    return standby_ && standby_->wait_exit(std::chrono::milliseconds(0));
+  }
+  /// `process`: null while it is being started.
+  void set_standby(std::uint32_t id, std::shared_ptr<ExportProcess> process);
+  /// Why it has not started, if there is a reason.
+  void note_standby(bool serves, std::optional<Error> error);
+  /// It is to be killed. May be null.
+  [[nodiscard]] std::shared_ptr<ExportProcess> take_standby();
+  [[nodiscard]] std::optional<ExportInfo> standby_info() const;
 
   // The replica's side (volume.cpp).
 
@@ -249,8 +281,36 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void on_voter_heard(const std::string& host, Instant asked, const Result<Epoch>& fence);
   void tell_fence(const std::string& host, Instant asked, const Epoch& fence);
 
-  // volume_agent.cpp
+  // volume_standby.cpp
   using Reply = std::function<void(Result<nlohmann::json>)>;
+  /// A request that the standby holds.
+  struct Gate {
+    std::shared_ptr<AgentSession> session;
+    Reply reply;
+    bool wants_role = false;
+    bool durable = false;            ///< a flush
+    bool asked = false;              ///< the primary has been asked since it came
+    std::optional<Position> awaits;  ///< what the primary has answered
+    [[nodiscard]] bool waits() const { return !wants_role && !asked; }
+  };
+  void follow_handover();
+  [[nodiscard]] bool is_standby_claim() const;
+  [[nodiscard]] nlohmann::json standby_grant() const;
+  void on_standby_request(const std::shared_ptr<AgentSession>& session,
+                          bool wants_role,
+                          const nlohmann::json& request,
+                          Reply reply);
+  void tend_gates();
+  [[nodiscard]] bool has_applied(Gate& gate);
+  void ask_for_answered();
+  void on_answered(const Result<nlohmann::json>& answer);
+  void ask_for_role();
+  void ask_primary(const std::string& verb,
+                   const nlohmann::json& body,
+                   std::chrono::milliseconds timeout,
+                   std::function<void(Volume&, const Result<nlohmann::json>&)> done);
+
+  // volume_agent.cpp
   void on_request(const std::shared_ptr<AgentSession>& session,
                   const std::string& op,
                   std::uint64_t id,
@@ -325,6 +385,20 @@ class Volume : public std::enable_shared_from_this<Volume> {
   bool watching_voters_ = false;        ///< a timer runs
   std::set<std::string> voters_asked_;  ///< that have not answered yet
   std::optional<Error> last_end_;       ///< why the last export ended, if uncleanly
+
+  bool handover_mode_ = false;    ///< the plugin is to be `sync`
+  bool preparing_ = false;        ///< a handover is being put on record
+  bool preparing_open_ = false;   ///< ... and whether it is, is not known
+  std::uint32_t standby_id_ = 0;  ///< of the standby that is here, or being started
+  std::shared_ptr<ExportProcess> standby_;
+  bool standby_serves_ = false;
+  std::optional<Error> standby_error_;
+  std::vector<Gate> gates_;
+  bool gates_timer_ = false;
+  bool asking_ = false;  ///< what the primary has answered
+  bool taking_ = false;  ///< for the role
+  Instant ask_after_{};
+  Instant standby_after_{};
 };
 
 }  // namespace replicad

@@ -102,6 +102,8 @@ void Volume::on_first_request(const std::shared_ptr<AgentSession>& session,
     claim(session, request, std::move(reply));
   } else if (op == "rejoin") {
     rejoin(session, request, std::move(reply));
+  } else if (op == "gate" || op == "want_role") {
+    on_standby_request(session, op == "want_role", request, std::move(reply));
   } else {
     reply(fail(Errc::protocol, "the first request must be claim or rejoin, not {}", op));
   }
@@ -190,6 +192,7 @@ void Volume::claim(const std::shared_ptr<AgentSession>& session, const json& req
   const std::string version = fields.text("version", 64);
   if (const Status valid = fields.finish_allow_unknown(); !valid)
     return reply(tl::unexpected(valid.error()));
+  if (is_standby_claim()) return reply(standby_grant());
   if (const Status allowed = check_claim(); !allowed) return reply(tl::unexpected(allowed.error()));
   take_role();
   if (images_.empty()) {
@@ -248,6 +251,7 @@ void Volume::on_claimed(Status written, bool was_clean, const Reply& reply) {
     return reply(tl::unexpected(written.error()));
   }
   claim_was_clean_ = was_clean;
+  follow_handover();
   last_end_.reset();
   phase_ = Phase::claimed;
   watch_images();
@@ -268,7 +272,7 @@ json Volume::claim_result(bool unclean) const {
           {"disks", disks},
           {"members", data_members_json(now.members)},
           {"voters", voters_json(now.vote.record)},
-          {"settings", to_json(now.settings)},
+          {"settings", to_json(settings_in_force())},
           {"history", to_json(now.history)},
           {"reserved", now.sequence_reserved},
           {"in_sync", now.in_sync},

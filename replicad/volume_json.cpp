@@ -145,6 +145,17 @@ json replica_json(const ReplicaStatus& status, bool open) {
            status.heard ? json(std::chrono::duration<double>(*status.heard).count()) : json()}};
 }
 
+/// The handover on record, on every host; the standby's export on the one that has it.
+json handover_shown(const VolumeSnapshot& snapshot) {
+  const auto& record = snapshot.state.vote.record;
+  if (!record || !record->handover) return nullptr;
+  json shown = handover_json(*record->handover);
+  shown["export"] =
+      snapshot.standby ? export_json(*snapshot.standby, snapshot.state) : json(nullptr);
+  shown["error"] = to_json(snapshot.standby_error);
+  return shown;
+}
+
 void add_primary(const VolumeSnapshot& snapshot, json& volume) {
   const VolumeState& state = snapshot.state;
   const bool current = snapshot.plugin_running && snapshot.plugin;
@@ -378,7 +389,8 @@ json volume_json(const VolumeSnapshot& snapshot) {
                  {"in_sync", state.in_sync},
                  {"state", snapshot.shown_state},
                  {"error", to_json(snapshot.error)},
-                 {"vote", voter_json(state.vote)}};
+                 {"vote", voter_json(state.vote)},
+                 {"handover", handover_shown(snapshot)}};
   if (primary) {
     add_primary(snapshot, volume);
   } else {

@@ -95,6 +95,8 @@ struct VolumeSnapshot {
   std::optional<PluginStatus> plugin;    ///< last known, primary
   bool plugin_running = false;           ///< `plugin` is current
   std::optional<ReplicaStatus> replica;  ///< replica, while its log and images are open
+  std::optional<ExportInfo> standby;     ///< of a handover, once clients are served
+  std::optional<Error> standby_error;    ///< why it does not start, or does not get the role
 };
 [[nodiscard]] nlohmann::json volume_json(const VolumeSnapshot& snapshot);
 

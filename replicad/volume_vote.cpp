@@ -92,7 +92,9 @@ void Volume::vote_chosen(const ChosenNotice& notice, Done done) {
         if (!written) self->recheck_ = true;
         if (written) {
           self->vote_error_.reset();
-          if (self->role_due() != RoleDue::none) self->environment_.wake_keeper();
+          self->follow_handover();
+          if (self->role_due() != RoleDue::none || self->is_standby_amiss())
+            self->environment_.wake_keeper();
         }
         done(written);
       });
@@ -143,7 +145,7 @@ void Volume::watch_voters() {
 /// Those that the plugin does not hear on the stream.
 void Volume::ask_voters() {
   const auto& record = state().vote.record;
-  if (state().settings.mode != Mode::async || !record) return;
+  if (settings_in_force().mode != Mode::async || !record) return;
   const auto streams = [this](const std::string& host) {
     if (!plugin_status_) return false;
     const auto& peers = plugin_status_->replicas;

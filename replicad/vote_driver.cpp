@@ -276,6 +276,22 @@ void VoteDriver::hear(const MemberState& voter,
   });
 }
 
+void VoteDriver::ask_later(PeerRequest request, std::function<void(Result<json>)> done) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) return;
+  }
+  start_thread([this, request = std::move(request), done = std::move(done)]() mutable {
+    auto answer = ask_peer(request);
+    Result<json> result = fail(Errc::unreachable, "not asked");
+    if (!answer) result = tl::unexpected(answer.error());
+    if (answer && !answer->ok()) result = tl::unexpected(answer->error());
+    if (answer && answer->ok()) result = std::move(answer->body);
+    environment_.reactor.post(
+        [done = std::move(done), result = std::move(result)] { done(result); });
+  });
+}
+
 Status VoteDriver::hear_quorum(const VolumeState& state) const {
   if (!state.vote.record) return {};
   const Record& record = *state.vote.record;

@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "core/vote/proposer.h"
+#include "replicad/peer_client.h"
 #include "replicad/volume.h"
 
 namespace replicad {
@@ -37,6 +38,9 @@ class VoteDriver {
             const std::string& name,
             const std::string& uuid,
             std::function<void(Result<Epoch>)> done);
+  /// One request to another host, in a thread. `done` runs on the reactor thread, but not while the daemon stops.
+  /// Errors: as ask_peer, and the peer's own.
+  void ask_later(PeerRequest request, std::function<void(Result<nlohmann::json>)> done);
   /// Whether a quorum of the voters answers at all, found out without a promise, which would have to be written each
   /// time. Blocking; not on the reactor thread. Errors: Errc::unreachable, names who is awaited.
   [[nodiscard]] Status hear_quorum(const VolumeState& state) const;

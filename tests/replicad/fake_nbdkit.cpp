@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -54,17 +55,14 @@ class FakePlugin {
   int run() {
     if (has("early")) die("the volume stands on its head");
     claim();
+    if (grant_.contains("standby")) return stand_by();
     for (const json& disk : grant_.at("disks")) {
       auto image = open_image_locked(disk.at("path").get<std::string>(),
                                      disk.at("bytes").get<std::uint64_t>());
       if (!image) die(image.error().message);
       images_.push_back(std::move(*image));
     }
-    const char* listen_pid =
-        std::getenv("LISTEN_PID");  // NOLINT(concurrency-mt-unsafe): one thread
-    if (listen_pid == nullptr || std::atoi(listen_pid) != ::getpid()) die("no socket was passed");
-    listening_ = Fd(3);
-    std::ofstream(settings_.at("pidfile")) << ::getpid() << "\n";
+    take_socket();
     if (!has("mute")) serve();
     while (terminated == 0)
       turn();
@@ -80,6 +78,26 @@ class FakePlugin {
   }
   void note(const json& request) const {
     std::ofstream(side_file(".ops"), std::ios::app) << request.dump() << "\n";
+  }
+
+  void take_socket() {
+    const char* listen_pid =
+        std::getenv("LISTEN_PID");  // NOLINT(concurrency-mt-unsafe): one thread
+    if (listen_pid == nullptr || std::atoi(listen_pid) != ::getpid()) die("no socket was passed");
+    listening_ = Fd(3);
+    std::ofstream(settings_.at("pidfile")) << ::getpid() << "\n";
+  }
+
+  /// The standby of a handover greets, ends with its replicad, and asks nothing: the test does that.
+  int stand_by() {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    take_socket();
+    serving_ = true;
+    while (terminated == 0) {
+      pollfd waiting{listening_.get(), POLLIN, 0};
+      if (::poll(&waiting, 1, 20) > 0) greet();
+    }
+    return EXIT_SUCCESS;
   }
 
   void claim() {
@@ -201,6 +219,10 @@ class FakePlugin {
       return;
     }
     if (op == "release") ::_exit(0);
+    if (op == "answered") {
+      agent_->reply(request, {{"epoch", epoch_}, {"sequence", history_.at("sequence")}});
+      return;
+    }
     if (op == "seal") sealed_ = true;
     if (op == "resume") {
       held_ = sealed_ = false;

@@ -430,5 +430,149 @@ TEST_CASE("promote: only what the rules allow, durably") {
   CHECK(a.disk_state("vm1").clean);
 }
 
+// --- the switchover of a live migration
+
+/// A request of the standby at `host`, as the plugin sends it.
+class StandbyRequest {
+ public:
+  StandbyRequest(const TestHost& host, const std::string& op, std::uint64_t id, json fields = {})
+      : peer_(host.connect_agent().value()) {
+    fields["id"] = 1;
+    fields["op"] = op;
+    fields["volume"] = "vm1";
+    fields["standby"] = id;
+    peer_.send(FrameType::agent_request, fields);
+  }
+  /// Whether it is let through.
+  bool is_granted() {
+    const auto received = peer_.receive(std::chrono::seconds(20));
+    return received && received->message.value("ok", false);
+  }
+  /// Whether it was refused, or its connection ended, by now.
+  bool is_over() { return peer_.receive(milliseconds(0)).has_value(); }
+
+ private:
+  using milliseconds = std::chrono::milliseconds;
+  AgentPeer peer_;
+};
+
+std::uint64_t prepare_handover(const TestHost& from, const std::string& to) {
+  const PeerAnswer prepared = from.post("vm1", "handover", {{"to", to}});
+  REQUIRE_MESSAGE(prepared.ok(), prepared.body.dump());
+  return prepared.body.at("id").get<std::uint64_t>();
+}
+
+std::string told_mode(const TestHost& host) {
+  std::string mode;
+  for (const json& request : host.plugin_requests("vm1")) {
+    if (request.at("op") == "set") mode = request.at("settings").at("mode").get<std::string>();
+  }
+  return mode;
+}
+
+TEST_CASE("handover: the standby's first write moves the role, the source's takes it back") {
+  TestHost a("a");
+  TestHost b("b");
+  create_volume({&a, &b});
+  REQUIRE(a.post("vm1", "activate").ok());
+  const std::uint64_t id = prepare_handover(a, "b");
+  CHECK(a.plugin_ops("vm1") == std::vector<std::string>{"set", "hold", "resume"});
+  CHECK(b.get("vm1").at("handover").at("export").at("socket") == b.run_file("vm1.sock"));
+  CHECK(b.shows("vm1", "role", "replica"));
+  CHECK(StandbyRequest(b, "gate", id, {{"durable", false}}).is_granted());
+  CHECK(StandbyRequest(b, "gate", id, {{"durable", true}}).is_granted());
+  CHECK_FALSE(StandbyRequest(b, "gate", id + 1).is_granted());
+  CHECK_FALSE(StandbyRequest(a, "want_role", id).is_granted());
+  StandbyRequest write(b, "want_role", id);
+  REQUIRE(eventually([&] { return b.shows("vm1", "state", "serving"); }));
+  CHECK_FALSE(write.is_over());
+  CHECK(eventually([&] { return a.get("vm1").at("handover").at("export").is_object(); }));
+  CHECK(b.disk_state("vm1").vote.record->handover->term != 0);
+  CHECK(StandbyRequest(a, "gate", id, {{"durable", true}}).is_granted());
+  CHECK(StandbyRequest(a, "gate", id, {{"durable", false}}).is_granted());
+  StandbyRequest back(a, "want_role", id);
+  REQUIRE(eventually([&] { return a.shows("vm1", "state", "serving"); }));
+  CHECK(b.plugin_requests("vm1").front().at("only_untouched") == true);
+  CHECK_FALSE(a.disk_state("vm1").vote.record->handover.has_value());
+  CHECK(eventually([&] { return b.get("vm1").at("handover").is_null(); }));
+  CHECK_FALSE(StandbyRequest(b, "want_role", id).is_granted());
+}
+
+TEST_CASE("handover: the volume is sync from before the record until the end of it") {
+  TestHost a("a");
+  TestHost b("b");
+  create_volume({&a, &b});
+  for (const TestHost* host : {&a, &b})
+    REQUIRE(host->post("vm1", "set", {{"settings", {{"mode", "async"}}}}).ok());
+  REQUIRE(a.post("vm1", "activate").ok());
+  prepare_handover(a, "b");
+  const json first = a.plugin_requests("vm1").front();
+  CHECK(first.at("op") == "set");
+  CHECK(first.at("settings").at("mode") == "sync");
+  CHECK(a.shows("vm1", "settings", b.get("vm1").at("settings")));
+  // Whatever is set meanwhile.
+  REQUIRE(a.post("vm1", "set", {{"settings", {{"mode", "semi-sync"}}}}).ok());
+  CHECK(told_mode(a) == "sync");
+  REQUIRE(a.post("vm1", "handover/end").ok());
+  CHECK(eventually([&] { return told_mode(a) == "semi-sync"; }));
+}
+
+TEST_CASE("handover: where the hold fails nothing is on record, and the mode returns") {
+  TestHost a("a", "refuse-hold");
+  TestHost b("b");
+  create_volume({&a, &b});
+  for (const TestHost* host : {&a, &b})
+    REQUIRE(host->post("vm1", "set", {{"settings", {{"mode", "async"}}}}).ok());
+  REQUIRE(a.post("vm1", "activate").ok());
+  CHECK_FALSE(a.post("vm1", "handover", {{"to", "b"}}).ok());
+  CHECK(eventually([&] { return told_mode(a) == "async"; }));
+  CHECK(a.get("vm1").at("handover").is_null());
+}
+
+TEST_CASE(
+    "handover: where the target's standby does not start it is ended again, with the reason") {
+  TestHost a("a");
+  TestHost b("b", "early");
+  create_volume({&a, &b});
+  REQUIRE(a.post("vm1", "activate").ok());
+  const PeerAnswer refused = a.post("vm1", "handover", {{"to", "b"}});
+  CHECK_FALSE(refused.ok());
+  CHECK(message_of(refused).find("stands on its head") != std::string::npos);
+  CHECK(a.get("vm1").at("handover").is_null());
+  check_still_serving(a);
+}
+
+TEST_CASE("handover: a target that is gone between seal and vote is asked again when it is back") {
+  const TestHost a("a");
+  const TestHost b("b");
+  ControlProxy proxy(b);
+  create_with({&a, &b}, {a.member(), proxy.member()});
+  REQUIRE(a.post("vm1", "activate").ok());
+  const std::uint64_t id = prepare_handover(a, "b");
+  proxy.swallow_offer = true;
+  const StandbyRequest write(b, "want_role", id);
+  REQUIRE(eventually([&] { return proxy.offers > 0 && a.shows("vm1", "state", "serving"); }));
+  // In a new term, under which the offer cannot be taken any more; the handover is still on record.
+  CHECK(a.disk_state("vm1").vote.record->epoch.number > 2);
+  CHECK(a.disk_state("vm1").vote.record->handover ==
+        HandoverState{static_cast<std::uint32_t>(id), "a", "b", 0});
+  proxy.swallow_offer = false;
+  CHECK(eventually([&] { return b.shows("vm1", "state", "serving"); }));
+}
+
+TEST_CASE("handover: an offer that was taken without an answer has moved the role") {
+  const TestHost a("a");
+  const TestHost b("b");
+  ControlProxy proxy(b);
+  create_with({&a, &b}, {a.member(), proxy.member()});
+  REQUIRE(a.post("vm1", "activate").ok());
+  const std::uint64_t id = prepare_handover(a, "b");
+  proxy.swallow_answer = true;
+  const StandbyRequest write(b, "want_role", id);
+  CHECK(eventually([&] { return b.shows("vm1", "state", "serving"); }));
+  CHECK(eventually([&] { return a.get("vm1").at("handover").at("export").is_object(); }));
+  CHECK(a.disk_state("vm1").primary == "b");
+}
+
 }  // namespace
 }  // namespace replicad
