@@ -87,6 +87,16 @@ std::string volume_text(Context& context, const VolumeReport& report) {
   if (report.primary != nullptr && report.primary->nbd) {
     text += fmt::format("  export: {}\n", printable(report.primary->nbd->uri));
   }
+  const VolumeView& known = report.primary != nullptr ? *report.primary : view;
+  if (known.vote.record && known.vote.record->handover) {
+    const HandoverState& prepared = *known.vote.record->handover;
+    text += fmt::format(
+        "  handover: from {} to {}, {}; `replicactl handover {} --end` ends it\n",
+        printable(prepared.from),
+        printable(prepared.to),
+        prepared.term == 0 ? "the role moves with the first write there" : "the role has moved",
+        report.name);
+  }
   Table table({"HOST",
                "ROLE",
                "STATE",

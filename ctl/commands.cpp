@@ -23,6 +23,18 @@ const char* const switchover_details =
     "reconnects. If anything fails, or the deadline passes, the old primary goes on as if nothing\n"
     "had been asked. On success the proof is printed.";
 
+const char* const handover_details =
+    "HOST opens the volume's disks at once, writable in name, and a hypervisor may start its half "
+    "of\n"
+    "a live migration there: reads are answered with what the guest has written so far, the first\n"
+    "write moves the role, with all the checks of `switchover`. Until `--end` the volume is "
+    "`sync`,\n"
+    "whatever its mode is. If the migration fails, the source's next write takes the role back, "
+    "as\n"
+    "long as no write of the target's guest was let in.\n\n"
+    "  replicactl handover vm1 --to b      # then migrate\n"
+    "  replicactl handover vm1 --end       # afterwards, or instead";
+
 const char* const failover_details =
     "Asks a majority of the voters for a new epoch, which fences the old primary, lets the most\n"
     "complete replica that is in sync apply its log, and starts the export there. Refused, with "
@@ -176,6 +188,16 @@ const Command import_command{"import",
                              add_import_options,
                              run_import};
 
+const Command handover_command{"handover",
+                               "NAME",
+                               "Prepare the live migration of a running VM to another host",
+                               handover_details,
+                               1,
+                               1,
+                               true,
+                               add_handover_options,
+                               run_handover};
+
 const Command wait_command{"wait",
                            "NAME",
                            "Wait for a state of a volume",
@@ -258,6 +280,7 @@ const std::vector<Command>& all_commands() {
        true,
        add_switchover_options,
        run_switchover},
+      handover_command,
       failover_command,
       resolve_command,
       {"set",

@@ -207,6 +207,12 @@ Json status_json(const VolumeReport& report) {
     members.push_back(row_json(row));
   Json nbd;
   Json transfer;
+  Json handover;
+  const VolumeView& known = report.primary != nullptr ? *report.primary : view;
+  if (known.vote.record && known.vote.record->handover) {
+    const HandoverState& prepared = *known.vote.record->handover;
+    handover = {{"from", prepared.from}, {"to", prepared.to}, {"moved", prepared.term != 0}};
+  }
   if (report.primary != nullptr && report.primary->nbd) {
     const ExportView& exported = *report.primary->nbd;
     nbd = {{"uri", exported.uri},
@@ -233,6 +239,7 @@ Json status_json(const VolumeReport& report) {
           {"in_sync", view.in_sync},
           {"export", std::move(nbd)},
           {"transfer", std::move(transfer)},
+          {"handover", std::move(handover)},
           {"members", std::move(members)},
           {"problems", report.problems},
           {"failover", {{"available", can_fail_over(report)}, {"text", failover_text(report)}}}};

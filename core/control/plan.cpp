@@ -12,6 +12,7 @@ namespace replicad {
 namespace {
 
 using Json = nlohmann::json;
+using planning::check_no_handover;
 using planning::check_not_moving;
 using planning::delete_request;
 using planning::make_step;
@@ -299,6 +300,9 @@ Status check_deletable(const std::string& volume, const std::vector<MemberReport
 Result<Plan> plan_delete(const std::string& volume,
                          bool force,
                          const std::vector<MemberReport>& reports) {
+  for (const MemberReport& report : reports) {
+    if (report.volume) RD_TRY(check_no_handover(*report.volume));
+  }
   RD_TRY(check_deletable(volume, reports));
   std::vector<const MemberReport*> replicas;
   std::vector<const MemberReport*> order;

@@ -93,6 +93,19 @@ struct SwitchoverRequest {
                                            const std::vector<MemberReport>& reports,
                                            const std::vector<HostReport>& hosts);
 
+struct HandoverRequest {
+  std::string to;
+  std::uint32_t deadline_ms =
+      switchover_deadline_ms_default;  ///< of the pause while it is prepared
+};
+
+/// One step, at the primary: prepares the move of a running VM's disks to `to`, or with `end` takes that back.
+[[nodiscard]] Result<Plan> plan_handover(const std::string& volume,
+                                         const HandoverRequest& request,
+                                         const std::vector<MemberReport>& reports);
+[[nodiscard]] Result<Plan> plan_end_handover(const std::string& volume,
+                                             const std::vector<MemberReport>& reports);
+
 struct FailoverOptions {
   std::string to;  ///< empty = the most complete in-sync replica, then the best host
   bool force = false;

@@ -7,6 +7,7 @@
 namespace replicad {
 
 using Json = nlohmann::json;
+using planning::check_no_handover;
 using planning::check_not_moving;
 using planning::make_step;
 using planning::other_members;
@@ -29,6 +30,7 @@ Result<Plan> plan_deactivate(const std::string& volume, const std::vector<Member
   const auto primary = find_primary(volume, reports);
   if (!primary) return tl::unexpected(primary.error());
   RD_TRY(check_not_moving(*(*primary)->volume));
+  RD_TRY(check_no_handover(*(*primary)->volume));
   Plan plan;
   plan.volume = volume;
   plan.steps.push_back(make_step(**primary,
@@ -42,6 +44,7 @@ Result<Plan> plan_restart(const std::string& volume, const std::vector<MemberRep
   if (!primary) return tl::unexpected(primary.error());
   const VolumeView& view = *(*primary)->volume;
   RD_TRY(check_not_moving(view));
+  RD_TRY(check_no_handover(view));
   if (!view.nbd) {
     return refuse(fmt::format("{} is not active ({} on {})", volume, view.state, view.host),
                   fmt::format("`replicactl activate {}` starts its export", volume));

@@ -55,4 +55,16 @@ Status check_not_moving(const VolumeView& volume) {
             "wait until `replicactl status` shows it served again"});
 }
 
+Status check_no_handover(const VolumeView& volume) {
+  const auto& record = volume.vote.record;
+  if (!record || !record->handover) return {};
+  return tl::unexpected(Error{Errc::busy,
+                              0,
+                              fmt::format("a handover of {} from {} to {} is prepared",
+                                          volume.name,
+                                          printable(record->handover->from),
+                                          printable(record->handover->to)),
+                              fmt::format("`replicactl handover {} --end` ends it", volume.name)});
+}
+
 }  // namespace replicad::planning

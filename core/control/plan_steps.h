@@ -21,5 +21,7 @@ namespace replicad::planning {
     const MemberReport& primary, const std::vector<MemberReport>& reports, Plan& plan);
 /// Errc::busy while the volume is being handed over.
 [[nodiscard]] Status check_not_moving(const VolumeView& volume);
+/// Errc::busy while a handover is prepared.
+[[nodiscard]] Status check_no_handover(const VolumeView& volume);
 
 }  // namespace replicad::planning

@@ -13,9 +13,12 @@ using planning::refuse;
 
 /// The target's daemon checks, promotes and starts its export after the guest's I/O was drained.
 constexpr std::uint32_t promotion_ms_max = 60'000;
+/// Telling the mode, the vote, and the start of the target's standby.
+constexpr std::uint32_t prepare_ms_max = 60'000;
 
 Status check_movable(const VolumeView& primary) {
   RD_TRY(planning::check_not_moving(primary));
+  RD_TRY(planning::check_no_handover(primary));
   if (primary.state == "serving") return {};
   // Its image fails and the guest waits: moving it away is a way out, but not for one that waits for a quorum.
   if (primary.state == "held" && primary.error && primary.error->code != Errc::unreachable)
@@ -149,6 +152,52 @@ Result<Plan> plan_switchover(const std::string& volume,
                   format_seconds(request.deadline_ms / 1000.0)));
   step.answer_ms = request.deadline_ms + promotion_ms_max;
   plan.steps.push_back(std::move(step));
+  return plan;
+}
+
+Result<Plan> plan_handover(const std::string& volume,
+                           const HandoverRequest& request,
+                           const std::vector<MemberReport>& reports) {
+  const auto found = find_primary(volume, reports);
+  if (!found) return tl::unexpected(found.error());
+  const VolumeView& primary = *(*found)->volume;
+  RD_TRY(check_movable(primary));
+  if (request.to == primary.host) {
+    return refuse(fmt::format("{} is the primary of {} already", request.to, volume),
+                  "a handover is prepared to the host that the VM migrates to");
+  }
+  if (std::optional<Error> reason = why_not(primary, request.to, reports))
+    return tl::unexpected(std::move(*reason));
+  Plan plan;
+  plan.volume = volume;
+  nlohmann::json body{{"to", request.to}, {"deadline_ms", request.deadline_ms}};
+  Step step = planning::make_step(
+      **found,
+      {"POST", planning::volume_path(volume, "/handover"), std::move(body)},
+      fmt::format("turn sync, drain, put the handover on record, open the disks on {}",
+                  printable(request.to)));
+  step.answer_ms = request.deadline_ms + prepare_ms_max;
+  plan.steps.push_back(std::move(step));
+  return plan;
+}
+
+Result<Plan> plan_end_handover(const std::string& volume,
+                               const std::vector<MemberReport>& reports) {
+  const auto found = find_primary(volume, reports);
+  if (!found) return tl::unexpected(found.error());
+  const auto& record = (*found)->volume->vote.record;
+  if (!record || !record->handover) {
+    return refuse(fmt::format("no handover of {} is prepared", volume),
+                  fmt::format("`replicactl handover {} --to HOST` prepares one", volume));
+  }
+  Plan plan;
+  plan.volume = volume;
+  const std::string& standby =
+      record->handover->term == 0 ? record->handover->to : record->handover->from;
+  plan.steps.push_back(planning::make_step(
+      **found,
+      {"POST", planning::volume_path(volume, "/handover/end"), nlohmann::json::object()},
+      fmt::format("take the handover from the record, close the disks on {}", printable(standby))));
   return plan;
 }
 

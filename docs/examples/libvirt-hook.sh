@@ -6,11 +6,15 @@ guest=$1 operation=$2
 
 case $operation in prepare | release) ;; *) exit 0 ;; esac
 here=$(replicactl hosts --hosts "$(hostname)=unix:/run/replica/control.sock" -o json | jq -r '.hosts[0].host') || exit 0
-primary=$(replicactl status "$guest" -o json 2>/dev/null | jq -r '.volumes[0].primary')
+status=$(replicactl status "$guest" -o json 2>/dev/null)
+primary=$(printf %s "$status" | jq -r '.volumes[0].primary')
+# The host that a live migration goes to (replicactl handover), if one is prepared.
+target=$(printf %s "$status" | jq -r '.volumes[0].handover.to // empty')
 [ -n "$primary" ] && [ "$primary" != null ] || exit 0
 
 case $operation in
   prepare)
+    [ "$target" != "$here" ] || exit 0
     if [ "$primary" != "$here" ]; then
       echo "$guest: its volume's primary is $primary, not $here: start it there, or move it (replicactl switchover)" >&2
       exit 1
@@ -18,7 +22,7 @@ case $operation in
     replicactl -q activate "$guest"
     ;;
   release)
-    # Moved away meanwhile: the other host serves it.
-    [ "$primary" != "$here" ] || replicactl -q deactivate "$guest"
+    # Migrated, or moved away meanwhile: the other host serves it.
+    [ -n "$target" ] || [ "$primary" != "$here" ] || replicactl -q deactivate "$guest"
     ;;
 esac

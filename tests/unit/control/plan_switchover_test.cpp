@@ -153,5 +153,47 @@ TEST_CASE("switchover: when no replica can take over each one's reason is given"
         std::string::npos);
 }
 
+// --- handover ---
+
+/// With a handover from a to b on record.
+std::vector<MemberReport> with_handover() {
+  std::vector<MemberReport> reports = three();
+  for (MemberReport& report : reports)
+    report.volume->vote.record->handover = HandoverState{7, "a", "b", 0};
+  return reports;
+}
+
+TEST_CASE("handover: one request to the primary, refused for the reasons of a switchover") {
+  const auto plan = plan_handover("vm1", {"b", 5000}, three());
+  REQUIRE(plan.has_value());
+  REQUIRE(plan->steps.size() == 1);
+  CHECK(plan->steps[0].host == "a");
+  CHECK(plan->steps[0].request.path == "/v1/volumes/vm1/handover");
+  CHECK(plan->steps[0].request.body == nlohmann::json{{"to", "b"}, {"deadline_ms", 5000}});
+  CHECK(plan_handover("vm1", {"a"}, three()).error().code == Errc::refused);
+  CHECK(plan_handover("vm1", {"z"}, three()).error().code == Errc::refused);
+  VolumeOptions behind;
+  behind.in_sync = {"a", "c"};
+  CHECK(plan_handover("vm1", {"b"}, three(behind)).error().code == Errc::refused);
+  VolumeOptions stopped;
+  stopped.state = "stopped";
+  CHECK(plan_handover("vm1", {"b"}, three(stopped)).error().code == Errc::refused);
+}
+
+TEST_CASE("handover: one on record keeps others away, and is ended at the primary") {
+  const std::string hint = "`replicactl handover vm1 --end` ends it";
+  CHECK(plan_handover("vm1", {"c"}, with_handover()).error().hint == hint);
+  CHECK(plan_switchover("vm1", {"b", 30000}, with_handover(), {}).error().hint == hint);
+  CHECK(plan_deactivate("vm1", with_handover()).error().hint == hint);
+  CHECK(plan_restart("vm1", with_handover()).error().hint == hint);
+  CHECK(plan_delete("vm1", true, with_handover()).error().hint == hint);
+  CHECK(plan_activate("vm1", with_handover()).has_value());
+  const auto plan = plan_end_handover("vm1", with_handover());
+  REQUIRE(plan.has_value());
+  CHECK(plan->steps[0].host == "a");
+  CHECK(plan->steps[0].request.path == "/v1/volumes/vm1/handover/end");
+  CHECK(plan_end_handover("vm1", three()).error().code == Errc::refused);
+}
+
 }  // namespace
 }  // namespace replicad
