@@ -11,12 +11,14 @@
 #include <utility>
 #include <vector>
 
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "core/base/check.h"
 #include "io/clock.h"
 #include "io/fd.h"
+#include "io/poll_policy.h"
 #include "io/ring.h"
 #include "io/timer_queue.h"
 
@@ -170,6 +172,8 @@ class RingReactor final : public Reactor {
   void run_posts();
   void run_turn_end();
   void submit_and_sleep();
+  /// Looks for work for a moment, within `limit`; whether there is some. What was queued is with the kernel.
+  [[nodiscard]] bool poll(std::optional<Duration> limit);
   [[nodiscard]] std::optional<Duration> sleep_limit() const;
   [[nodiscard]] bool has_work();
   void arm_wake_read();
@@ -182,6 +186,7 @@ class RingReactor final : public Reactor {
   std::vector<std::function<void()>> posts_;
 
   Instant now_;
+  PollPolicy polling_;
   bool enabled_ = false;
   bool ending_ = false;
   std::function<void()> hook_;
@@ -427,14 +432,36 @@ void RingReactor::submit_and_sleep() {
   // At the end the loop must not wait for its own wake-up read, unless that is being cancelled.
   const std::size_t own = wake_armed_ && !slots_[wake_slot_].cancelled ? 1 : 0;
   if (ending_ && in_flight_ <= own) limit = Duration::zero();
+  const Instant begin = boot_time_now();
+  if (limit != Duration::zero() && !ending_ && polling_.pays(begin) && poll(limit)) {
+    polling_.waited(boot_time_now() - begin);
+    return;
+  }
   if (limit != Duration::zero()) {
     sleeping_ = true;
     if (work_pending_ || (stop_requested_ && !ending_)) limit = Duration::zero();
   }
+  const bool sleeps = limit != Duration::zero();
   const int result = ring_->submit_and_wait(limit);
   sleeping_ = false;
+  if (sleeps) polling_.waited(boot_time_now() - begin);
   RD_CHECK(result >= 0 || result == -ETIME || result == -EINTR || result == -EBUSY ||
            result == -EAGAIN);
+}
+
+bool RingReactor::poll(std::optional<Duration> limit) {
+  (void)ring_->submit_and_wait(Duration::zero());
+  const Instant end =
+      boot_time_now() + std::min(limit.value_or(PollPolicy::look_time), PollPolicy::look_time);
+  Instant now = boot_time_now();
+  do {
+    if (work_pending_ || ring_->ready()) return true;
+    const Instant begin = now;
+    ::sched_yield();
+    now = boot_time_now();
+    if (!polling_.looked(begin, now)) break;
+  } while (now < end);
+  return work_pending_ || ring_->ready();
 }
 
 void RingReactor::arm_wake_read() {

@@ -66,6 +66,8 @@ class Ring {
   /// submit(), then waits for a completion: not at all for a zero `timeout`, for ever for none.
   /// Returns >= 0, or -errno; -ETIME, -EINTR, -EBUSY and -EAGAIN are no failures.
   virtual int submit_and_wait(std::optional<Duration> timeout) = 0;
+  /// Whether reap() has something to take. Without a system call; may be wrong for a moment, both ways.
+  [[nodiscard]] virtual bool ready() const = 0;
   /// Takes up to `completions.size()` finished operations; returns how many.
   [[nodiscard]] virtual std::size_t reap(std::span<RingCompletion> completions) = 0;
 };

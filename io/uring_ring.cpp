@@ -38,8 +38,9 @@ constexpr std::array<NamedOpcode, 10> opcodes_needed{{
 
 // Best first; a kernel that does not know a flag answers EINVAL.
 constexpr std::array<unsigned, 4> setup_flags{
-    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
-    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN,
+    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SINGLE_ISSUER |
+        IORING_SETUP_DEFER_TASKRUN,
+    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_COOP_TASKRUN,
     IORING_SETUP_SUBMIT_ALL,
     0,
 };
@@ -205,6 +206,12 @@ class UringRing final : public Ring {
     time.tv_nsec = (*timeout - seconds).count();
     io_uring_cqe* unused = nullptr;
     return io_uring_submit_and_wait_timeout(&ring_, &unused, 1, &time, nullptr);
+  }
+
+  bool ready() const override {
+    // With task work deferred, the kernel sets a flag; what it stands for comes into the queue by reap().
+    return !writes_.idle() || io_uring_cq_ready(&ring_) > 0 ||
+           (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0;
   }
 
   std::size_t reap(std::span<RingCompletion> completions) override {

@@ -53,6 +53,8 @@ class FaultyRing final : public Ring {
     return ring_->submit_and_wait(timeout);
   }
 
+  [[nodiscard]] bool ready() const override { return !held_.empty() || ring_->ready(); }
+
   [[nodiscard]] std::size_t reap(std::span<RingCompletion> completions) override {
     take_from_ring();
     std::shuffle(held_.begin(), held_.end(), random_);

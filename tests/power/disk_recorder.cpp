@@ -172,6 +172,7 @@ class RecordingRing final : public Ring {
   int submit_and_wait(std::optional<Duration> timeout) override {
     return ring_->submit_and_wait(timeout);
   }
+  [[nodiscard]] bool ready() const override { return ring_->ready(); }
   [[nodiscard]] bool prepare(const RingOperation& operation) override {
     if (!ring_->prepare(operation)) return false;
     DiskRecorder* recorder = DiskRecorder::active();
