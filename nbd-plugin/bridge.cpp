@@ -69,7 +69,7 @@ void Bridge::note_due(Instant now) {
     pacers_[peer].look(*backlog, now);
     due = due || pacers_[peer].is_due(*backlog, primary_.mode(), crowd_, now);
   }
-  due_.store(due, std::memory_order_relaxed);
+  due_ = due;
 }
 
 bool Bridge::is_due(PeerIndex peer, Instant now) const {
@@ -106,7 +106,7 @@ void Bridge::seal_ready(Instant now) {
   while (!primary_.ring().all_sealed()) {
     const Sequence next = primary_.ring().next_unsealed();
     const ReadyMark& mark = ready_[next % ready_.size()];
-    if (mark.sequence.load(std::memory_order_acquire) != next) return;
+    if (mark.sequence != next) return;
     step_locked(primary_event::FrameReady{next, mark.payload_crc32c}, now);
   }
 }
@@ -114,9 +114,9 @@ void Bridge::seal_ready(Instant now) {
 /// If no peer is to have it at once, a finished frame is sealed by whoever comes next: the acknowledgement that makes
 /// it due, or the tick.
 void Bridge::finish_frame() {
-  // Either this thread sees what drain() has found due, or drain() sees the frame of this thread.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (due_.load(std::memory_order_relaxed)) wake_();
+  // Either this thread sees what drain() has found due, or drain() sees the frame of this thread: both the mark of a
+  // ready frame and `due_` are sequentially consistent.
+  if (due_) wake_();
 }
 
 void Bridge::step_locked(const PrimaryEvent& event, Instant now) {
@@ -154,7 +154,6 @@ bool Bridge::drain(std::vector<PrimaryEffect>& effects) {
   std::unique_lock lock(mutex_);
   const Instant now = boot_time_now();  // the core's time does not go back
   note_due(now);
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // see finish_frame()
   seal_ready(now);
   effects.swap(for_reactor_);
   for (PeerIndex peer = 0; peer < sendable_.size(); ++peer) {
@@ -263,7 +262,7 @@ void Bridge::fill(const FrameHeader& placed,
   encode_header(header, frame.first<frame_header_bytes>());
   ReadyMark& mark = ready_[header.sequence % ready_.size()];
   mark.payload_crc32c = header.payload_crc32c;
-  mark.sequence.store(header.sequence, std::memory_order_release);
+  mark.sequence = header.sequence;
 }
 
 int Bridge::write(DiskIndex disk, std::span<const std::byte> data, std::uint64_t offset, bool fua) {
