@@ -46,8 +46,8 @@ class Load {
   ~Load();
 
   void start();
-  /// Every writer finishes the request it is at. Throws what a writer ran into. Where something may be lost, the mirror is
-  /// then what the latest term holds.
+  /// Every writer finishes the request it is at. Throws what a writer ran into. Where something may be lost, the
+  /// mirror is then what the latest term holds.
   void stop();
   /// Waits until `count` more requests were answered. Throws what a writer ran into.
   void wait_answered(std::uint64_t count, Millis limit = Millis(60'000));

@@ -1,8 +1,8 @@
 #pragma once
-// What an `async` volume may lose, reckoned by its guest. Each writer of a Load keeps a journal of the changes that were
-// answered; when a new term begins it reads its stripe and takes back what is missing there. What is left must be
-// what it had written up to some point, all writers' points must fit one order of the writes (P2), and what was lost may not be
-// more than the primary's ring holds.
+// What an `async` volume may lose, reckoned by its guest. Each writer of a Load keeps a journal of the changes that
+// were answered; when a new term begins it reads its stripe and takes back what is missing there. What is left must
+// be what it had written up to some point, all writers' points must fit one order of the writes (P2), and what was
+// lost may not be more than the primary's ring holds.
 
 #include <cstddef>
 #include <cstdint>
@@ -63,9 +63,9 @@ class LossJournal {
   /// Before the mirror takes the change: `entry.before` is what it overwrites, `after` what it writes.
   void add(JournalEntry entry, std::span<const std::byte> after);
 
-  /// `found` is the stripe as read in the term `epoch`; `pending` what the writer has sent without an answer (it may be
-  /// there or not, sector by sector). Takes back in `mirror` what is missing. Throws HarnessError if `found` is no state
-  /// that the writer's changes went through, or what LossBook::add throws.
+  /// `found` is the stripe as read in the term `epoch`; `pending` what the writer has sent without an answer (it may
+  /// be there or not, sector by sector). Takes back in `mirror` what is missing. Throws HarnessError if `found` is no
+  /// state that the writer's changes went through, or what LossBook::add throws.
   void reconcile(std::uint64_t epoch,
                  std::span<std::byte> mirror,
                  std::span<const std::byte> found,
