@@ -40,6 +40,7 @@ ReplicaRuntime::ReplicaRuntime(Reactor& reactor, Setup setup)
 
 ReplicaRuntime::~ReplicaRuntime() {
   if (timer_) reactor_.cancel_timer(*timer_);
+  if (verifier_ends_) *verifier_ends_ = true;
   const Error error{Errc::unreachable, 0, "the replica is gone", {}};
   for (const auto& [id, session] : sessions_)
     session.connection->close(error);
@@ -271,13 +272,68 @@ void ReplicaRuntime::remove_stage_later() {
       });
 }
 
+/// Ends a session that asks for too much at once.
+bool ReplicaRuntime::may_compare(SessionId session) {
+  if (compares_.size() + verifies_.size() < compares_in_flight_max) return true;
+  const Error error{Errc::protocol, 0, "more compare frames than may be unanswered", {}};
+  sessions_.at(session).connection->close(error);
+  return false;
+}
+
+void ReplicaRuntime::perform(const replica_effect::VerifyBlocks& effect) {
+  RD_CHECK(frame_ != nullptr);
+  if (!may_compare(effect.session)) return;
+  verifies_[++last_compare_] = {
+      effect.session, effect.after, frame_->header.range, decode_block_sums(frame_->payload)};
+}
+
+void ReplicaRuntime::perform(const replica_effect::VerifyNow& effect) {
+  for (auto& [id, verify] : verifies_) {
+    if (verify.session == effect.session && verify.after <= effect.through && !verify.runs)
+      start_verify(id, verify);
+  }
+}
+
+/// Not on the worker that the log and the images wait for: a medium may be slow.
+void ReplicaRuntime::start_verify(std::uint64_t id, Verify& verify) {
+  verify.runs = true;
+  if (!verifier_) {
+    verifier_ = Worker::create();
+    verifier_ends_ = std::make_shared<std::atomic<bool>>(false);
+  }
+  offload(
+      *verifier_,
+      reactor_,
+      [images = setup_.images, range = verify.range, ends = verifier_ends_] {
+        if (*ends) return MediumSums{};
+        return read_medium_sums(images->fd(range.disk), range.offset_bytes, range.length_bytes);
+      },
+      guarded_always(
+          [id](ReplicaRuntime& self, const MediumSums& own) { self.on_verified(id, own); }));
+}
+
+/// A block that cannot be read differs: written anew it may be readable again.
+void ReplicaRuntime::on_verified(std::uint64_t id, const MediumSums& own) {
+  const Verify verify = std::move(verifies_.at(id));
+  verifies_.erase(id);
+  if (own.sys_errno != 0) {
+    log(LogLevel::error,
+        "verify_read_failed",
+        "volume={} path={} offset={} errno={}",
+        setup_.hooks.state().name,
+        log_value(setup_.images->path(verify.range.disk)),
+        verify.range.offset_bytes,
+        own.sys_errno);
+  }
+  std::vector<bool> differs;
+  for (std::size_t i = 0; i < verify.sums.size(); ++i)
+    differs.push_back(own.unreadable[i] || own.sums[i] != verify.sums[i]);
+  send(verify.session, encode_block_diffs(verify.range, differs));
+}
+
 void ReplicaRuntime::perform(const replica_effect::CompareBlocks& effect) {
   RD_CHECK(frame_ != nullptr);
-  if (compares_.size() >= compares_in_flight_max) {
-    const Error error{Errc::protocol, 0, "more compare frames than may be unanswered", {}};
-    sessions_.at(effect.session).connection->close(error);
-    return;
-  }
+  if (!may_compare(effect.session)) return;
   const std::uint64_t id = ++last_compare_;
   const Range range = frame_->header.range;
   compares_[id] =
@@ -497,6 +553,9 @@ Status ReplicaRuntime::on_frame(SessionId session, const FrameView& frame) {
 
 void ReplicaRuntime::on_closed(SessionId session, const Error& error) {
   sessions_.erase(session);
+  std::erase_if(verifies_, [session](const auto& entry) {
+    return entry.second.session == session && !entry.second.runs;
+  });
   if (core_->session() != session) return;
   session_error_ = error;
   log(LogLevel::info,

@@ -3,6 +3,7 @@
 // volume; replica_volume.cpp is the door to it. Reactor thread only. Components outlive it while operations of
 // theirs are in flight; it waits for its worker's thread when it ends.
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <map>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "core/repl/replica_state.h"
+#include "io/medium_sums.h"
 #include "replicad/block_compare.h"
 #include "replicad/log_store.h"
 #include "replicad/replica_applier.h"
@@ -73,6 +75,14 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
     std::vector<Range> parted = {};    ///< what it was told that only this host may have
     bool has_told = false;             ///< it was told
   };
+  /// Blocks of a stream's block_sums frame that are not answered.
+  struct Verify {
+    SessionId session = 0;
+    Sequence after = 0;
+    Range range;
+    std::vector<Digest> sums;
+    bool runs = false;
+  };
   struct PendingAttach {
     std::shared_ptr<FrameConnection> connection;
     AttachMessage message;
@@ -120,6 +130,8 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void perform(const replica_effect::DropStage& effect);
   void perform(const replica_effect::EndStage& effect);
   void perform(const replica_effect::CompareBlocks& effect);
+  void perform(const replica_effect::VerifyBlocks& effect);
+  void perform(const replica_effect::VerifyNow& effect);
   void perform(const replica_effect::SyncLog& effect);
   void perform(const replica_effect::DropLog& effect);
   void perform(const replica_effect::SyncImages& effect);
@@ -127,6 +139,9 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   void perform(const replica_effect::RecordState& effect);
   void perform(const replica_effect::PromotionDone& effect);
   void start_compare(std::uint64_t id, SessionId session, const Range& range);
+  [[nodiscard]] bool may_compare(SessionId session);
+  void start_verify(std::uint64_t id, Verify& verify);
+  void on_verified(std::uint64_t id, const MediumSums& own);
   void send(SessionId session, std::vector<std::byte> frame);
   [[nodiscard]] bool is_repeated(const Error& error);
   void after_step();
@@ -220,6 +235,9 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   std::shared_ptr<StageApplier> stage_applier_;
   std::uint64_t stage_bytes_ = 0;  ///< committed and not yet in the images
   std::map<std::uint64_t, std::shared_ptr<BlockCompare>> compares_;
+  std::map<std::uint64_t, Verify> verifies_;
+  std::unique_ptr<Worker> verifier_;  ///< reads for them; made when it is first needed
+  std::shared_ptr<std::atomic<bool>> verifier_ends_;
   std::uint64_t last_compare_ = 0;
   std::uint64_t copy_unsynced_bytes_ = 0;
   bool copy_syncing_ = false;

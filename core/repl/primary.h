@@ -145,7 +145,8 @@ struct PeerSent {
 struct CopyRequested {
   PeerIndex peer = 0;
 };
-/// Wait until no write in `range` is in flight and keep new ones out. One lock per peer.
+/// Wait until no write in `range` is in flight and keep new ones out. One lock per peer, which is copied to or
+/// streams (a verify).
 struct CopyLock {
   PeerIndex peer = 0;
   Range range;
@@ -441,6 +442,10 @@ class Primary {
   /// Whether that is all that the peer lacks if it stands as it says; else everything has to be compared.
   [[nodiscard]] bool knows_lack(PeerIndex index, const AttachedMessage& message) const;
   [[nodiscard]] const RingIndex& ring() const { return ring_; }
+  [[nodiscard]] Sequence applied(PeerIndex index) const { return peers_[index].marks.applied; }
+  /// A sequence that, once this streaming peer has applied it, tells that its image has every numbered change in
+  /// `range`: as low as a short look at what it has not applied finds.
+  [[nodiscard]] Sequence changed_through(PeerIndex index, const Range& range) const;
 
   /// For tests: aborts if the state contradicts itself.
   void check_invariants() const;

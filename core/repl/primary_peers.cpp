@@ -434,17 +434,18 @@ void Primary::on_event(const primary_event::CopyRequested& event, Instant now, E
 
 void Primary::on_event(const primary_event::CopyLock& event, Instant now, Effects& /*effects*/) {
   Peer& peer = peers_[event.peer];
-  if (peer.phase != PeerPhase::copying) return;
+  const bool copies = peer.phase == PeerPhase::copying;
+  if (!copies && peer.phase != PeerPhase::streaming) return;
   RD_CHECK(!peer.copy_lock);
   peer.copy_lock = event.range;
-  peer.last_progress = now;  // the piece before was sent
+  if (copies) peer.last_progress = now;  // the piece before was sent
 }
 
 void Primary::on_event(const primary_event::CopyUnlock& event,
                        Instant /*now*/,
                        Effects& /*effects*/) {
   Peer& peer = peers_[event.peer];
-  if (peer.copy_locked) {
+  if (peer.copy_locked && peer.phase != PeerPhase::streaming) {
     peer.copy_holds = ring_.next() - 1;
     peer.handed.mark(*peer.copy_lock);
   }

@@ -251,6 +251,18 @@ KnownLack Primary::known_lack(PeerIndex index, Sequence from) const {
   return known;
 }
 
+Sequence Primary::changed_through(PeerIndex index, const Range& range) const {
+  // It is called under the lock that writes need. What is not looked at counts as a change.
+  constexpr Sequence looked_at_max = 4096;
+  const Sequence last = ring_.next() - 1;
+  Sequence known = std::max(ring_.first() - 1, std::min(peers_[index].marks.applied, last));
+  if (last - known > looked_at_max) known = last - looked_at_max;
+  for (Sequence at = last; at > known; --at) {
+    if (overlaps(range_of(ring_.at(at)), range)) return at;
+  }
+  return known;
+}
+
 std::vector<std::string> Primary::member_hosts() const {
   std::vector<std::string> hosts;
   for (const Peer& peer : peers_) {

@@ -84,7 +84,9 @@ Watermarks Replica::marks() const {
 AttachedMessage Replica::standing() const {
   const bool offers_stage = session_ && session_->knows_go_on && parked_ == session_->epoch;
   return AttachedMessage{.protocol = protocol_version_max,
-                         .features = {std::string(feature_go_on), std::string(feature_trail)},
+                         .features = {std::string(feature_go_on),
+                                      std::string(feature_trail),
+                                      std::string(feature_verify)},
                          .boot_id = config_.boot_id,
                          .consistent = consistent_,
                          .resync = resync_,
@@ -203,6 +205,7 @@ void Replica::on_event(const replica_event::AttachArrived& event,
   const Epoch& epoch = event.message.epoch;
   session_ = Session{event.session, epoch, event.message.primary, Phase::promising};
   session_->knows_go_on = has_feature(event.message.features, feature_go_on);
+  session_->knows_verify = has_feature(event.message.features, feature_verify);
   promised_ = epoch;
   const bool promised = epoch == promised_durable_ && event.message.primary == primary_;
   if (promised && !recorded_whole_) {
@@ -368,6 +371,9 @@ void Replica::on_event(const replica_event::FrameArrived& event, Instant now, Ef
       refuse(std::move(accepted).error(), effects);
       advance_waiting(effects);
     }
+  } else if (type == FrameType::block_sums && session_->phase == Phase::streaming &&
+             session_->knows_verify) {
+    take_verify(event.header, effects);
   } else {
     refuse(make_error(Errc::protocol, "frame type {} is out of place", static_cast<unsigned>(type)),
            effects);
@@ -385,6 +391,29 @@ void Replica::take_numbered(const FrameHeader& header, Effects& effects) {
   const bool wants_sync = header.type == FrameType::flush || (header.flags & frame_flag_fua) != 0;
   pending_.push_back({received_, frame_header_bytes + header.payload_bytes, wants_sync});
   effects.push_back(replica_effect::AppendFrame{received_});
+}
+
+/// The sequence may be one that has not come yet: what it belongs to is on its way.
+void Replica::take_verify(const FrameHeader& header, Effects& effects) {
+  Status accepted = check_frame(header);
+  if (accepted && header.sequence > counter_max)
+    accepted = fail(Errc::protocol, "blocks to compare at sequence {}", header.sequence);
+  if (!accepted) {
+    refuse(std::move(accepted).error(), effects);
+    return;
+  }
+  effects.push_back(replica_effect::VerifyBlocks{session_->id, header.sequence});
+  session_->verifies.insert(header.sequence);
+  verify_applied(effects);
+}
+
+/// While a stage is on its way into the images they are at no point, and `applied_` is 0.
+void Replica::verify_applied(Effects& effects) {
+  if (phase() != Phase::streaming || is_unstaging()) return;
+  std::multiset<Sequence>& waiting = session_->verifies;
+  if (waiting.empty() || *waiting.begin() > applied_.sequence) return;
+  waiting.erase(waiting.begin(), waiting.upper_bound(applied_.sequence));
+  effects.push_back(replica_effect::VerifyNow{session_->id, applied_.sequence});
 }
 
 void Replica::on_event(const replica_event::DigestArrived& event,
@@ -495,6 +524,7 @@ void Replica::on_event(const replica_event::Applied& event, Instant now, Effects
     } else {
       report_later(now);
     }
+    verify_applied(effects);
   }
   advance_waiting(effects);
 }

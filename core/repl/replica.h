@@ -31,6 +31,7 @@
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -255,6 +256,17 @@ struct EndStage {
 struct CompareBlocks {
   SessionId session = 0;
 };
+/// Likewise on a stream, but only when VerifyNow of this session names `after` or more, and with what the medium has.
+/// The runtime ends a session that leaves too many unanswered.
+struct VerifyBlocks {
+  SessionId session = 0;
+  Sequence after = 0;
+};
+/// The images have everything up to `through`.
+struct VerifyNow {
+  SessionId session = 0;
+  Sequence through = 0;
+};
 /// Make the log durable up to what is logged now, then LogSynced.
 struct SyncLog {};
 /// Stop applying, wait for image writes in flight, remove the log, then LogDropped.
@@ -291,6 +303,8 @@ using ReplicaEffect = std::variant<replica_effect::SendAttached,
                                    replica_effect::DropStage,
                                    replica_effect::EndStage,
                                    replica_effect::CompareBlocks,
+                                   replica_effect::VerifyBlocks,
+                                   replica_effect::VerifyNow,
                                    replica_effect::SyncLog,
                                    replica_effect::DropLog,
                                    replica_effect::SyncImages,
@@ -365,8 +379,10 @@ class Replica {
     Epoch epoch;
     std::string primary;
     Phase phase = Phase::promising;
-    bool knows_go_on = false;     ///< the primary does
-    std::uint64_t heartbeat = 0;  ///< number of the last one
+    bool knows_go_on = false;               ///< the primary does
+    bool knows_verify = false;              ///< likewise
+    std::multiset<Sequence> verifies = {};  ///< of VerifyBlocks: what is not applied yet
+    std::uint64_t heartbeat = 0;            ///< number of the last one
   };
   /// Received and not yet logged.
   struct Pending {
@@ -403,6 +419,8 @@ class Replica {
   [[nodiscard]] Status check_frame(const FrameHeader& header) const;
   void take_numbered(const FrameHeader& header, Effects& effects);
   void take_copy_frame(const FrameHeader& header, Effects& effects);
+  void take_verify(const FrameHeader& header, Effects& effects);
+  void verify_applied(Effects& effects);
   void begin_stream(const StartMessage& message, Effects& effects);
   void begin_copy(const StartMessage& message, Instant now, Effects& effects);
   void go_on_copying(const StartMessage& message, Effects& effects);

@@ -267,6 +267,7 @@ void Replica::on_unstaged(const Status& status, Effects& effects) {
   unstaging_ = UnstageStep::none;
   applied_ = unstaged_point_;
   effects.push_back(replica_effect::EndStage{applied_});
+  verify_applied(effects);
 }
 
 }  // namespace replicad

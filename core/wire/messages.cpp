@@ -327,7 +327,9 @@ Result<HistoryPoint> decode_digest(const FrameHeader& header, std::span<const st
       {load_le<std::uint64_t>(payload.data()), load_le<std::uint64_t>(payload.data() + 8)}};
 }
 
-std::vector<std::byte> encode_block_sums(const Range& range, std::span<const Digest> sums) {
+std::vector<std::byte> encode_block_sums(const Range& range,
+                                         std::span<const Digest> sums,
+                                         Sequence after) {
   std::vector<std::byte> payload(sums.size() * block_sum_bytes);
   for (std::size_t i = 0; i < sums.size(); ++i) {
     store_le(payload.data() + i * block_sum_bytes, sums[i].low);
@@ -335,6 +337,7 @@ std::vector<std::byte> encode_block_sums(const Range& range, std::span<const Dig
   }
   FrameHeader header;
   header.type = FrameType::block_sums;
+  header.sequence = after;
   header.range = range;
   return frame_with(header, payload);
 }

@@ -29,6 +29,9 @@ inline constexpr std::string_view feature_go_on = "go-on";
 /// Feature: where histories part (`history` in attach, `parted` in attached and start).
 inline constexpr std::string_view feature_trail = "trail";
 
+/// Feature: block_sums on a stream (`verify`).
+inline constexpr std::string_view feature_verify = "verify";
+
 /// A term of a history, and its last sequence there.
 struct HistoryTerm {
   Epoch epoch;
@@ -150,9 +153,11 @@ struct Watermarks {
 [[nodiscard]] std::vector<std::byte> encode_heartbeat(std::uint64_t number);
 [[nodiscard]] std::vector<std::byte> encode_digest(const HistoryPoint& point);
 [[nodiscard]] std::vector<std::byte> encode_empty(FrameType type);
-/// block_sums: `range` as in check_compare's rules, one sum per block.
+/// block_sums: `range` as in check_compare's rules, one sum per block. `after`: on a stream, the sequence that is to
+/// be applied before they are compared; in a copy 0.
 [[nodiscard]] std::vector<std::byte> encode_block_sums(const Range& range,
-                                                       std::span<const Digest> sums);
+                                                       std::span<const Digest> sums,
+                                                       Sequence after = 0);
 /// block_diffs: `differs` has one entry per block of the range.
 [[nodiscard]] std::vector<std::byte> encode_block_diffs(const Range& range,
                                                         const std::vector<bool>& differs);

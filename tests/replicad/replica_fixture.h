@@ -474,7 +474,7 @@ class FakePrimary {
   }
   [[nodiscard]] AttachMessage attach_message() const {
     AttachMessage message;
-    message.features = {std::string(feature_go_on)};
+    message.features = features;
     message.volume = "vm1";
     message.volume_uuid = "0a1b2c3d-4e5f-4071-8293-a4b5c6d7e8f9";
     message.primary = "a";
@@ -561,6 +561,7 @@ class FakePrimary {
   }
 
   Watermarks marks;
+  std::vector<std::string> features = {std::string(feature_go_on)};  ///< that it says it knows
 
  private:
   Fd fd_;

@@ -265,6 +265,12 @@ void ReplicaProgram::perform(const replica_effect::CompareBlocks& effect) {
   }
 }
 
+// The primary here never asks for that: it changes nothing.
+void ReplicaProgram::perform(const replica_effect::VerifyBlocks& /*effect*/) {
+  world_.require(false, "verify: {} was asked to compare on a stream", machine_.name);
+}
+void ReplicaProgram::perform(const replica_effect::VerifyNow& /*effect*/) {}
+
 void ReplicaProgram::start_compare(SessionId session,
                                    const Range& range,
                                    const std::vector<Digest>& sums) {

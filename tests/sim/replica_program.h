@@ -103,6 +103,8 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   void perform(const replica_effect::DropStage& effect);
   void perform(const replica_effect::EndStage& effect);
   void perform(const replica_effect::CompareBlocks& effect);
+  void perform(const replica_effect::VerifyBlocks& effect);
+  void perform(const replica_effect::VerifyNow& effect);
   void perform(const replica_effect::SyncLog& effect);
   void perform(const replica_effect::DropLog& effect);
   void perform(const replica_effect::SyncImages& effect);

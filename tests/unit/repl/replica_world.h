@@ -301,6 +301,8 @@ class ReplicaWorld {
   std::vector<FrameHeader> image_writes;
   std::vector<FrameHeader> staged;
   std::vector<FrameHeader> compares;
+  std::vector<Sequence> verifies;  ///< wait for that to be applied
+  std::size_t verified = 0;        ///< were read
   std::optional<Status> promotion;
 
  private:
@@ -398,6 +400,15 @@ class ReplicaWorld {
   void perform(const replica_effect::CompareBlocks& /*effect*/) {
     REQUIRE(frame_of_event.has_value());
     compares.push_back(*frame_of_event);
+  }
+  void perform(const replica_effect::VerifyBlocks& effect) {
+    REQUIRE(frame_of_event.has_value());
+    verifies.push_back(effect.after);
+  }
+  /// Takes out those that may be read now.
+  void perform(const replica_effect::VerifyNow& effect) {
+    CHECK(effect.through == applied.sequence);
+    verified += std::erase_if(verifies, [&](Sequence after) { return after <= effect.through; });
   }
   void perform(const replica_effect::SyncLog& /*effect*/) {
     CHECK_FALSE(syncing.has_value());

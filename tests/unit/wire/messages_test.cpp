@@ -144,6 +144,12 @@ TEST_CASE("messages: golden bytes of block_sums and block_diffs") {
   CHECK(hex_of(diffs_frame) ==
         "52504c440125000001000000a62346b3000000000000000000000000000000000020000000000000"
         "0012000000000000000000000100000000000000e6d5501102");
+  // On a stream they name a sequence, and nothing else is different.
+  const auto on_stream = encode_block_sums(range, sums, 0x0102030405060708);
+  CHECK(hex_of(on_stream) ==
+        "52504c440124000020000000f7888b4b000000000000000008070605040302010020000000000000"
+        "00120000000000000000000001000000000000009666316b08070605040302011817161514131211"
+        "03000000000000000400000000000000");
   const auto payload = [](const std::vector<std::byte>& frame) {
     return std::span(frame).subspan(frame_header_bytes);
   };
