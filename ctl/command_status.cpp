@@ -128,6 +128,8 @@ std::string volume_text(Context& context, const VolumeReport& report) {
   for (const std::string& problem : report.problems) {
     text += fmt::format("  {}: {}\n", context.paint("problem", Tone::bad), problem);
   }
+  if (report.primary != nullptr && report.primary->verify)
+    text += fmt::format("  verify: {}\n", verify_text(*report.primary->verify));
   text += fmt::format("  failover: {}\n", failover_text(report));
   return text;
 }
@@ -296,7 +298,7 @@ Status run_list(Context& context, const OptionValues& /*values*/) {
     }
     const VolumeReport report = make_volume_report(name, reports);
     Json json = status_json(report);
-    for (const char* detail : {"settings", "digest", "failover", "transfer", "members"}) {
+    for (const char* detail : {"settings", "digest", "failover", "transfer", "verify", "members"}) {
       json.erase(detail);
     }
     Json members = Json::array();

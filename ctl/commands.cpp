@@ -91,6 +91,15 @@ const char* const resync_details =
     "Compares all disks with a replica's, beside live writes, and sends what differs: at once,\n"
     "for one that is `detached` and would otherwise wait. What only it has is kept aside there.";
 
+const char* const verify_details =
+    "Reads all disks from the media of the primary and of its replicas, beside live writes, and\n"
+    "compares them block by block; bit rot is found, lag is not mistaken for it. Exit code 1 if\n"
+    "something differs. With --repair the primary writes such blocks anew through the stream, if\n"
+    "another replica has them as it does; --force: also if none has. Interrupting the command\n"
+    "lets it go on: `status` shows it, --stop ends it.\n\n"
+    "  replicactl verify vm1\n"
+    "  replicactl verify vm1 --host b --repair --force";
+
 const char* const readmit_details =
     "A host whose image is another file or device than before, or was changed by somebody else,\n"
     "does not use it. This lets it look again, and if nothing has changed takes the image: the\n"
@@ -117,6 +126,16 @@ const Command readmit_command{"readmit",
                               true,
                               add_readmit_options,
                               run_readmit};
+
+const Command verify_command{"verify",
+                             "NAME",
+                             "Compare the replicas' disks with the primary's, block by block",
+                             verify_details,
+                             1,
+                             1,
+                             true,
+                             add_verify_options,
+                             run_verify};
 
 const Command lost_writes_command{"lost-writes",
                                   "NAME",
@@ -301,6 +320,7 @@ const std::vector<Command>& all_commands() {
        true,
        add_resync_options,
        run_resync},
+      verify_command,
       readmit_command,
       lost_writes_command,
       {"add-replica",

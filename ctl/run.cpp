@@ -38,8 +38,8 @@ OptionSpecs global_specs() {
       "color", po::value<std::string>()->value_name("WHEN"), "auto (default), always or never")(
       "timeout",
       po::value<std::string>()->value_name("SECONDS"),
-      "how long a host may take to answer (default 5); with wait and resync --wait: how long to "
-      "wait in all")("help,h", "show help")("version", "show the version");
+      "how long a host may take to answer (default 5); with wait, verify and resync --wait: how "
+      "long to wait in all")("help,h", "show help")("version", "show the version");
   return specs;
 }
 
@@ -207,7 +207,8 @@ Status run_command(const Command& command, const OptionValues& values, Terminal&
   if (!options) return tl::unexpected(options.error());
   auto hosts = load_hosts(text_option(values, "hosts"), text_option(values, "hosts-file"));
   if (!hosts) return tl::unexpected(hosts.error());
-  const bool waits = command.run == run_wait || values.count("wait") > 0;
+  const bool waits =
+      command.run == run_wait || command.run == run_verify || values.count("wait") > 0;
   Cluster cluster(std::move(*hosts), query_timeouts(*options, waits));
   // It has to work when no daemon does.
   if (command.run != run_detach) RD_TRY(cluster.discover());

@@ -4,6 +4,7 @@
 
 #include "core/base/check.h"
 #include "core/control/members.h"
+#include "core/control/text.h"
 #include "ctl/context.h"
 
 namespace replicad::ctl {
@@ -184,6 +185,49 @@ std::string failover_text(const VolumeReport& report) {
          "in sync";
 }
 
+std::string verify_text(const VerifyView& verify) {
+  if (verify.state == "running") {
+    const VerifyProgress at = progress_of(verify);
+    const double part = at.total_bytes == 0 ? 0.0
+                                            : static_cast<double>(at.done_bytes) * 100.0 /
+                                                  static_cast<double>(at.total_bytes);
+    return fmt::format("under way, {:.1f}% of {}", part, format_bytes(at.total_bytes));
+  }
+  std::string text;
+  for (const VerifySideView& side : verify.replicas) {
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", printable(side.host), side_text(side));
+  }
+  return fmt::format("{} ({} ago)", text, format_seconds(verify.ended_seconds_ago.value_or(0)));
+}
+
+VerifyProgress progress_of(const VerifyView& verify) {
+  // One that has not begun has as much to compare as the others.
+  std::uint64_t each = 0;
+  for (const VerifySideView& side : verify.replicas)
+    each = std::max(each, side.total_bytes);
+  VerifyProgress at;
+  for (const VerifySideView& side : verify.replicas) {
+    at.total_bytes += each;
+    at.done_bytes += side.error ? each : std::min(side.done_bytes, each);
+  }
+  return at;
+}
+
+std::string side_text(const VerifySideView& side) {
+  std::string text;
+  if (side.is_equal()) text = "is equal";
+  if (side.left_blocks() > 0) text = fmt::format("differs in {} block(s)", side.left_blocks());
+  if (side.repaired_blocks > 0)
+    text += fmt::format("{}{} repaired", text.empty() ? "" : ", ", side.repaired_blocks);
+  if (side.not_compared_blocks > 0) {
+    text += fmt::format(
+        "{}{} block(s) not compared", text.empty() ? "" : ", ", side.not_compared_blocks);
+  }
+  if (side.state != "done")
+    text += fmt::format("{}not compared to the end", text.empty() ? "" : ", ");
+  return text;
+}
+
 Json unreadable_json(const std::string& name, const std::vector<MemberReport>& reports) {
   return {{"name", name},
           {"primary_known", false},
@@ -224,6 +268,8 @@ Json status_json(const VolumeReport& report) {
     transfer = {{"to", report.primary->transfer->to},
                 {"epoch", epoch_json(report.primary->transfer->epoch)}};
   }
+  Json verify;
+  if (report.primary != nullptr && report.primary->verify) verify = report.primary->verify->raw;
   return {{"name", report.name},
           {"uuid", view.uuid},
           {"mode", view.mode},
@@ -240,6 +286,7 @@ Json status_json(const VolumeReport& report) {
           {"export", std::move(nbd)},
           {"transfer", std::move(transfer)},
           {"handover", std::move(handover)},
+          {"verify", std::move(verify)},
           {"members", std::move(members)},
           {"problems", report.problems},
           {"failover", {{"available", can_fail_over(report)}, {"text", failover_text(report)}}}};

@@ -55,6 +55,16 @@ struct VolumeReport {
 /// docs/json-output.md, "status".
 [[nodiscard]] nlohmann::json status_json(const VolumeReport& report);
 
+struct VerifyProgress {
+  std::uint64_t done_bytes = 0;
+  std::uint64_t total_bytes = 0;
+};
+[[nodiscard]] VerifyProgress progress_of(const VerifyView& verify);
+/// "is equal", or how it is not.
+[[nodiscard]] std::string side_text(const VerifySideView& side);
+/// How far a verify is, or what the last one has found; printable.
+[[nodiscard]] std::string verify_text(const VerifyView& verify);
+
 /// What every status says of failover: whether the loss of the primary leaves a majority and a copy.
 [[nodiscard]] std::string failover_text(const VolumeReport& report);
 

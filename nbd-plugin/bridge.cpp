@@ -298,7 +298,7 @@ int Bridge::write_piece(
     // write arrives anew, behind the hold. Where it is served next it can still be made.
     const bool put_back =
         is_full(error) && !stopping_() && local_trouble_.policy() == OnLocalError::hold;
-    if (!put_back || !stream_present(request, change.range)) {
+    if (!put_back || !stream_present(request, change.range, false)) {
       return recover_failed_write(request, change.range, error);
     }
   }
@@ -356,13 +356,23 @@ bool Bridge::is_hold_under_way() {
 
 /// What the image holds in the range of a write that failed becomes the write, so that all members stay equal.
 /// False if it cannot be read.
-bool Bridge::stream_present(GuestRequest& request, const Range& range) {
+bool Bridge::stream_present(GuestRequest& request, const Range& range, bool wants_answer) {
   std::vector<std::byte> present(range.length_bytes);
   if (images_[range.disk].read(present, range.offset_bytes) != 0) return false;
-  place(request, false);
+  place(request, wants_answer);
   fill(request.header, request.ring_offset, present);
   finish_frame();
   return true;
+}
+
+int Bridge::rewrite(const Range& range) {
+  GuestRequest& request = GuestRequest::of_this_thread();
+  const Change change{.kind = FrameType::write, .flags = 0, .range = range};
+  if (const int error = admit_write(request, change); error != 0) return error;
+  // Nothing else is written there until the frame has its number.
+  if (stream_present(request, range, true)) return wait_for_answer(request);
+  step(primary_event::Abandoned{request.id()});
+  return EIO;
 }
 
 int Bridge::recover_failed_write(GuestRequest& request, const Range& range, int error) {
@@ -374,7 +384,7 @@ int Bridge::recover_failed_write(GuestRequest& request, const Range& range, int 
       range.length_bytes,
       error);
   // Part of the range may hold new bytes. After any other error than want of space the image is not trusted.
-  if (is_full(error) && stream_present(request, range)) return error;
+  if (is_full(error) && stream_present(request, range, false)) return error;
   return fail_volume(request, range, "write", error);
 }
 

@@ -48,6 +48,10 @@ class Bridge {
                          bool fua);
   [[nodiscard]] int flush(DiskIndex disk);
 
+  /// What the image holds in `range` (at most 1 MiB) goes through the stream once more, as a write of it would: every
+  /// replica gets it, in its order among the writes. Any thread, blocking; result: 0 or errno.
+  [[nodiscard]] int rewrite(const Range& range);
+
   /// Requests that wait for the image; its policy.
   [[nodiscard]] LocalTrouble& local_trouble() { return local_trouble_; }
 
@@ -96,7 +100,7 @@ class Bridge {
   [[nodiscard]] int write_image(const Range& range, std::span<const std::byte> data, bool fua);
   [[nodiscard]] int zero_image(const Range& range, bool may_punch, bool fua);
   [[nodiscard]] bool is_hold_under_way();
-  [[nodiscard]] bool stream_present(GuestRequest& request, const Range& range);
+  [[nodiscard]] bool stream_present(GuestRequest& request, const Range& range, bool wants_answer);
   [[nodiscard]] int recover_failed_write(GuestRequest& request, const Range& range, int error);
   [[nodiscard]] LocalTrouble::Terms terms(const char* what,
                                           const Range& range,

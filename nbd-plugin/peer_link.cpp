@@ -27,6 +27,7 @@ void PeerLink::start() {
 void PeerLink::stop() {
   stopped_ = true;
   drop_copy();
+  drop_verify(Error{Errc::refused, 0, fmt::format("{} was removed from the volume", host()), {}});
   if (connecting_.valid()) context_.reactor.cancel_fd(connecting_.get());
   if (connection_) connection_->close(Error{Errc::refused, 0, "the plugin stops", {}});
 }
@@ -100,7 +101,8 @@ void PeerLink::adopt(Fd socket) {
                             if (const auto self = weak.lock()) self->on_closed(error);
                           }});
   AttachMessage attach;
-  attach.features = {std::string(feature_go_on), std::string(feature_trail)};
+  attach.features = {
+      std::string(feature_go_on), std::string(feature_trail), std::string(feature_verify)};
   attach.history =
       context_.bridge.look([](const Primary& primary) { return primary.past_terms(); });
   attach.volume = context_.volume;
@@ -133,6 +135,7 @@ Status PeerLink::on_frame(const FrameView& frame) {
       return {};
     }
     case FrameType::block_diffs: {
+      if (!copy_ && verify_) return verify_->on_diffs(frame.header.range, frame.payload);
       if (!copy_) return fail(Errc::protocol, "block_diffs without a copy");
       RD_TRY(copy_->on_diffs(frame.header.range, frame.payload));
       context_.bridge.step(primary_event::CopyProgress{peer_});
@@ -167,6 +170,7 @@ Status PeerLink::on_attached(const FrameView& frame) {
                 protocol_version_max);
   }
   attached_ = true;
+  knows_verify_ = has_feature(message->features, feature_verify);
   delay_ = delay_min;
   last_error_.reset();
   digest_sent_ = 0;
@@ -212,6 +216,7 @@ void PeerLink::on_closed(const Error& error) {
   connection_.reset();
   attached_ = false;
   retry(error);
+  drop_verify(error);  // its lock is gone now
 }
 
 void PeerLink::send_start(const StartMessage& message) {
@@ -270,7 +275,19 @@ void PeerLink::end_copy() {
 }
 
 void PeerLink::copy_locked() {
-  if (copy_) copy_->on_locked();
+  if (copy_) {
+    copy_->on_locked();
+  } else if (verify_) {
+    verify_->on_locked();
+  }
+}
+
+void PeerLink::send_sums(std::vector<std::byte> frame) {
+  if (connection_) connection_->send(std::move(frame));
+}
+
+void PeerLink::drop_verify(const Error& error) {
+  if (const auto job = std::exchange(verify_, nullptr)) job->lost(error);
 }
 
 void PeerLink::drop_copy() {

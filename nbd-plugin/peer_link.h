@@ -14,6 +14,7 @@
 #include "io/worker.h"
 #include "nbd-plugin/bridge.h"
 #include "nbd-plugin/copy_job.h"
+#include "nbd-plugin/verify_job.h"
 
 namespace replicad {
 
@@ -43,6 +44,12 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   void kick();
   void request_sync();
   void ping();
+
+  /// The replica can be compared with while it streams.
+  [[nodiscard]] bool can_verify() const { return attached_ && knows_verify_; }
+  /// `job` gets the replica's answers, and the end of the connection; null: nobody does.
+  void set_verify(std::shared_ptr<VerifyJob> job) { verify_ = std::move(job); }
+  void send_sums(std::vector<std::byte> frame);
 
   /// Every second: heartbeat and digest; ends a connection that has been silent for `silence_max`.
   void on_second(Duration silence_max);
@@ -76,6 +83,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   void on_sent(std::uint64_t bytes);
   void note_answered(std::uint64_t heartbeat);
   void drop_copy();
+  void drop_verify(const Error& error);
   void end_copy();
   /// `keep_alive`: the copy whose pieces the connection may still be reading.
   void install_source(std::shared_ptr<CopyJob> keep_alive);
@@ -87,6 +95,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   Fd connecting_;
   std::shared_ptr<FrameConnection> connection_;
   std::shared_ptr<CopyJob> copy_;
+  std::shared_ptr<VerifyJob> verify_;
   std::uint64_t copied_bytes_ = 0;        ///< by copies that have ended
   bool copy_ending_ = false;              ///< all of the plan was sent
   std::optional<HistoryPoint> copy_end_;  ///< sent, copy_done is awaited
@@ -98,6 +107,7 @@ class PeerLink : public std::enable_shared_from_this<PeerLink> {
   std::map<std::uint64_t, Instant> heartbeats_;  ///< when they were sent; not answered yet
   bool refused_ = false;
   bool attached_ = false;
+  bool knows_verify_ = false;  ///< the replica does
   bool stopped_ = false;
   Duration delay_;
   Instant last_heard_;

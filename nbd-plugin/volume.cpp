@@ -453,6 +453,7 @@ json Volume::status_json() {
           {"in_sync", now.in_sync},
           {"overtaken", now.overtaken},
           {"replicas", replicas_json()},
+          {"verify", verify_ ? verify_->describe() : json(nullptr)},
           {"counters",
            {{"writes", counters.writes.load()},
             {"written_bytes", counters.written_bytes.load()},
@@ -485,6 +486,8 @@ void Volume::stop() {
   // Connections go before the reactor that they belong to.
   agent_.reset();
   links_.clear();
+  verify_.reset();
+  verifier_.reset();
   resolver_.reset();
   syncer_.reset();
   cooler_.reset();

@@ -16,6 +16,7 @@
 #include "nbd-plugin/bridge.h"
 #include "nbd-plugin/exported.h"
 #include "nbd-plugin/peer_link.h"
+#include "nbd-plugin/verify_run.h"
 
 namespace replicad {
 
@@ -93,6 +94,7 @@ class Volume final : public Exported {
   void on_voter(const nlohmann::json& fields);
   void on_members(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_copy(const nlohmann::json& fields, const AgentClient::Reply& reply);
+  void on_verify(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_fenced(const Error& error);
   [[nodiscard]] PeerLink* link(PeerIndex peer);
   [[nodiscard]] nlohmann::json replicas_json();
@@ -111,6 +113,7 @@ class Volume final : public Exported {
   std::unique_ptr<Worker> resolver_;
   std::unique_ptr<Worker> syncer_;
   std::unique_ptr<Worker> cooler_;
+  std::unique_ptr<Worker> verifier_;  ///< made when it is first needed
   std::thread thread_;
 
   // Reactor thread only.
@@ -122,6 +125,8 @@ class Volume final : public Exported {
   bool cooling_ = false;                 ///< a pass is under way
   std::optional<Instant> record_since_;  ///< a record is waited for
   std::optional<Error> record_error_;    ///< why it could not be made so far
+  std::shared_ptr<VerifyRun> verify_;    ///< under way, or the last one
+  std::uint64_t verify_id_ = 0;
   bool stopping_ = false;
   bool exit_when_stopped_ = false;  ///< replicad asked: nbdkit would wait for idle clients
 

@@ -47,6 +47,7 @@ void Volume::on_request(const std::string& op,
   if (op == "copy") return on_copy(fields, reply);
   if (op == "voter") return on_voter(fields);
   if (op == "answered") return on_answered(fields, reply);
+  if (op == "verify") return on_verify(fields, reply);
   if (op == "seal") {
     const bool reached = bridge_->look(
         [](const Primary& primary) { return primary.hold_phase() == Primary::HoldPhase::reached; });

@@ -70,6 +70,7 @@ class ControlApi {
   [[nodiscard]] Answer members(const std::string& name, const std::string& body);
   [[nodiscard]] Answer readmit(const std::string& name, const std::string& body);
   [[nodiscard]] Answer resync(const std::string& name, const std::string& body);
+  [[nodiscard]] Answer verify(const std::string& name, const std::string& body);
   [[nodiscard]] Answer switchover(const std::string& name, const std::string& body);
   [[nodiscard]] Answer handover(const std::string& name, const std::string& body);
   [[nodiscard]] Answer handover_end(const std::string& name);

@@ -97,6 +97,7 @@ void add_volume_actions(httplib::Server& server, ControlContext& context) {
   post_bare("restart", &ControlApi::restart);
   post("set", &ControlApi::set);
   post("resync", &ControlApi::resync);
+  post("verify", &ControlApi::verify);
   post("readmit", &ControlApi::readmit);
   post("switchover", &ControlApi::switchover);
   post("handover", &ControlApi::handover);

@@ -172,6 +172,7 @@ void add_primary(const VolumeSnapshot& snapshot, json& volume) {
                           {"history", to_json(state.transfer->point)}};
   }
   volume["replicas"] = peers_json(snapshot);
+  volume["verify"] = current ? snapshot.plugin->verify : json(nullptr);
   volume["counters"] = current ? snapshot.plugin->counters : json::object();
 }
 
@@ -354,6 +355,7 @@ Result<PluginStatus> plugin_status_from(const json& event) {
   status.replicas = read_peers(fields, "replicas");
   status.overtaken = fields.boolean_or("overtaken", false);
   if (const json* counters = fields.optional_object("counters")) status.counters = *counters;
+  if (const json* verify = fields.optional_object("verify")) status.verify = *verify;
   status.error = read_error(fields, "error");
   RD_TRY(fields.finish_allow_unknown());
   return status;

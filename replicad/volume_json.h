@@ -63,6 +63,7 @@ struct PeerStatus {
 struct PluginStatus {
   std::string state;  ///< serving, held, sealed, failed
   HistoryPoint history;
+  nlohmann::json verify;  ///< null: none since the export began
   std::vector<PeerStatus> replicas;
   bool overtaken = false;  ///< it has heard of a later epoch
   nlohmann::json counters = nlohmann::json::object();

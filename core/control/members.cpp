@@ -246,6 +246,14 @@ std::vector<std::string> volume_problems(const std::string& volume,
                                        ? "is a member but has no part of the volume"
                                        : "does not answer: " + why_silent(reports, member.host)));
   }
+  if (primary.verify) {
+    for (const VerifySideView& side : primary.verify->replicas) {
+      if (side.left_blocks() == 0) continue;
+      problems.push_back(fmt::format("{}: {} block(s) were found different by the last verify",
+                                     printable(side.host),
+                                     side.left_blocks()));
+    }
+  }
   for (const MemberReport& report : reports) {
     if (!report.volume || report.volume->lost_files == 0) continue;
     problems.push_back(

@@ -142,6 +142,16 @@ struct FailoverOptions {
                                        const std::string& host,
                                        const std::vector<MemberReport>& reports);
 
+struct VerifyRequest {
+  std::string host;  ///< empty: every replica
+  bool repair = false;
+  bool force = false;
+  bool stop = false;  ///< ends the one that is under way; nothing else is asked
+};
+[[nodiscard]] Result<Plan> plan_verify(const std::string& volume,
+                                       const VerifyRequest& request,
+                                       const std::vector<MemberReport>& reports);
+
 enum class AddedMember {
   copy,
   overcommitted,  ///< a copy, also where the images do not fit once they are full

@@ -171,4 +171,45 @@ Result<Plan> plan_resync(const std::string& volume,
   return plan;
 }
 
+Result<Plan> plan_verify(const std::string& volume,
+                         const VerifyRequest& request,
+                         const std::vector<MemberReport>& reports) {
+  const auto found = find_primary(volume, reports);
+  if (!found) return tl::unexpected(found.error());
+  const VolumeView& primary = *(*found)->volume;
+  RD_TRY(check_not_moving(primary));
+  const MemberView* member = request.host.empty() ? nullptr : primary.member(request.host);
+  if (!request.host.empty() && (member == nullptr || member->witness)) {
+    return tl::unexpected(
+        Error{Errc::not_found,
+              0,
+              fmt::format("{} has no copy of {}", printable(request.host), volume),
+              fmt::format("`replicactl status {}` shows which hosts have", volume)});
+  }
+  if (request.host == primary.host) {
+    return refuse(
+        fmt::format(
+            "{} is the primary of {}: the others are compared with it", request.host, volume),
+        {});
+  }
+  if (!primary.nbd) {
+    return refuse(fmt::format("{} is not active: its export is what compares", volume),
+                  fmt::format("`replicactl activate {}` first", volume));
+  }
+  Json body = {{"repair", request.repair}, {"force", request.force}};
+  if (!request.host.empty()) body["host"] = request.host;
+  if (request.stop) body = {{"stop", true}};
+  const std::string whom = request.host.empty() ? "every replica" : printable(request.host);
+  Plan plan;
+  plan.volume = volume;
+  plan.steps.push_back(
+      make_step(**found,
+                {"POST", volume_path(volume, "/verify"), std::move(body)},
+                request.stop ? "end the verify that is under way"
+                             : fmt::format("compare all disks with {}{}",
+                                           whom,
+                                           request.repair ? ", write anew what differs" : "")));
+  return plan;
+}
+
 }  // namespace replicad

@@ -268,6 +268,43 @@ ExportView read_export(const Json& json, Fields& outer) {
   return nbd;
 }
 
+VerifySideView read_verify_side(const Json& json, Fields& outer) {
+  Fields fields(json, "replicas");
+  VerifySideView side;
+  side.host = fields.string("host");
+  side.state = fields.string("state");
+  side.done_bytes = fields.count("done_bytes");
+  side.total_bytes = fields.count("total_bytes");
+  side.different_blocks = fields.count("different_blocks");
+  side.repaired_blocks = fields.count("repaired_blocks");
+  side.not_compared_blocks = fields.count("not_compared_blocks");
+  for (const Json& item : fields.array("ranges")) {
+    Fields range(item, "ranges");
+    side.ranges.push_back({range.string("disk"), range.count("offset"), range.count("length")});
+    fields.adopt(range);
+  }
+  side.error = read_error(fields, "error");
+  outer.adopt(fields);
+  return side;
+}
+
+VerifyView read_verify(const Json& json, Fields& outer) {
+  Fields fields(json, "verify");
+  VerifyView verify;
+  verify.id = fields.count("id");
+  verify.state = fields.string("state");
+  verify.repair = fields.boolean("repair");
+  verify.ended_seconds_ago = fields.number_or_null("ended_seconds_ago");
+  verify.alone_blocks = fields.count("alone_blocks");
+  verify.kept_blocks = fields.count("kept_blocks");
+  verify.error = read_error(fields, "error");
+  for (const Json& item : fields.array("replicas"))
+    verify.replicas.push_back(read_verify_side(item, fields));
+  verify.raw = json;
+  outer.adopt(fields);
+  return verify;
+}
+
 void read_primary_part(Fields& fields, VolumeView& volume) {
   volume.clean = fields.boolean_or("clean", true);
   if (const Json* nbd = fields.object_or_null("export")) volume.nbd = read_export(*nbd, fields);
@@ -276,6 +313,8 @@ void read_primary_part(Fields& fields, VolumeView& volume) {
     volume.transfer = TransferView{inner.string("to"), read_epoch(inner, "epoch")};
     fields.adopt(inner);
   }
+  if (const Json* verify = fields.object_or_null("verify"))
+    volume.verify = read_verify(*verify, fields);
   for (const Json& item : fields.array("replicas"))
     volume.replicas.push_back(read_replica(item, fields));
   if (volume.replicas.size() > members_max)

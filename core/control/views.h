@@ -3,6 +3,7 @@
 // Everything here comes from another program: strings are data and are made printable() only where
 // they are printed.
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -118,6 +119,44 @@ struct ReplicaSelf {
   std::optional<double> heard_seconds;  ///< since the primary's last frame
 };
 
+/// What the last verify has found at one replica, or one that is under way so far.
+struct VerifySideView {
+  struct Found {
+    std::string disk;
+    std::uint64_t offset = 0;
+    std::uint64_t length = 0;
+  };
+  std::string host;
+  std::string state;  ///< waiting, running, done, failed, stopped
+  std::uint64_t done_bytes = 0;
+  std::uint64_t total_bytes = 0;
+  std::uint64_t different_blocks = 0;
+  std::uint64_t repaired_blocks = 0;  ///< of those
+  std::uint64_t not_compared_blocks = 0;
+  std::vector<Found> ranges;  ///< that differ; the first ones
+  std::optional<Error> error;
+
+  [[nodiscard]] std::uint64_t left_blocks() const {
+    return different_blocks - std::min(different_blocks, repaired_blocks);
+  }
+  /// Compared in full, and equal now.
+  [[nodiscard]] bool is_equal() const {
+    return state == "done" && left_blocks() == 0 && not_compared_blocks == 0;
+  }
+};
+
+struct VerifyView {
+  std::uint64_t id = 0;
+  std::string state;  ///< running, done, failed, stopped
+  bool repair = false;
+  std::optional<double> ended_seconds_ago;
+  std::uint64_t alone_blocks = 0;  ///< different, and no compared replica has them like the primary
+  std::uint64_t kept_blocks = 0;   ///< not repaired for that reason
+  std::optional<Error> error;
+  std::vector<VerifySideView> replicas;
+  nlohmann::json raw;  ///< all of it, for -o json
+};
+
 struct ExportView {
   std::uint64_t pid = 0;
   std::string uri;
@@ -151,6 +190,7 @@ struct VolumeView {
   std::optional<ExportView> nbd;  ///< primary: the export, while it is served
   std::optional<TransferView> transfer;
   std::vector<ReplicaView> replicas;   ///< primary
+  std::optional<VerifyView> verify;    ///< primary: since its export began
   std::optional<ReplicaSelf> replica;  ///< replica
   std::uint64_t lost_files = 0;        ///< files of lost writes on that host
   std::uint64_t lost_bytes = 0;        ///< their size

@@ -97,6 +97,7 @@ class ServedDisk {
 
   Bridge& bridge() { return *bridge_; }
   [[nodiscard]] const std::string& path() const { return path_; }
+  [[nodiscard]] const std::vector<DiskImage>& images() const { return images_; }
   std::future<int> write(std::uint64_t offset, char value, bool fua = false) {
     return std::async(std::launch::async, [this, offset, value, fua] {
       const std::vector<std::byte> data(4096, static_cast<std::byte>(value));
