@@ -39,7 +39,7 @@ void LogModel::adopt(const FoundLog& found) {
   }
 }
 
-void LogModel::io(std::function<void()> effect, Machine::IoDone done, bool takes_space) {
+void LogModel::io(Machine::Action effect, Machine::IoDone done, bool takes_space) {
   ++in_flight_;
   machine_.io(std::move(effect),
               life_.guard([self = shared_from_this(), done = std::move(done)](int error) {
@@ -313,8 +313,8 @@ WriterModel::Tag WriterModel::add(const FrameHeader& header, std::span<const std
 void WriterModel::pump() {
   if (stopped_ || failed_) return;
   for (std::size_t i = 0; i < changes_.size() && in_flight_ < changes_in_flight_max; ++i) {
+    if (changes_[i]->begun) continue;
     const std::shared_ptr<Change> change = changes_[i];
-    if (change->begun) continue;
     for (std::size_t j = 0; j < i; ++j) {
       if (overtakes_ || changes_[j]->finished) continue;
       if (overlaps(changes_[j]->range, change->range)) return;
@@ -327,7 +327,7 @@ void WriterModel::pump() {
                                                change->stamps);
     };
     if (hooks_.check) hooks_.check();
-    machine_.io(effect, life_.guard([self = shared_from_this(), change](int error) {
+    machine_.io(std::move(effect), life_.guard([self = shared_from_this(), change](int error) {
       --self->in_flight_;
       change->finished = true;
       if (error != 0 && !self->failed_) {

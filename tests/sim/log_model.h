@@ -58,7 +58,7 @@ class LogModel : public std::enable_shared_from_this<LogModel> {
     SyncDone done;
   };
 
-  void io(std::function<void()> effect, Machine::IoDone done, bool takes_space = false);
+  void io(Machine::Action effect, Machine::IoDone done, bool takes_space = false);
   void pump();
   bool roll();
   void write_batch();

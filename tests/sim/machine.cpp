@@ -21,16 +21,14 @@ Machine::Machine(World& world, const Options& options, HostIndex host)
 }
 
 void Machine::after(Duration delay, Action action) {
-  world_.after(delay, [this, boot = boots_, action = std::move(action)]() mutable {
+  world_.after(delay, [this, boot = boots_, slot = waiting_.put(std::move(action))] {
+    Action due = waiting_.take(slot);
     if (boot != boots_) return;
-    if (is_paused()) {
-      world_.after(paused_until_ - world_.now(),
-                   [this, boot, action = std::move(action)]() mutable {
-                     if (boot == boots_) after(Duration{}, std::move(action));
-                   });
-      return;
-    }
-    action();
+    if (!is_paused()) return due();
+    world_.after(paused_until_ - world_.now(), [this, boot, again = waiting_.put(std::move(due))] {
+      Action held = waiting_.take(again);
+      if (boot == boots_) after(Duration{}, std::move(held));
+    });
   });
 }
 
@@ -48,27 +46,26 @@ bool Machine::draw_error() {
   return world_.now() < errors_until_ && world_.random.chance(25);
 }
 
-void Machine::io(std::function<void()> effect, IoDone done, bool takes_space, Program owner) {
+void Machine::io(Action effect, IoDone done, bool takes_space, Program owner) {
   Duration delay = world_.random.delay(options_.io_max);
   if (world_.now() < slow_until_) delay += world_.random.delay(2 * options_.ack_timeout);
   ++io_in_flight_[static_cast<std::size_t>(owner)];
-  world_.after(delay,
-               [this,
-                boot = boots_,
-                takes_space,
-                owner,
-                effect = std::move(effect),
-                done = std::move(done)]() mutable {
-                 if (boot != boots_) return;
-                 --io_in_flight_[static_cast<std::size_t>(owner)];
-                 int error = 0;
-                 if (takes_space && is_full()) error = ENOSPC;
-                 if (draw_error()) error = EIO;
-                 if (error == 0) effect();
-                 // When the program hears of it, others may have been done that were begun later.
-                 after(world_.random.delay(options_.io_max / 2),
-                       [error, done = std::move(done)] { done(error); });
-               });
+  const std::size_t slot = ios_.put({std::move(effect), std::move(done), takes_space, owner});
+  world_.after(delay, [this, boot = boots_, slot] {
+    Io io = ios_.take(slot);
+    if (boot == boots_) finish_io(std::move(io));
+  });
+}
+
+void Machine::finish_io(Io io) {
+  --io_in_flight_[static_cast<std::size_t>(io.owner)];
+  int error = 0;
+  if (io.takes_space && is_full()) error = ENOSPC;
+  if (draw_error()) error = EIO;
+  if (error == 0) io.effect();
+  // When the program hears of it, others may have been done that were begun later.
+  after(world_.random.delay(options_.io_max / 2),
+        [error, done = std::move(io.done)] { done(error); });
 }
 
 void Machine::lose_power() {

@@ -49,7 +49,7 @@ void put_trail(TrailRecord& record, Trail trail, const HistoryPoint& covers);
 
 class Machine {
  public:
-  using Action = std::function<void()>;
+  using Action = Task;
   /// errno, 0 = done.
   using IoDone = std::function<void(int)>;
 
@@ -83,10 +83,7 @@ class Machine {
   void after(Duration delay, Action action);
   /// I/O: `effect` happens even if the program that asked is dead by then (unless power is lost or the I/O fails);
   /// `done` follows. `takes_space`: fails on a full disk.
-  void io(std::function<void()> effect,
-          IoDone done,
-          bool takes_space = false,
-          Program owner = Program::daemon);
+  void io(Action effect, IoDone done, bool takes_space = false, Program owner = Program::daemon);
   /// I/O that dead programs have left behind.
   [[nodiscard]] bool has_io_in_flight() const {
     return has_io_in_flight(Program::daemon) || has_io_in_flight(Program::plugin);
@@ -132,6 +129,16 @@ class Machine {
   Instant errors_until_{};
   Instant full_until_{};
   Instant slow_until_{};
+  struct Io {
+    Action effect;
+    IoDone done;
+    bool takes_space = false;
+    Program owner = Program::daemon;
+  };
+  void finish_io(Io io);
+
+  Slots<Action> waiting_;
+  Slots<Io> ios_;
   bool powered_ = true;
   std::uint64_t boots_ = 1;
   std::array<std::size_t, 2> io_in_flight_{};

@@ -34,23 +34,29 @@ Connection::~Connection() {
   }
 }
 
+const std::shared_ptr<const Connection::Hooks>& Connection::no_hooks() {
+  static const auto none = std::make_shared<const Hooks>();
+  return none;
+}
+
 void Connection::start(Side side, Hooks hooks) {
-  end(side).hooks = std::move(hooks);
+  end(side).hooks = std::make_shared<const Hooks>(std::move(hooks));
   end(side).started = true;
   deliver_later(side);
 }
 
 void Connection::send(Side side, std::vector<std::byte> bytes) {
-  send_later(
-      side, [bytes = std::move(bytes)] { return bytes; }, nullptr);
+  enqueue(side, {nullptr, std::move(bytes), nullptr});
 }
 
-void Connection::send_later(Side side,
-                            std::function<std::vector<std::byte>()> read,
-                            std::function<void()> on_sent) {
+void Connection::send_later(Side side, std::function<std::vector<std::byte>()> read, Task on_sent) {
+  enqueue(side, {std::move(read), {}, std::move(on_sent)});
+}
+
+void Connection::enqueue(Side side, Outgoing outgoing) {
   End& from = end(side);
   if (!from.open || from.closing) return;
-  from.queue.push_back({std::move(read), std::move(on_sent)});
+  from.queue.push_back(std::move(outgoing));
   take_later(side);
 }
 
@@ -73,7 +79,7 @@ void Connection::take(Side side) {
   }
   Outgoing first = std::move(from.queue.front());
   from.queue.pop_front();
-  transmit(side, first.read());
+  transmit(side, first.read ? first.read() : std::move(first.bytes));
   if (first.on_sent) first.on_sent();
   if (!from.queue.empty() || from.closing) take_later(side);
 }
@@ -96,7 +102,7 @@ void Connection::transmit(Side side, std::vector<std::byte> bytes) {
   });
 }
 
-void Connection::arrive(Side side, std::function<void()> action) {
+void Connection::arrive(Side side, Task action) {
   const Instant now = network_.world().now();
   const Instant at = now + network_.draw_latency(host(side), host(other(side)));
   end(other(side)).transit.push_back({at, now, std::move(action)});
@@ -128,7 +134,7 @@ void Connection::move(Side side) {
     }
     to.transit.front().at = now + poll_interval;
   } else {
-    const Transit first = std::move(to.transit.front());
+    Transit first = std::move(to.transit.front());
     to.transit.pop_front();
     first.arrived();
   }
@@ -157,8 +163,8 @@ void Connection::deliver(Side side) {
                                frame.error().message);
     }
     if (*frame) {
-      const auto on_frame = to.hooks.on_frame;  // it may replace the hooks
-      if (const Status taken = on_frame(**frame); !taken) close(side, taken.error());
+      const auto hooks = to.hooks;
+      if (const Status taken = hooks->on_frame(**frame); !taken) close(side, taken.error());
       continue;
     }
     to.reader->compact();
@@ -196,8 +202,8 @@ void Connection::finish(Side side, const Error& error) {
   one.queue.clear();
   one.machine->after(Duration{}, [self = shared_from_this(), side, error] {
     End& closed = self->end(side);
-    if (closed.hooks.on_closed) closed.hooks.on_closed(error);
-    closed.hooks = {};
+    if (const auto hooks = closed.hooks; hooks->on_closed) hooks->on_closed(error);
+    closed.hooks = no_hooks();
   });
 }
 
@@ -217,7 +223,7 @@ void Connection::close_after_send(Side side, const Error& error) {
 
 void Connection::abandon(Side side) {
   End& one = end(side);
-  one.hooks = {};
+  one.hooks = no_hooks();
   if (!one.open) return;
   one.open = false;
   one.queue.clear();
@@ -242,7 +248,7 @@ void Connection::reset(const char* why) {
 void Connection::vanish(Side side) {
   End& one = end(side);
   one.open = false;
-  one.hooks = {};
+  one.hooks = no_hooks();
   one.queue.clear();
   broken_ = true;
   // The other side hears of it when something it sends is not confirmed for long, or the host is back.
@@ -254,7 +260,7 @@ void Connection::vanish(Side side) {
 
 void Connection::drop() {
   for (End& one : ends_) {
-    one.hooks = {};
+    one.hooks = no_hooks();
     one.queue.clear();
     one.transit.clear();
     network_.give_back(std::move(one.reader));

@@ -32,9 +32,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void start(Side side, Hooks hooks);
   void send(Side side, std::vector<std::byte> bytes);
   /// `read` gives the bytes when the kernel takes them; then `on_sent`.
-  void send_later(Side side,
-                  std::function<std::vector<std::byte>()> read,
-                  std::function<void()> on_sent);
+  void send_later(Side side, std::function<std::vector<std::byte>()> read, Task on_sent);
   /// Whether everything handed over has been taken by the kernel.
   [[nodiscard]] bool is_drained(Side side) const { return end(side).queue.empty(); }
   void pause(Side side) { end(side).paused = true; }
@@ -58,20 +56,21 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
  private:
   struct Outgoing {
-    std::function<std::vector<std::byte>()> read;
-    std::function<void()> on_sent;
+    std::function<std::vector<std::byte>()> read;  ///< null: `bytes` it is
+    std::vector<std::byte> bytes;
+    Task on_sent;
   };
   /// On its way to an end.
   struct Transit {
     Instant at;
     Instant sent_at;
-    std::function<void()> arrived;
+    Task arrived;
   };
   struct End {
     Machine* machine = nullptr;
-    Hooks hooks;
-    bool open = true;      ///< for its program
-    bool started = false;  ///< has hooks
+    std::shared_ptr<const Hooks> hooks = no_hooks();  ///< may be replaced while one runs
+    bool open = true;                                 ///< for its program
+    bool started = false;                             ///< has hooks
     bool paused = false;
     bool closing = false;  ///< after what is queued
     bool taking = false;   ///< a take by the kernel is scheduled
@@ -85,16 +84,18 @@ class Connection : public std::enable_shared_from_this<Connection> {
     std::unique_ptr<FrameReader> reader;
   };
 
+  static const std::shared_ptr<const Hooks>& no_hooks();
   static Side other(Side side) {
     return side == Side::initiator ? Side::acceptor : Side::initiator;
   }
   [[nodiscard]] End& end(Side side) { return ends_[static_cast<std::size_t>(side)]; }
   [[nodiscard]] const End& end(Side side) const { return ends_[static_cast<std::size_t>(side)]; }
+  void enqueue(Side side, Outgoing outgoing);
   void take_later(Side side);
   void take(Side side);
   void transmit(Side side, std::vector<std::byte> bytes);
   /// Runs `action` when something that `side` sends now has arrived, unless it breaks before.
-  void arrive(Side side, std::function<void()> action);
+  void arrive(Side side, Task action);
   void move_later(Side side);
   void move(Side side);
   void send_end(Side side);

@@ -444,11 +444,15 @@ void Plugin::answer(RequestId id, bool failed) {
 }
 
 std::vector<std::byte> Plugin::ring_bytes(const Primary::SendWindow& window) const {
-  std::vector<std::byte> bytes(window.end_bytes - window.begin_bytes);
-  const std::size_t at = window.begin_bytes % ring_.size();
-  const std::size_t first = std::min(bytes.size(), ring_.size() - at);
-  std::memcpy(bytes.data(), ring_.data() + at, first);
-  std::memcpy(bytes.data() + first, ring_.data(), bytes.size() - first);
+  const std::size_t count = window.end_bytes - window.begin_bytes;
+  const std::span ring(ring_);
+  const std::size_t at = window.begin_bytes % ring.size();
+  const auto first = ring.subspan(at, std::min(count, ring.size() - at));
+  const auto rest = ring.first(count - first.size());
+  std::vector<std::byte> bytes;
+  bytes.reserve(count);
+  bytes.insert(bytes.end(), first.begin(), first.end());
+  bytes.insert(bytes.end(), rest.begin(), rest.end());
   return bytes;
 }
 

@@ -5,25 +5,17 @@
 namespace replicad::sim {
 
 void World::after(Duration delay, Action action) {
-  if (free_slots_.empty()) {
-    free_slots_.push_back(actions_.size());
-    actions_.emplace_back();
-  }
-  const std::size_t slot = free_slots_.back();
-  free_slots_.pop_back();
-  actions_[slot] = std::move(action);
-  events_.push_back({now_ + delay, ++serial_, slot});
-  std::push_heap(events_.begin(), events_.end(), later);
+  events_.push_back({now_ + delay, ++serial_, actions_.put(std::move(action))});
+  std::push_heap(events_.begin(), events_.end(), Later{});
 }
 
 bool World::step() {
   if (events_.empty()) return false;
-  std::pop_heap(events_.begin(), events_.end(), later);
+  std::pop_heap(events_.begin(), events_.end(), Later{});
   const Event event = events_.back();
   events_.pop_back();
   now_ = event.at;
-  const Action action = std::move(actions_[event.slot]);
-  free_slots_.push_back(event.slot);
+  Action action = actions_.take(event.slot);
   action();
   return true;
 }

@@ -3,7 +3,6 @@
 // or above reads a real clock, so a seed replays exactly.
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -15,6 +14,7 @@
 
 #include "core/base/time.h"
 #include "tests/sim/random.h"
+#include "tests/sim/task.h"
 
 namespace replicad::sim {
 
@@ -31,7 +31,7 @@ extern const std::span<const std::string_view> branches_known;
 
 class World {
  public:
-  using Action = std::function<void()>;
+  using Action = Task;
 
   /// `traced`: every note is also written to stdout.
   World(std::uint64_t seed, bool traced) : random(seed), traced_(traced) {}
@@ -75,9 +75,11 @@ class World {
     std::uint64_t serial = 0;
     std::size_t slot = 0;  ///< of its action
   };
-  static bool later(const Event& a, const Event& b) {
-    return a.at != b.at ? a.at > b.at : a.serial > b.serial;
-  }
+  struct Later {
+    bool operator()(const Event& a, const Event& b) const {
+      return a.at != b.at ? a.at > b.at : a.serial > b.serial;
+    }
+  };
   void mix(std::string_view text) {
     for (const char c : text)
       hash_ = (hash_ ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
@@ -97,8 +99,7 @@ class World {
   std::uint64_t serial_ = 0;
   std::uint64_t hash_ = 0xcbf29ce484222325U;
   std::vector<Event> events_;  ///< heap
-  std::vector<Action> actions_;
-  std::vector<std::size_t> free_slots_;
+  Slots<Action> actions_;
 };
 
 }  // namespace replicad::sim
