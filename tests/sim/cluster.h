@@ -39,6 +39,7 @@ class Cluster {
   /// A former primary's images are a history of their own.
   void gave_up(HostIndex host, const HistoryPoint& point);
   void offered(HostIndex from, HostIndex to);
+  void copy_begins(HostIndex from, HostIndex to);
   /// P1, P3: a change is about to be answered. False: the answer counts for nothing (of an async primary that does
   /// not know that its term is over).
   [[nodiscard]] bool check_answer(const Plugin& plugin,

@@ -10,6 +10,7 @@ namespace replicad::sim {
 namespace {
 
 constexpr Duration tend_interval = std::chrono::milliseconds(100);
+constexpr int copy_cut_steps = 10;
 
 }  // namespace
 
@@ -148,6 +149,18 @@ void Cluster::offered(HostIndex from, HostIndex to) {
     if (healing_) return;
     world.note("fault: no word from {} to {}", machines[to]->name, machines[from]->name);
     network.block(to, from, std::chrono::seconds(30));
+  });
+}
+
+/// What is cut off in the middle is gone on with, while the guest has gone on as well.
+void Cluster::copy_begins(HostIndex from, HostIndex to) {
+  if (options.copy_cut_percent == 0 || healing_) return;
+  if (!world.random.chance(options.copy_cut_percent)) return;
+  const Duration longest = copy_cut_steps * (options.io_max + options.latency_max);
+  world.after(world.random.delay(longest), [this, from, to] {
+    if (healing_) return;
+    world.note("fault: a copy from {} to {} is cut off", machines[from]->name, machines[to]->name);
+    network.reset_links(from, to);
   });
 }
 

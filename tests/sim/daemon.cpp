@@ -14,6 +14,13 @@ constexpr Duration role_retry = std::chrono::milliseconds(300);
 constexpr Duration call_delay = std::chrono::microseconds(100);
 constexpr Duration proposal_timeout = std::chrono::seconds(10);
 
+void forget_heat(ActivityRecord& activity) {
+  for (auto& disk : activity.entries) {
+    for (ActivityEntry& entry : disk)
+      entry &= static_cast<ActivityEntry>(~activity_hot);
+  }
+}
+
 }  // namespace
 
 Daemon::Daemon(Cluster& cluster, HostIndex host)
@@ -106,8 +113,9 @@ void Daemon::take_role() {
   if (are_other_images()) return;
   // What was known of the members says nothing of images that follow another primary.
   // Of its own images it says where they may differ from what the members have: that is a trail.
-  if (const ActivityRecord& left = machine_.activity; left.header) {
+  if (ActivityRecord& left = machine_.activity; left.header) {
     machine_.trail = {};
+    if (cluster_.options.planted == Planted::forgotten_heat) forget_heat(left);
     const auto trail = trail_of_activity(
         *left.header, left.entries, machine_.state.checkpoint, small_region_bytes);
     if (trail && !left.entries.empty())

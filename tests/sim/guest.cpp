@@ -1,6 +1,7 @@
 #include "tests/sim/guest.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "tests/sim/cluster.h"
 
@@ -11,6 +12,8 @@ namespace {
 // A few places are written more often than others, so that requests overlap.
 constexpr unsigned hot_percent = 60;
 constexpr std::uint64_t hot_blocks = 12;
+constexpr unsigned moving_hot_percent = 95;
+constexpr std::size_t recent_max = 6;
 constexpr Duration slow_reads = std::chrono::milliseconds(50);
 
 }  // namespace
@@ -50,17 +53,8 @@ void Guest::issue() {
   }
   const bool is_change = op.kind != GuestOp::Kind::flush && op.kind != GuestOp::Kind::read;
   if (is_change && has_written_all()) return;
-  if (op.kind != GuestOp::Kind::flush) {
-    const std::uint64_t area = random.chance(hot_percent)
-                                   ? std::min<std::uint64_t>(hot_blocks, options_.blocks)
-                                   : options_.blocks;
-    const std::uint64_t first = random.below(area);
-    const std::uint64_t count =
-        std::min(1 + random.below(options_.write_blocks_max), options_.blocks - first);
-    op.range = {static_cast<DiskIndex>(random.below(options_.disks)),
-                first * block_bytes,
-                count * block_bytes};
-  }
+  if (op.kind != GuestOp::Kind::flush) op.range = draw_range();
+  if (op.kind == GuestOp::Kind::write && options_.cleaned_percent > 0) clean_up(op);
   if (is_change) {
     ++written_;
     ++world_.counts["guest writes"];
@@ -74,6 +68,41 @@ void Guest::issue() {
   send(op);
 }
 
+Range Guest::draw_range() {
+  Random& random = world_.random;
+  const unsigned near = options_.guest_moves ? moving_hot_percent : hot_percent;
+  const std::uint64_t area =
+      random.chance(near) ? std::min<std::uint64_t>(hot_blocks, options_.blocks) : options_.blocks;
+  const std::uint64_t first = (origin_ + random.below(area)) % options_.blocks;
+  const std::uint64_t count =
+      std::min(1 + random.below(options_.write_blocks_max), options_.blocks - first);
+  return {static_cast<DiskIndex>(random.below(options_.disks)),
+          first * block_bytes,
+          count * block_bytes};
+}
+
+/// Makes it the end of what a recent write wrote, or remembers it.
+void Guest::clean_up(GuestOp& op) {
+  Random& random = world_.random;
+  if (!recent_.empty() && random.chance(options_.cleaned_percent)) {
+    const auto which = static_cast<std::ptrdiff_t>(random.below(recent_.size()));
+    op.kind = GuestOp::Kind::trim;
+    op.range = recent_[static_cast<std::size_t>(which)];
+    recent_.erase(recent_.begin() + which);
+    return;
+  }
+  recent_.push_back(op.range);
+  if (recent_.size() > recent_max) recent_.pop_front();
+}
+
+/// What was asked for and not answered may have been done or not.
+void Guest::begin_anew() {
+  for (const auto& [id, op] : std::exchange(open_, {}))
+    history_.answered(op, true);
+  origin_ = world_.random.below(options_.blocks);
+  think();
+}
+
 void Guest::send(const GuestOp& op) {
   const auto plugin = plugin_.lock();
   if (!plugin || !plugin->is_serving()) return;
@@ -83,6 +112,9 @@ void Guest::send(const GuestOp& op) {
 
 void Guest::connect(const std::shared_ptr<Plugin>& plugin) {
   plugin_ = plugin;
+  const bool has_moved = host_ && *host_ != plugin->host();
+  host_ = plugin->host();
+  if (options_.guest_moves && has_moved) begin_anew();
   for (const auto& [id, op] : open_)
     send(op);
 }

@@ -2,6 +2,7 @@
 // The guest: several requests at once, overlapping, with a patient driver that sends what was not answered again to
 // whichever export serves next.
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -35,6 +36,9 @@ class Guest {
   void issue();
   void send(const GuestOp& op);
   void close(const GuestOp& op, bool failed);
+  [[nodiscard]] Range draw_range();
+  void clean_up(GuestOp& op);
+  void begin_anew();
 
   Cluster& cluster_;
   World& world_;
@@ -44,6 +48,9 @@ class Guest {
   std::map<std::uint64_t, GuestOp> open_;
   std::uint64_t next_id_ = 1;
   unsigned written_ = 0;
+  std::deque<Range> recent_;         ///< written lately, and not cleaned since
+  std::optional<std::size_t> host_;  ///< that it was served by last
+  std::uint64_t origin_ = 0;         ///< block behind which it writes most
   bool thinking_ = false;
   bool finished_ = false;
 };

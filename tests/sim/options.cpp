@@ -73,6 +73,10 @@ Options Options::draw(std::uint64_t seed) {
     if (weight > 0) ++kinds;
   }
   if (kinds == 0) options.fault_weights[random.below(fault_count)] = 1;
+  // Last, so that all else stays what it was for a seed.
+  if (random.chance(25)) options.cleaned_percent = 50;
+  options.guest_moves = random.chance(25);
+  if (random.chance(25)) options.copy_cut_percent = 50;
   return options;
 }
 
@@ -82,10 +86,14 @@ std::string Options::describe() const {
     if (fault_weights[i] == 0) continue;
     kinds += fmt::format("{}{}", kinds.empty() ? "" : ", ", fault_name(static_cast<Fault>(i)));
   }
+  std::string guest;
+  if (cleaned_percent > 0) guest += fmt::format(", {} % cleaned", cleaned_percent);
+  if (guest_moves) guest += ", the guest moves";
+  if (copy_cut_percent > 0) guest += fmt::format(", {} % of copies cut off", copy_cut_percent);
   return fmt::format(
       "{} hosts, {} witnesses, {} disks of {} blocks, {}, {}, ring {} B, log {} x {} B, "
       "ack-timeout {} ms, {} "
-      "writes, depth {}, at most {} faults of: {}",
+      "writes, depth {}, at most {} faults of: {}{}",
       hosts,
       witnesses,
       disks,
@@ -99,7 +107,8 @@ std::string Options::describe() const {
       writes,
       depth,
       faults_max,
-      kinds);
+      kinds,
+      guest);
 }
 
 }  // namespace replicad::sim

@@ -48,6 +48,8 @@ enum class Planted : std::uint8_t {
   unmarked_writes,       ///< P7: writes do not make their regions hot
   cold_too_early,        ///< P7: regions go cold, whatever the members have
   untold_trail,          ///< P7: a replica's trail leaves out what it is told
+  unlaid_stage,          ///< P6: a replica compares its images without what its stage has for them
+  forgotten_heat,        ///< P2: a former primary's trail leaves out what was hot
   cut_frame,             ///< P8: a frame loses its end, the connection goes on
   unasked_answer         ///< P8: an event that cannot be
 };
@@ -70,6 +72,11 @@ struct Options {
   Duration think_max = std::chrono::milliseconds(10);
   Duration io_max = std::chrono::microseconds(500);
   Duration latency_max = std::chrono::milliseconds(1);
+  /// Of changes: they end what a recent one wrote, as one does with temporary files. The disk then is as it was.
+  unsigned cleaned_percent = 0;
+  /// With each failover the guest is another one: it repeats nothing, and works at another place.
+  bool guest_moves = false;
+  unsigned copy_cut_percent = 0;  ///< of copies: their connection breaks in the middle
   Duration fault_interval = std::chrono::milliseconds(300);
   std::array<unsigned, fault_count> fault_weights{};
   unsigned faults_max = 30;

@@ -237,6 +237,7 @@ void PeerLink::run_copy(const ResyncPlan& plan) {
   compare_ = plan.compare;
   if (!compare_.empty()) plugin_.world().reached("blocks compared for a copy");
   piece_under_way_ = false;
+  plugin_.cluster().copy_begins(plugin_.host(), host_);
   plugin_.world().note("{} copies to {}", plugin_.machine().name, host_name(host_));
   next_piece();
 }

@@ -27,12 +27,20 @@ void provoke(Options& options) {
   if (options.planted == Planted::trusted_cache) {
     for (const Fault fault : {Fault::disk_error, Fault::daemon_crash, Fault::power_loss})
       weigh(options, fault);
+    // Two faults have to meet: what else a world may be like only thins them out.
+    options.cleaned_percent = options.copy_cut_percent = 0;
+    options.guest_moves = false;
   } else if (options.planted == Planted::unwatched_term) {
     options.mode = Mode::async;
     options.operator_percent = 50;
     weigh(options, Fault::partition);
   } else if (options.planted == Planted::unrecognised_images) {
     weigh(options, Fault::disk_swap);
+  } else if (options.planted == Planted::unlaid_stage) {
+    options.cleaned_percent = 50;
+    options.copy_cut_percent = 50;
+  } else if (options.planted == Planted::forgotten_heat) {
+    options.guest_moves = true;
   }
 }
 
@@ -57,6 +65,8 @@ TEST_CASE("planted: a checker sees each bug") {
                          Bug{Planted::trusted_cache, "P1"},
                          Bug{Planted::mark_without_effect, "P2"},
                          Bug{Planted::unrecognised_images, "P2"},
+                         Bug{Planted::unlaid_stage, "P6"},
+                         Bug{Planted::forgotten_heat, "P2"},
                          Bug{Planted::forgotten_promise, "P3"},
                          Bug{Planted::shared_term, "P3"},
                          Bug{Planted::unwatched_term, "P3 async"},

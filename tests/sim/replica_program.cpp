@@ -281,7 +281,8 @@ void ReplicaProgram::start_compare(SessionId session,
     Images images;
     for (const Image& image : self->machine_.images)
       images.push_back(image.blocks());
-    if (self->stage_) self->stage_->lay_over(images);
+    const bool lays = self->options_.planted != Planted::unlaid_stage;
+    if (self->stage_ && lays) self->stage_->lay_over(images);
     const auto own = sums_of(images[range.disk], range);
     std::vector<bool> differs;
     for (std::size_t i = 0; i < own.size(); ++i)
