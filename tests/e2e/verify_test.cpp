@@ -170,7 +170,7 @@ TEST_CASE("verify: without a second opinion nothing is written over but by force
   cluster.stop_and_compare();
 }
 
-TEST_CASE("verify: ends with its replica, with a word why; and by --stop") {
+TEST_CASE("verify: ends with its replica, with a word why, and by --stop") {
   Cluster cluster(3);
   // A replica that is silent is let go after twice the ack-timeout.
   cluster.create({.mode = "async",

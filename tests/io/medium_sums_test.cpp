@@ -13,7 +13,7 @@
 namespace replicad {
 namespace {
 
-TEST_CASE("medium sums: data, holes and a short last block; what cannot be read is told by block") {
+TEST_CASE("medium sums: data, holes, a short last block, and by block what cannot be read") {
   std::string pattern = (std::filesystem::temp_directory_path() / "rd-sums-XXXXXX").string();
   const Fd file(::mkstemp(pattern.data()));
   REQUIRE(file.valid());

@@ -131,9 +131,9 @@ struct Seen {
 Seen result_of(VerifiedDisk& verified) {
   return verified.call([](VerifyJob& job) {
     return Seen{job.found().blocks(),
-                  job.not_compared().blocks(),
-                  job.done_bytes(),
-                  job.error().has_value()};
+                job.not_compared().blocks(),
+                job.done_bytes(),
+                job.error().has_value()};
   });
 }
 
@@ -198,8 +198,7 @@ TEST_CASE("verify job: a block that was only written to meanwhile is no finding"
   CHECK(result_of(verified).found == 0);
 }
 
-TEST_CASE(
-    "verify job: no lock is held for longer than a second; then it is tried again, three times") {
+TEST_CASE("verify job: no lock is held for longer than a second, and it is tried three times") {
   VerifiedDisk verified;
   verified.start();
   CHECK(verified.answer(verified.next(), {asked_block}).has_value());

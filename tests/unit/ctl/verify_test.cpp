@@ -80,7 +80,7 @@ TEST_CASE("verify: what differs is listed, exit code 1, with the way on") {
   CHECK(json.json()["verify"]["replicas"][0]["ranges"][0]["offset"] == 20480);
 }
 
-TEST_CASE("verify: repaired is exit code 0; what no replica has like the primary is not repaired") {
+TEST_CASE("verify: repaired is exit code 0, and what no replica has like the primary is left") {
   SUBCASE("repaired") {
     Verifying verifying(verify_of({found_at("b", 2, 2), found_at("c", 0)}));
     const Outcome outcome = verifying.run({"--repair"});
