@@ -4,9 +4,8 @@
 #include <cstring>
 #include <filesystem>
 
-#include <fmt/format.h>
-
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include "core/base/check.h"
