@@ -8,7 +8,6 @@
 #include "core/control/text.h"
 #include "ctl/commands.h"
 #include "ctl/executor.h"
-#include "ctl/units.h"
 
 namespace replicad::ctl {
 
@@ -25,30 +24,21 @@ Result<HandoverRequest> handover_request(const OptionValues& values) {
   if (!is_valid_name(request.to)) {
     return fail(Errc::invalid_argument, "--to: '{}' is no name of a host", printable(request.to));
   }
-  if (const std::string text = text_option(values, "deadline"); !text.empty()) {
-    const auto deadline_ms = parse_duration_ms(text);
-    if (!deadline_ms)
-      return fail(Errc::invalid_argument, "--deadline: {}", deadline_ms.error().message);
-    if (*deadline_ms < 100 || *deadline_ms > 3'600'000)
-      return fail(Errc::invalid_argument, "--deadline is not between 100 ms and 1 h");
-    request.deadline_ms = static_cast<std::uint32_t>(*deadline_ms);
-  }
+  const auto deadline_ms = deadline_option(values, request.deadline_ms);
+  if (!deadline_ms) return tl::unexpected(deadline_ms.error());
+  request.deadline_ms = *deadline_ms;
   return request;
 }
 
 std::string prepared_text(const Json& answer) {
-  const auto text_at = [](const Json& object, const char* name) {
-    const auto it = object.is_object() ? object.find(name) : object.end();
-    return it != object.end() && it->is_string() ? it->get<std::string>() : std::string("?");
-  };
   const Json nbd = answer.is_object() ? answer.value("export", Json()) : Json();
   return fmt::format(
       "prepared: {} is open on {}, at {}; migrate the VM now\n"
       "its first write there moves the role; afterwards `replicactl handover {} --end`\n",
-      printable(text_at(answer, "volume")),
-      printable(text_at(answer, "to")),
-      printable(text_at(nbd, "uri")),
-      printable(text_at(answer, "volume")));
+      printable(text_of(answer, "volume")),
+      printable(text_of(answer, "to")),
+      printable(text_of(nbd, "uri")),
+      printable(text_of(answer, "volume")));
 }
 
 }  // namespace

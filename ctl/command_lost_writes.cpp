@@ -100,8 +100,7 @@ std::string number_text(const Json& json, const char* name) {
 }
 
 std::string lost_text_of(const Json& json, const char* name) {
-  const auto it = json.find(name);
-  return it != json.end() && it->is_string() ? printable(it->get<std::string>()) : std::string();
+  return printable(text_of(json, name));
 }
 
 std::string epoch_text(const Json& json, const char* name) {

@@ -9,7 +9,6 @@
 #include "ctl/commands.h"
 #include "ctl/executor.h"
 #include "ctl/table.h"
-#include "ctl/units.h"
 
 namespace replicad::ctl {
 
@@ -17,11 +16,6 @@ namespace po = boost::program_options;
 using Json = nlohmann::json;
 
 namespace {
-
-std::string text_of(const Json& json, const char* name) {
-  const auto it = json.find(name);
-  return it != json.end() && it->is_string() ? it->get<std::string>() : std::string();
-}
 
 std::string number_of(const Json& json, const char* name) {
   const auto it = json.find(name);
@@ -114,14 +108,9 @@ Status run_switchover(Context& context, const OptionValues& values) {
   if (!request.to.empty() && !is_valid_name(request.to)) {
     return fail(Errc::invalid_argument, "--to: '{}' is no name of a host", printable(request.to));
   }
-  if (const std::string text = text_option(values, "deadline"); !text.empty()) {
-    const auto deadline_ms = parse_duration_ms(text);
-    if (!deadline_ms)
-      return fail(Errc::invalid_argument, "--deadline: {}", deadline_ms.error().message);
-    if (*deadline_ms < 1 || *deadline_ms > 3'600'000)
-      return fail(Errc::invalid_argument, "--deadline is not between 1 ms and 1 h");
-    request.deadline_ms = static_cast<std::uint32_t>(*deadline_ms);
-  }
+  const auto deadline_ms = deadline_option(values, request.deadline_ms);
+  if (!deadline_ms) return tl::unexpected(deadline_ms.error());
+  request.deadline_ms = *deadline_ms;
   const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
   std::vector<HostReport> hosts;
   if (request.to.empty()) hosts = context.cluster().ask_hosts();

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "core/base/limits.h"
+#include "ctl/units.h"
+
 namespace replicad::ctl {
 
 namespace {
@@ -365,6 +368,22 @@ const Command* find_command(std::string_view name) {
 
 std::string text_option(const OptionValues& values, const char* name) {
   return values.count(name) > 0 ? values[name].as<std::string>() : std::string();
+}
+
+Result<std::uint32_t> deadline_option(const OptionValues& values, std::uint32_t otherwise) {
+  const std::string text = text_option(values, "deadline");
+  if (text.empty()) return otherwise;
+  const auto deadline_ms = parse_duration_ms(text);
+  if (!deadline_ms)
+    return fail(Errc::invalid_argument, "--deadline: {}", deadline_ms.error().message);
+  if (*deadline_ms < switchover_deadline_ms_min || *deadline_ms > switchover_deadline_ms_max)
+    return fail(Errc::invalid_argument, "--deadline is not between 100 ms and 1 h");
+  return static_cast<std::uint32_t>(*deadline_ms);
+}
+
+std::string text_of(const nlohmann::json& answer, const char* name) {
+  const auto it = answer.find(name);
+  return it != answer.end() && it->is_string() ? it->get<std::string>() : std::string();
 }
 
 }  // namespace replicad::ctl

@@ -33,6 +33,11 @@ struct Command {
 
 /// "" if the option was not given.
 [[nodiscard]] std::string text_option(const OptionValues& values, const char* name);
+/// --deadline in ms, `otherwise` if it was not given. Errors: Errc::invalid_argument.
+[[nodiscard]] Result<std::uint32_t> deadline_option(const OptionValues& values,
+                                                    std::uint32_t otherwise);
+/// A string of a host's answer, "" if there is none of that name. Not printable yet.
+[[nodiscard]] std::string text_of(const nlohmann::json& answer, const char* name);
 
 void add_place_options(OptionSpecs& specs);
 void add_create_options(OptionSpecs& specs);

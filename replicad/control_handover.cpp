@@ -16,8 +16,6 @@ using nlohmann::json;
 
 namespace {
 
-constexpr std::uint64_t deadline_ms_min = 100;
-constexpr std::uint64_t deadline_ms_max = 3'600'000;
 constexpr auto plugin_timeout = std::chrono::seconds(15);
 constexpr auto standby_patience = std::chrono::seconds(20);
 constexpr auto standby_look_interval = std::chrono::milliseconds(20);
@@ -131,7 +129,7 @@ ControlApi::Answer ControlApi::handover(const std::string& name, const std::stri
   SwitchoverRequest request;
   request.to = fields.text("to", host_name_bytes_max);
   request.deadline = std::chrono::milliseconds(
-      fields.optional_number("deadline_ms", deadline_ms_min, deadline_ms_max)
+      fields.optional_number("deadline_ms", switchover_deadline_ms_min, switchover_deadline_ms_max)
           .value_or(switchover_deadline_ms_default));
   RD_TRY(fields.finish());
   const auto operation = OperationGuard::begin(context_, name, "handover");

@@ -18,8 +18,6 @@ using nlohmann::json;
 namespace {
 
 constexpr Duration promotion_timeout = std::chrono::seconds(25);
-constexpr std::uint64_t deadline_ms_min = 100;
-constexpr std::uint64_t deadline_ms_max = 3'600'000;
 
 Result<PromotionRequest> parse_promotion(const std::string& body) {
   const auto document = parse_json_object(body, Errc::invalid_argument);
@@ -96,8 +94,9 @@ ControlApi::Answer ControlApi::switchover(const std::string& name, const std::st
   FieldReader fields(*document);
   SwitchoverRequest request;
   request.to = fields.text("to", host_name_bytes_max);
-  const auto deadline = fields.optional_number("deadline_ms", deadline_ms_min, deadline_ms_max)
-                            .value_or(switchover_deadline_ms_default);
+  const auto deadline =
+      fields.optional_number("deadline_ms", switchover_deadline_ms_min, switchover_deadline_ms_max)
+          .value_or(switchover_deadline_ms_default);
   request.deadline = std::chrono::milliseconds(deadline);
   request.dry_run = fields.boolean_or("dry_run", false);
   RD_TRY(fields.finish());

@@ -67,5 +67,7 @@ constexpr std::uint32_t quorum_timeout_ms_default = 0;
 constexpr std::uint32_t quorum_timeout_ms_max = 86'400'000;
 constexpr std::uint32_t heartbeat_ms = 1000;
 constexpr std::uint32_t switchover_deadline_ms_default = 30'000;
+constexpr std::uint32_t switchover_deadline_ms_min = 100;
+constexpr std::uint32_t switchover_deadline_ms_max = 3'600'000;
 
 }  // namespace replicad
