@@ -8,22 +8,17 @@
 #include <unistd.h>
 
 #include "core/base/limits.h"
+#include "io/file.h"
 
 namespace replicad {
 
 namespace {
 
 /// 0 or errno; EIO where the file ends before.
-int read_all(int fd, std::span<std::byte> to, std::uint64_t offset) {
-  while (!to.empty()) {
-    const ssize_t count = ::pread(fd, to.data(), to.size(), static_cast<off_t>(offset));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return errno;
-    if (count == 0) return EIO;
-    to = to.subspan(static_cast<std::size_t>(count));
-    offset += static_cast<std::uint64_t>(count);
-  }
-  return 0;
+int read_errno(int fd, std::span<std::byte> to, std::uint64_t offset) {
+  const Status read = read_all_at(fd, to, offset);
+  if (read) return 0;
+  return read.error().sys_errno != 0 ? read.error().sys_errno : EIO;
 }
 
 bool is_hole(int fd, std::uint64_t offset, std::uint64_t length) {
@@ -46,12 +41,12 @@ MediumSums read_medium_sums(int fd, std::uint64_t offset, std::uint64_t length) 
   bool whole = true;
   if (!hole) {
     forget(fd, offset, length);
-    whole = read_all(fd, bytes, offset) == 0;
+    whole = read_errno(fd, bytes, offset) == 0;
   }
   for (std::uint64_t at = 0; at < length; at += compare_block_bytes) {
     const auto block = std::span(bytes).subspan(at, std::min(compare_block_bytes, length - at));
     // One bad sector says nothing of the others.
-    const int error = whole ? 0 : read_all(fd, block, offset + at);
+    const int error = whole ? 0 : read_errno(fd, block, offset + at);
     if (error != 0) result.sys_errno = error;
     result.unreadable.push_back(error != 0);
     result.sums.push_back(error == 0 ? block_sum(block) : Digest{});

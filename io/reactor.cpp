@@ -432,19 +432,19 @@ void RingReactor::submit_and_sleep() {
   // At the end the loop must not wait for its own wake-up read, unless that is being cancelled.
   const std::size_t own = wake_armed_ && !slots_[wake_slot_].cancelled ? 1 : 0;
   if (ending_ && in_flight_ <= own) limit = Duration::zero();
-  const Instant begin = boot_time_now();
-  if (limit != Duration::zero() && !ending_ && polling_.pays(begin) && poll(limit)) {
-    polling_.waited(boot_time_now() - begin);
-    return;
-  }
+  Instant begin;
   if (limit != Duration::zero()) {
+    begin = boot_time_now();
+    if (!ending_ && polling_.pays(begin) && poll(limit)) {
+      polling_.waited(boot_time_now() - begin);
+      return;
+    }
     sleeping_ = true;
     if (work_pending_ || (stop_requested_ && !ending_)) limit = Duration::zero();
   }
-  const bool sleeps = limit != Duration::zero();
   const int result = ring_->submit_and_wait(limit);
   sleeping_ = false;
-  if (sleeps) polling_.waited(boot_time_now() - begin);
+  if (limit != Duration::zero()) polling_.waited(boot_time_now() - begin);
   RD_CHECK(result >= 0 || result == -ETIME || result == -EINTR || result == -EBUSY ||
            result == -EAGAIN);
 }

@@ -106,6 +106,8 @@ Result<std::shared_ptr<AgentClient>> AgentClient::claim(const std::string& socke
   RD_TRY(write_fully(socket->get(), encode_json_frame(FrameType::agent_request, text_of(request))));
   const Instant deadline = boot_time_now() + claim_deadline;
   auto reply = read_reply(socket->get(), [&] { return boot_time_now() >= deadline; });
+  if (!reply && reply.error().code == Errc::timeout)
+    return fail(Errc::timeout, "replicad did not answer the claim within 10 s");
   if (!reply) return tl::unexpected(reply.error());
   const auto result = result_of(*reply);
   if (!result) return tl::unexpected(result.error());

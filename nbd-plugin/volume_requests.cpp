@@ -30,8 +30,9 @@ std::optional<std::uint64_t> number_field(const json& fields, const char* name) 
   return found->get_ref<const json::number_unsigned_t&>();
 }
 
-bool wants_untouched(const json& fields) {
-  const auto found = fields.find("only_untouched");
+/// False if it is left out.
+bool flag_field(const json& fields, const char* name) {
+  const auto found = fields.find(name);
   return found != fields.end() && *found == json(true);
 }
 
@@ -86,7 +87,7 @@ void Volume::on_request(const std::string& op,
 void Volume::on_hold(const json& fields, const AgentClient::Reply& reply) {
   const auto to = text_field(fields, "to");
   const auto deadline_ms = number_field(fields, "deadline_ms");
-  const bool only_untouched = wants_untouched(fields);
+  const bool only_untouched = flag_field(fields, "only_untouched");
   if (!to || !deadline_ms || *deadline_ms > deadline_ms_max) {
     reply(bad_request("hold", "needs `to` and `deadline_ms`"));
     return;
@@ -123,7 +124,7 @@ void Volume::on_answered(const json& fields, const AgentClient::Reply& reply) {
     Sequence sequence;
     bool refused;
   };
-  const bool only_untouched = wants_untouched(fields);
+  const bool only_untouched = flag_field(fields, "only_untouched");
   const Look look = bridge_->look([&](const Primary& primary) {
     const bool touched = only_untouched && primary.is_touched();
     return Look{primary.epoch(),
@@ -255,6 +256,56 @@ void Volume::on_copy(const json& fields, const AgentClient::Reply& reply) {
   }
   bridge_->step(primary_event::CopyRequested{*peer});
   reply(json::object());
+}
+
+void Volume::on_verify(const json& fields, const AgentClient::Reply& reply) {
+  const bool runs = verify_ && !verify_->is_over();
+  if (flag_field(fields, "stop")) {
+    if (!runs) {
+      reply(fail(Errc::refused, "no verify of volume {} is under way", name_));
+      return;
+    }
+    verify_->stop();
+    reply(json::object());
+    return;
+  }
+  if (runs) {
+    reply(fail(Errc::busy, "a verify of volume {} is under way", name_));
+    return;
+  }
+  if (hold_done_ || stopping_) {
+    reply(fail(Errc::busy, "a switchover or a stop is under way"));
+    return;
+  }
+  VerifyRun::Request request{.id = verify_id_ + 1,
+                             .targets = {},
+                             .repair = flag_field(fields, "repair"),
+                             .force = flag_field(fields, "force")};
+  const auto host = fields.find("host");
+  for (const auto& [peer, link] : links_) {
+    if (host == fields.end() || host->is_null() || *host == link->host())
+      request.targets.push_back({peer, link->host()});
+  }
+  if (request.targets.empty()) {
+    reply(host == fields.end() || !host->is_string()
+              ? fail(Errc::refused, "volume {} has no replica to compare with", name_)
+              : fail(Errc::not_found,
+                     "{} is no replica of volume {}",
+                     host->get<std::string>(),
+                     name_));
+    return;
+  }
+  if (!verifier_) verifier_ = Worker::create();
+  ++verify_id_;
+  verify_ = std::make_shared<VerifyRun>(
+      VerifyRun::Context{*reactor_, *verifier_, *bridge_, images_},
+      std::move(request),
+      VerifyRun::Hooks{.link = [this](PeerIndex peer) { return link(peer); },
+                       .on_over = [this] { agent_->send_event("status", status_json()); }});
+  verify_->start();
+  // So that whoever asks next sees it.
+  agent_->send_event("status", status_json());
+  reply(json{{"id", verify_id_}});
 }
 
 void Volume::on_fenced(const Error& error) {
