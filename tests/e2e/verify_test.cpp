@@ -133,6 +133,83 @@ TEST_CASE("verify: finds and mends flipped bytes under load, and nothing else, s
   check_finds_and_mends("sync");
 }
 
+/// What a disk does at a crash that has lied about flushes: blocks are again what they were before `now` was written.
+void lose_flushed(const std::string& image,
+                  const std::vector<std::uint64_t>& offsets,
+                  std::byte before,
+                  std::byte now) {
+  const Fd file(::open(image.c_str(), O_RDWR | O_CLOEXEC));
+  REQUIRE(file.valid());
+  std::vector<std::byte> block(block_bytes);
+  for (const std::uint64_t offset : offsets) {
+    REQUIRE(::pread(file.get(), block.data(), block.size(), static_cast<off_t>(offset)) ==
+            static_cast<ssize_t>(block.size()));
+    REQUIRE(block.front() == now);  // it was there
+    std::fill(block.begin(), block.end(), before);
+    REQUIRE(::pwrite(file.get(), block.data(), block.size(), static_cast<off_t>(offset)) ==
+            static_cast<ssize_t>(block.size()));
+  }
+}
+
+TEST_CASE("verify: finds what a disk that lied about a flush has lost at a crash, and mends it") {
+  constexpr std::uint64_t disk_bytes = 12 * mib_bytes;
+  // Neither written last nor at a sixteenth of the disk: no mark of the image has them.
+  const std::vector<std::uint64_t> lost{
+      mib_bytes + 5 * block_bytes, mib_bytes + 6 * block_bytes, 7 * mib_bytes + 33 * block_bytes};
+  Cluster cluster(3);
+  cluster.create({.mode = "sync", .disk_bytes = {disk_bytes}});
+  cluster.activate();
+  cluster.wait_streaming();
+  {
+    NbdClient client(cluster.uri());
+    for (const std::byte value : {std::byte{1}, std::byte{2}}) {
+      const std::vector<std::byte> data(256 << 10, value);
+      for (std::uint64_t at = 0; at < disk_bytes; at += data.size())
+        client.write(at, data);
+      client.flush();
+    }
+  }
+  CHECK(verify(cluster).code == 0);  // so all have applied it
+  const std::string image = cluster.image_path("b");
+  // b's log says nothing of these blocks any more: what it holds is behind the next checkpoint.
+  cluster.host("b").stop();
+  cluster.host("b").start();
+  cluster.wait_streaming();
+  cluster.host("b").kill9();
+  lose_flushed(image, lost, std::byte{1}, std::byte{2});
+  cluster.host("b").start();
+  cluster.wait_streaming();
+  const json expected = {{{"disk", "vda"}, {"offset", lost[0]}, {"length", 2 * block_bytes}},
+                         {{"disk", "vda"}, {"offset", lost[2]}, {"length", block_bytes}}};
+  const Verified found = verify(cluster);
+  INFO(found.verify.dump(), found.err);
+  CHECK(found.code == 1);
+  CHECK(found.side("b").at("ranges") == expected);
+  CHECK(found.side("c").at("different_blocks") == 0);
+  const Verified mended = verify(cluster, {"--repair"});
+  INFO(mended.verify.dump(), mended.err);
+  CHECK(mended.side("b").at("repaired_blocks") == 3);
+  CHECK(verify(cluster).code == 0);
+
+  // The same at the primary, behind a clean end: both others have what it lost.
+  cluster.deactivate();
+  cluster.activate();
+  cluster.wait_streaming();
+  lose_flushed(cluster.image_path("a"), {lost[2]}, std::byte{1}, std::byte{2});
+  const Verified odd = verify(cluster);
+  INFO(odd.verify.dump(), odd.err);
+  CHECK(odd.code == 1);
+  for (const char* host : {"b", "c"})
+    CHECK(odd.side(host).at("ranges") == json::array({expected[1]}));
+  // A good copy becomes the primary, and mends the one that lost it.
+  cluster.ctl_ok({"switchover", "vm1", "--to=b"});
+  cluster.wait_streaming();
+  const Verified by_b = verify(cluster, {"--repair"});
+  INFO(by_b.verify.dump(), by_b.err);
+  CHECK(by_b.side("a").at("repaired_blocks") == 1);
+  cluster.stop_and_compare();
+}
+
 TEST_CASE("verify: without a second opinion nothing is written over but by force") {
   Cluster cluster(3);
   cluster.create({.mode = "sync", .members = {"a", "b"}, .disk_bytes = {4 * mib_bytes}});
