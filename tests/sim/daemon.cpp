@@ -87,7 +87,7 @@ void Daemon::run_next() {
   ++next->generation;
   machine_.io(
       [&cluster = cluster_, host = host_, next] {
-        cluster.machines[host]->state = *next;
+        cluster.machines[host]->state = std::move(*next);
         cluster.state_written(host);
       },
       life_.guard([finish](int error) {

@@ -20,18 +20,6 @@ Machine::Machine(World& world, const Options& options, HostIndex host)
     images.emplace_back(options.blocks);
 }
 
-void Machine::after(Duration delay, Action action) {
-  world_.after(delay, [this, boot = boots_, slot = waiting_.put(std::move(action))] {
-    Action due = waiting_.take(slot);
-    if (boot != boots_) return;
-    if (!is_paused()) return due();
-    world_.after(paused_until_ - world_.now(), [this, boot, again = waiting_.put(std::move(due))] {
-      Action held = waiting_.take(again);
-      if (boot == boots_) after(Duration{}, std::move(held));
-    });
-  });
-}
-
 Watermarks Machine::told_since(std::uint64_t epoch) const {
   Watermarks most;
   for (auto at = told.lower_bound(epoch); at != told.end(); ++at) {
@@ -50,14 +38,18 @@ void Machine::io(Action effect, IoDone done, bool takes_space, Program owner) {
   Duration delay = world_.random.delay(options_.io_max);
   if (world_.now() < slow_until_) delay += world_.random.delay(2 * options_.ack_timeout);
   ++io_in_flight_[static_cast<std::size_t>(owner)];
-  const std::size_t slot = ios_.put({std::move(effect), std::move(done), takes_space, owner});
-  world_.after(delay, [this, boot = boots_, slot] {
-    Io io = ios_.take(slot);
-    if (boot == boots_) finish_io(std::move(io));
+  const std::size_t slot = ios_.take();
+  ios_[slot] = {std::move(effect), std::move(done), takes_space, owner};
+  world_.after(delay, [this, boot = gate_.boot, slot] {
+    Io& io = ios_[slot];
+    if (boot == gate_.boot) finish_io(io);
+    io.effect.clear();
+    io.done = nullptr;
+    ios_.give_back(slot);
   });
 }
 
-void Machine::finish_io(Io io) {
+void Machine::finish_io(Io& io) {
   --io_in_flight_[static_cast<std::size_t>(io.owner)];
   int error = 0;
   if (io.takes_space && is_full()) error = ENOSPC;
@@ -70,9 +62,9 @@ void Machine::finish_io(Io io) {
 
 void Machine::lose_power() {
   powered_ = false;
-  ++boots_;
+  ++gate_.boot;
   io_in_flight_ = {};
-  paused_until_ = {};
+  gate_.paused_until = {};
   // A guest may rely on sectors; what a replica applies is written again.
   const bool garbage = options_.garbage && state.primary != name;
   for (Image& image : images)
@@ -112,7 +104,7 @@ void Machine::heal() {
 }
 
 std::string Machine::boot_id() const {
-  return fmt::format("{}-{}", name, boots_);
+  return fmt::format("{}-{}", name, gate_.boot);
 }
 
 void put_trail(TrailRecord& record, Trail trail, const HistoryPoint& covers) {

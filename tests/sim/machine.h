@@ -80,7 +80,10 @@ class Machine {
     return jumped_at_ && *jumped_at_ >= time;
   }
   /// Like World::after, for a program: waits while the machine is paused, and is dropped when power is lost.
-  void after(Duration delay, Action action);
+  template <typename Function>
+  void after(Duration delay, Function&& function) {
+    world_.after(delay, std::forward<Function>(function), gate_);
+  }
   /// I/O: `effect` happens even if the program that asked is dead by then (unless power is lost or the I/O fails);
   /// `done` follows. `takes_space`: fails on a full disk.
   void io(Action effect, IoDone done, bool takes_space = false, Program owner = Program::daemon);
@@ -93,12 +96,12 @@ class Machine {
   }
   [[nodiscard]] bool draw_error();  ///< whether an I/O fails now
   [[nodiscard]] bool is_full() const { return world_.now() < full_until_; }
-  [[nodiscard]] bool is_paused() const { return world_.now() < paused_until_; }
+  [[nodiscard]] bool is_paused() const { return world_.now() < gate_.paused_until; }
 
   [[nodiscard]] bool is_powered() const { return powered_; }
   void lose_power();
   void power_up() { powered_ = true; }
-  void pause(Duration length) { paused_until_ = world_.now() + length; }
+  void pause(Duration length) { gate_.paused_until = world_.now() + length; }
   void disturb_disk(Duration length) { errors_until_ = world_.now() + length; }
   void fill_disk(Duration length) { full_until_ = world_.now() + length; }
   void slow_disk(Duration length) { slow_until_ = world_.now() + length; }
@@ -125,7 +128,6 @@ class Machine {
   bool old_images_ = false;
   Duration clock_offset_{};
   std::optional<Instant> jumped_at_;
-  Instant paused_until_{};
   Instant errors_until_{};
   Instant full_until_{};
   Instant slow_until_{};
@@ -135,12 +137,11 @@ class Machine {
     bool takes_space = false;
     Program owner = Program::daemon;
   };
-  void finish_io(Io io);
+  void finish_io(Io& io);
 
-  Slots<Action> waiting_;
   Slots<Io> ios_;
   bool powered_ = true;
-  std::uint64_t boots_ = 1;
+  Gate gate_;
   std::array<std::size_t, 2> io_in_flight_{};
 };
 

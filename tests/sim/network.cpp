@@ -344,10 +344,10 @@ void Network::connect(HostIndex from,
   });
 }
 
-void Network::message(HostIndex from, HostIndex to, std::function<void()> arrived) {
+void Network::message(HostIndex from, HostIndex to, Task arrived) {
   if (is_blocked(from, to)) return;
-  world_.after(draw_latency(from, to), [this, to, arrived = std::move(arrived)] {
-    if (machines_[to]->is_powered()) machines_[to]->after(Duration{}, arrived);
+  world_.after(draw_latency(from, to), [this, to, arrived = std::move(arrived)]() mutable {
+    if (machines_[to]->is_powered()) machines_[to]->after(Duration{}, std::move(arrived));
   });
 }
 

@@ -124,7 +124,7 @@ class Network {
   /// `done` gets nullptr when it cannot be made. The initiator's program must be alive then.
   void connect(HostIndex from, HostIndex to, std::function<void(std::shared_ptr<Connection>)> done);
   /// A message without a stream, for control requests: arrives once or never. `arrived` runs on the host `to`.
-  void message(HostIndex from, HostIndex to, std::function<void()> arrived);
+  void message(HostIndex from, HostIndex to, Task arrived);
 
   [[nodiscard]] bool is_blocked(HostIndex from, HostIndex to) const;
   void block(HostIndex from, HostIndex to, Duration length);

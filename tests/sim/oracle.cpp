@@ -24,15 +24,16 @@ Histories::Histories(World& world, unsigned disks, unsigned blocks)
 }
 
 void Histories::begin(const HistoryPoint& point, const Images& images) {
-  nodes_[point.digest] = {point, std::nullopt, {}, {}, std::make_shared<const Images>(images)};
+  nodes_[point.digest] = {point, nullptr, {}, {}, std::make_shared<const Images>(images)};
 }
 
 void Histories::extend(const HistoryPoint& before,
                        const HistoryPoint& after,
                        const Range& range,
                        std::vector<Stamp> stamps) {
-  world_.require(knows(before), "P2 history: a frame follows a point that is on no history");
-  Node node{after, before.digest, range, std::move(stamps), nullptr};
+  const Node* const previous = find(before);
+  world_.require(previous != nullptr, "P2 history: a frame follows a point that is on no history");
+  Node node{after, previous, range, std::move(stamps), nullptr};
   if (after.sequence % snapshot_interval == 0) {
     Images images = at(before);
     apply_stamps(images, range, node.stamps);
@@ -41,20 +42,21 @@ void Histories::extend(const HistoryPoint& before,
   nodes_[after.digest] = std::move(node);
 }
 
-bool Histories::knows(const HistoryPoint& point) const {
+const Histories::Node* Histories::find(const HistoryPoint& point) const {
   const auto found = nodes_.find(point.digest);
-  return found != nodes_.end() && found->second.point == point;
+  return found != nodes_.end() && found->second.point == point ? &found->second : nullptr;
 }
 
 const Histories::Node& Histories::node(const HistoryPoint& point) const {
-  if (!knows(point)) {
+  const Node* const found = find(point);
+  if (found == nullptr) {
     world_.violate(
         fmt::format("P2 history: sequence {} of epoch {} with digest {} is on no history",
                     point.sequence,
                     point.epoch.number,
                     to_hex(point.digest)));
   }
-  return nodes_.at(point.digest);
+  return *found;
 }
 
 Images Histories::at(const HistoryPoint& point) const {
@@ -62,7 +64,7 @@ Images Histories::at(const HistoryPoint& point) const {
   const Node* current = &node(point);
   while (!current->images) {
     path.push_back(current);
-    current = &nodes_.at(*current->before);
+    current = current->before;
   }
   Images images = *current->images;
   for (auto node = path.rbegin(); node != path.rend(); ++node)
@@ -72,8 +74,8 @@ Images Histories::at(const HistoryPoint& point) const {
 
 bool Histories::is_prefix(const HistoryPoint& point, const HistoryPoint& of) const {
   const Node* current = &node(of);
-  while (current->point.sequence > point.sequence && current->before)
-    current = &nodes_.at(*current->before);
+  while (current->point.sequence > point.sequence && current->before != nullptr)
+    current = current->before;
   return current->point == point;
 }
 

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "core/repl/primary.h"
@@ -26,7 +27,6 @@ class Histories {
               const HistoryPoint& after,
               const Range& range,
               std::vector<Stamp> stamps);
-  [[nodiscard]] bool knows(const HistoryPoint& point) const;
   /// Violation if `point` is on no history.
   [[nodiscard]] Images at(const HistoryPoint& point) const;
   /// Whether `point` is `of` or before it.
@@ -35,16 +35,21 @@ class Histories {
  private:
   struct Node {
     HistoryPoint point;
-    std::optional<Digest> before;
+    const Node* before = nullptr;
     Range range;
     std::vector<Stamp> stamps;
     std::shared_ptr<const Images> images;  ///< of some
   };
+  /// nullptr if `point` is on no history.
+  [[nodiscard]] const Node* find(const HistoryPoint& point) const;
   [[nodiscard]] const Node& node(const HistoryPoint& point) const;
 
   World& world_;
   Images empty_;
-  std::map<Digest, Node> nodes_;
+  struct Hash {
+    std::size_t operator()(const Digest& digest) const { return digest.low; }
+  };
+  std::unordered_map<Digest, Node, Hash> nodes_;
 };
 
 void apply_stamps(Images& images, const Range& range, const std::vector<Stamp>& stamps);

@@ -35,18 +35,21 @@ Status ReplicaProgram::open() {
 // --- events and effects
 
 void ReplicaProgram::feed(ReplicaEvent event) {
-  events_.push_back(std::move(event));
-  if (feeding_) return;
+  if (feeding_) {
+    events_.push_back(std::move(event));
+    return;
+  }
   feeding_ = true;
-  while (!events_.empty()) {
-    const ReplicaEvent next = std::move(events_.front());
-    events_.pop_front();
+  for (;;) {
     effects_.clear();
-    core_->step(next, machine_.clock(), effects_);
+    core_->step(event, machine_.clock(), effects_);
     core_->check_invariants();
     for (std::size_t i = 0; i < effects_.size(); ++i) {
       std::visit([this](const auto& effect) { perform(effect); }, effects_[i]);
     }
+    if (events_.empty()) break;
+    event = std::move(events_.front());
+    events_.pop_front();
   }
   feeding_ = false;
   after_step();

@@ -14,28 +14,27 @@ namespace replicad::sim {
 
 class Task {
  public:
-  Task() = default;
+  Task() noexcept : kind_(nullptr) {}  // defaulted, Task{} would clear the space first
   /// A null std::function becomes an empty task.
   template <typename Function>
   requires(!std::same_as<std::remove_cvref_t<Function>, Task> &&
            std::invocable<std::remove_cvref_t<Function>&>)
       // NOLINTNEXTLINE(google-explicit-constructor,bugprone-forwarding-reference-overload)
-      Task(Function&& function) {
-    using Held = std::remove_cvref_t<Function>;
-    if constexpr (std::constructible_from<bool, const Held&>) {
-      if (!static_cast<bool>(function)) return;
-    }
-    if constexpr (fits<Held>) {
-      std::construct_at(at<Held>(), std::forward<Function>(function));
-      kind_ = &kind_within<Held>;
-    } else {
-      std::construct_at(at<Held*>(), new Held(std::forward<Function>(function)));
-      kind_ = &kind_apart<Held>;
-    }
+      Task(Function&& function)
+      : kind_(nullptr) {
+    hold(std::forward<Function>(function));
   }
-  Task(std::nullptr_t) {}  // NOLINT(google-explicit-constructor)
+  Task(std::nullptr_t) noexcept : kind_(nullptr) {}  // NOLINT(google-explicit-constructor)
   Task(Task&& other) noexcept : kind_(std::exchange(other.kind_, nullptr)) {
     if (kind_ != nullptr) kind_->move(other.space_, space_);
+  }
+  template <typename Function>
+  requires(!std::same_as<std::remove_cvref_t<Function>, Task> &&
+           std::invocable<std::remove_cvref_t<Function>&>) Task&
+  operator=(Function&& function) {
+    clear();
+    hold(std::forward<Function>(function));
+    return *this;
   }
   Task& operator=(Task&& other) noexcept {
     if (this == &other) return *this;
@@ -47,6 +46,10 @@ class Task {
   ~Task() { clear(); }
 
   void operator()() { kind_->call(space_); }
+  /// What it captured ends.
+  void clear() {
+    if (kind_ != nullptr) std::exchange(kind_, nullptr)->end(space_);
+  }
   explicit operator bool() const { return kind_ != nullptr; }
 
  private:
@@ -83,35 +86,50 @@ class Task {
                                                        *in<Held*>(from));
                                    },
                                    [](std::byte* space) { delete *in<Held*>(space); }};
-  void clear() {
-    if (kind_ != nullptr) std::exchange(kind_, nullptr)->end(space_);
+  template <typename Function>
+  void hold(Function&& function) {
+    using Held = std::remove_cvref_t<Function>;
+    if constexpr (std::constructible_from<bool, const Held&>) {
+      if (!static_cast<bool>(function)) return;
+    }
+    if constexpr (fits<Held>) {
+      std::construct_at(at<Held>(), std::forward<Function>(function));
+      kind_ = &kind_within<Held>;
+    } else {
+      std::construct_at(at<Held*>(), new Held(std::forward<Function>(function)));
+      kind_ = &kind_apart<Held>;
+    }
   }
 
-  const Kind* kind_ = nullptr;
+  const Kind* kind_;
   alignas(std::max_align_t) std::byte space_[space_bytes];
 };
 
-/// Keeps values under small numbers that are used again.
+/// Keeps values under small numbers that are used again. They stay where they are: one may be used while others come.
 template <typename Value>
 class Slots {
  public:
-  std::size_t put(Value value) {
-    if (free_.empty()) {
-      values_.push_back(std::move(value));
-      return values_.size() - 1;
-    }
+  /// The number of a value: a new one, or as it was when it was given back.
+  std::size_t take() {
+    if (free_.empty()) grow();
     const std::size_t slot = free_.back();
     free_.pop_back();
-    values_[slot] = std::move(value);
     return slot;
   }
-  [[nodiscard]] Value take(std::size_t slot) {
-    free_.push_back(slot);
-    return std::move(values_[slot]);
+  [[nodiscard]] Value& operator[](std::size_t slot) {
+    return chunks_[slot / chunk_slots][slot % chunk_slots];
   }
+  void give_back(std::size_t slot) { free_.push_back(slot); }
 
  private:
-  std::vector<Value> values_;
+  static constexpr std::size_t chunk_slots = 64;
+  void grow() {
+    const std::size_t first = chunks_.size() * chunk_slots;
+    chunks_.push_back(std::make_unique<Value[]>(chunk_slots));
+    for (std::size_t slot = first + chunk_slots; slot-- > first;)
+      free_.push_back(slot);
+  }
+  std::vector<std::unique_ptr<Value[]>> chunks_;
   std::vector<std::size_t> free_;
 };
 

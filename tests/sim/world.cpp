@@ -2,21 +2,55 @@
 
 #include <algorithm>
 
+#include "core/base/check.h"
+
 namespace replicad::sim {
 
-void World::after(Duration delay, Action action) {
-  events_.push_back({now_ + delay, ++serial_, actions_.put(std::move(action))});
+void World::schedule(Duration delay, std::size_t slot) {
+  RD_CHECK(slot >> slot_bits == 0);
+  const auto at = static_cast<std::uint64_t>((now_ + delay).time_since_epoch().count());
+  const Event event{at, ++serial_ << slot_bits | slot};
+  if (delay == Duration{}) {
+    due_.push_back(event);
+    return;
+  }
+  events_.push_back(event);
   std::push_heap(events_.begin(), events_.end(), Later{});
 }
 
-bool World::step() {
-  if (events_.empty()) return false;
+World::Event World::take_next() {
+  if (!due_.empty() && (events_.empty() || Later{}(events_.front(), due_.front()))) {
+    const Event event = due_.front();
+    due_.pop_front();
+    return event;
+  }
   std::pop_heap(events_.begin(), events_.end(), Later{});
   const Event event = events_.back();
   events_.pop_back();
-  now_ = event.at;
-  Action action = actions_.take(event.slot);
-  action();
+  return event;
+}
+
+bool World::step() {
+  if (events_.empty() && due_.empty()) return false;
+  const Event event = take_next();
+  now_ = Instant(Duration(static_cast<Duration::rep>(event.at)));
+  const std::size_t slot = event.order & ((std::size_t{1} << slot_bits) - 1);
+  Waiting& waiting = waiting_[slot];
+  if (const Gate* const gate = waiting.gate) {
+    if (waiting.boot != gate->boot) {
+      end(slot);
+      return true;
+    }
+    // What a pause holds up comes behind what its end brings first.
+    const bool is_paused = now_ < gate->paused_until;
+    if (waiting.held || is_paused) {
+      schedule(waiting.held ? Duration{} : gate->paused_until - now_, slot);
+      waiting.held = !waiting.held;
+      return true;
+    }
+  }
+  waiting.action();
+  end(slot);
   return true;
 }
 

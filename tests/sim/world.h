@@ -3,11 +3,13 @@
 // or above reads a real clock, so a seed replays exactly.
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -21,6 +23,12 @@ namespace replicad::sim {
 /// A broken promise. `text` begins with the checker's name.
 struct Violation {
   std::string text;
+};
+
+/// What holds up the actions of a machine's programs.
+struct Gate {
+  std::uint64_t boot = 1;  ///< actions of an earlier one are dropped
+  Instant paused_until{};
 };
 
 /// How often something happened, by name.
@@ -43,7 +51,15 @@ class World {
 
   [[nodiscard]] Instant now() const { return now_; }
   /// Runs `action` `delay` from now, after what was asked for earlier for the same instant.
-  void after(Duration delay, Action action);
+  template <typename Function>
+  void after(Duration delay, Function&& function) {
+    put(delay, std::forward<Function>(function), nullptr);
+  }
+  /// The same for a program: waits while `gate` is paused. `gate` lasts as long as this world runs.
+  template <typename Function>
+  void after(Duration delay, Function&& function, const Gate& gate) {
+    put(delay, std::forward<Function>(function), &gate);
+  }
   /// Runs the next event; false if there is none.
   bool step();
 
@@ -65,21 +81,46 @@ class World {
   }
   [[nodiscard]] std::uint64_t trace_hash() const { return hash_; }
   [[nodiscard]] Duration elapsed() const { return now_ - start; }
-  [[nodiscard]] std::uint64_t events_run() const { return serial_ - events_.size(); }
+  [[nodiscard]] std::uint64_t events_run() const {
+    return serial_ - (events_.size() + due_.size());
+  }
 
   static constexpr Instant start{std::chrono::hours(1)};
 
  private:
   struct Event {
-    Instant at;
-    std::uint64_t serial = 0;
-    std::size_t slot = 0;  ///< of its action
+    std::uint64_t at = 0;     ///< nanoseconds
+    std::uint64_t order = 0;  ///< serial number, then the slot of what waits
   };
+  static constexpr unsigned slot_bits = 20;
   struct Later {
-    bool operator()(const Event& a, const Event& b) const {
-      return a.at != b.at ? a.at > b.at : a.serial > b.serial;
-    }
+    // As one number: what comes first is not to be guessed, so branches cost more than the comparison.
+    __extension__ using Key = unsigned __int128;
+    static Key key(const Event& event) { return Key{event.at} << 64 | event.order; }
+    bool operator()(const Event& a, const Event& b) const { return key(a) > key(b); }
   };
+  struct Waiting {
+    Action action;
+    const Gate* gate = nullptr;
+    std::uint64_t boot = 0;
+    bool held = false;  ///< until the end of a pause
+  };
+  template <typename Function>
+  void put(Duration delay, Function&& function, const Gate* gate) {
+    const std::size_t slot = waiting_.take();
+    Waiting& waiting = waiting_[slot];
+    waiting.action = std::forward<Function>(function);
+    waiting.gate = gate;
+    waiting.boot = gate == nullptr ? 0 : gate->boot;
+    waiting.held = false;
+    schedule(delay, slot);
+  }
+  void end(std::size_t slot) {
+    waiting_[slot].action.clear();
+    waiting_.give_back(slot);
+  }
+  void schedule(Duration delay, std::size_t slot);
+  [[nodiscard]] Event take_next();
   void mix(std::string_view text) {
     for (const char c : text)
       hash_ = (hash_ ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
@@ -99,7 +140,8 @@ class World {
   std::uint64_t serial_ = 0;
   std::uint64_t hash_ = 0xcbf29ce484222325U;
   std::vector<Event> events_;  ///< heap
-  Slots<Action> actions_;
+  std::deque<Event> due_;      ///< asked for at this very instant, in that order
+  Slots<Waiting> waiting_;
 };
 
 }  // namespace replicad::sim
