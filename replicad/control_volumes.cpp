@@ -370,6 +370,43 @@ ControlApi::Answer ControlApi::resync(const std::string& name, const std::string
   return json{{"schema", 1}, {"host", host}};
 }
 
+namespace {
+
+/// This host's state file is an older copy. What it may have promised is behind a record that the others choose without
+/// it; its images hold nobody knows what.
+Result<json> readmit_put_back(ControlContext& context,
+                              const std::shared_ptr<Volume>& volume,
+                              bool force) {
+  const VolumeState state = state_of(context, volume);
+  const bool is_primary = state.primary == context.options.host && !state.disks.empty();
+  if (run_on_reactor(context.reactor, [volume] { return volume->has_plugin(); })) {
+    return with_hint(fail(Errc::refused, "volume {} is served here", state.name),
+                     "move it to another member (`replicactl switchover`) first");
+  }
+  if (is_primary && !force) {
+    return with_hint(fail(Errc::refused,
+                          "{} is the primary of volume {}: if its images count as they are, what "
+                          "they lack is lost on every member",
+                          context.options.host,
+                          state.name),
+                     "let another member take over (`replicactl failover`); --force takes them");
+  }
+  const auto chosen = context.environment.votes->propose(volume, change_version());
+  if (!chosen && !(force && chosen.error().code == Errc::unreachable))
+    return tl::unexpected(chosen.error());
+  if (is_primary) {
+    RD_TRY(forget_activity(context.environment.volume_dir(state.name)));
+    RD_TRY(forget_trail(context.environment.volume_dir(state.name)));
+  }
+  const auto record = chosen ? std::optional<Record>(*chosen) : std::nullopt;
+  RD_TRY(call_reactor<void>(context.reactor, [volume, record](auto done) {
+    volume->end_put_back(record, std::move(done));
+  }));
+  return json{{"schema", 1}, {"accepted", true}};
+}
+
+}  // namespace
+
 ControlApi::Answer ControlApi::readmit(const std::string& name, const std::string& body) {
   const auto document = parse_json_object(body, Errc::invalid_argument);
   if (!document) return tl::unexpected(document.error());
@@ -379,6 +416,8 @@ ControlApi::Answer ControlApi::readmit(const std::string& name, const std::strin
   const auto operation = OperationGuard::begin(context_, name, "readmit");
   if (!operation) return tl::unexpected(operation.error());
   const auto& volume = operation->volume();
+  if (run_on_reactor(context_.reactor, [volume] { return volume->is_put_back(); }))
+    return readmit_put_back(context_, volume, force);
   struct Look {
     bool had_others;
     bool has_others;

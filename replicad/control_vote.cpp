@@ -27,7 +27,14 @@ struct RecordMessage {
   std::string uuid;
   Ballot ballot;
   Record record;
+  StateStamps stamps;
 };
+
+/// None of an earlier version.
+Result<StateStamps> parse_stamps(const json* field) {
+  if (field == nullptr) return StateStamps{};
+  return stamps_from_json(*field);
+}
 
 Result<RecordMessage> parse_record_message(const std::string& body) {
   const auto document = parse_json_object(body, Errc::invalid_argument);
@@ -37,6 +44,7 @@ Result<RecordMessage> parse_record_message(const std::string& body) {
   message.uuid = fields.text("uuid", 36);
   const json& ballot_field = fields.object("ballot");
   const json& record_field = fields.object("record");
+  const json* stamps_field = fields.optional_object("stamps");
   RD_TRY(fields.finish());
   auto ballot = ballot_from_json(ballot_field);
   if (!ballot) return tl::unexpected(ballot.error());
@@ -44,6 +52,9 @@ Result<RecordMessage> parse_record_message(const std::string& body) {
   if (!record) return tl::unexpected(record.error());
   message.ballot = std::move(*ballot);
   message.record = std::move(*record);
+  auto stamps = parse_stamps(stamps_field);
+  if (!stamps) return tl::unexpected(stamps.error());
+  message.stamps = std::move(*stamps);
   return message;
 }
 
@@ -67,10 +78,14 @@ ControlApi::Answer ControlApi::vote_prepare(const std::string& name, const std::
   PrepareRequest request;
   request.fork = static_cast<std::uint32_t>(fields.number("fork", 0, 0xffffffffU));
   const json& ballot_field = fields.object("ballot");
+  const json* stamps_field = fields.optional_object("stamps");
   RD_TRY(fields.finish());
   auto ballot = ballot_from_json(ballot_field);
   if (!ballot) return tl::unexpected(ballot.error());
   request.ballot = std::move(*ballot);
+  auto stamps = parse_stamps(stamps_field);
+  if (!stamps) return tl::unexpected(stamps.error());
+  request.stamps = std::move(*stamps);
   const auto volume = find_voting(context_, name, uuid);
   if (!volume) return tl::unexpected(volume.error());
   const auto reply = call_reactor<PrepareReply>(
@@ -79,7 +94,8 @@ ControlApi::Answer ControlApi::vote_prepare(const std::string& name, const std::
   return json{{"schema", 1},
               {"granted", reply->granted},
               {"state", voter_json(reply->state)},
-              {"fence", to_json(reply->fence)}};
+              {"fence", to_json(reply->fence)},
+              {"stamps", stamps_json(reply->stamps)}};
 }
 
 ControlApi::Answer ControlApi::vote_accept(const std::string& name, const std::string& body) {
@@ -88,11 +104,13 @@ ControlApi::Answer ControlApi::vote_accept(const std::string& name, const std::s
   const auto volume = find_voting(context_, name, message->uuid);
   if (!volume) return tl::unexpected(volume.error());
   const auto reply = call_reactor<AcceptReply>(context_.reactor, [&](auto done) {
-    (*volume)->vote_accept({message->ballot, message->record}, std::move(done));
+    (*volume)->vote_accept({message->ballot, message->record, message->stamps}, std::move(done));
   });
   if (!reply) return tl::unexpected(reply.error());
-  return json{
-      {"schema", 1}, {"granted", reply->granted}, {"promised", ballot_json(reply->promised)}};
+  return json{{"schema", 1},
+              {"granted", reply->granted},
+              {"promised", ballot_json(reply->promised)},
+              {"stamps", stamps_json(reply->stamps)}};
 }
 
 ControlApi::Answer ControlApi::vote_chosen(const std::string& name, const std::string& body) {
@@ -101,7 +119,7 @@ ControlApi::Answer ControlApi::vote_chosen(const std::string& name, const std::s
   const auto volume = find_voting(context_, name, message->uuid);
   if (!volume) return tl::unexpected(volume.error());
   RD_TRY(call_reactor<void>(context_.reactor, [&](auto done) {
-    (*volume)->vote_chosen({message->ballot, message->record}, std::move(done));
+    (*volume)->vote_chosen({message->ballot, message->record, message->stamps}, std::move(done));
   }));
   return json{{"schema", 1}};
 }

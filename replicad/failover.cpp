@@ -137,6 +137,13 @@ class FailoverRun {
       return with_hint(fail(Errc::diverged, "two histories of volume {}", state_.name),
                        "choose by `replicactl resolve` first");
     }
+    if (state_.put_back) {
+      return with_hint(fail(Errc::inconsistent,
+                            "the state file of volume {} on {} is an older copy that was put back",
+                            state_.name,
+                            host),
+                       fmt::format("`replicactl readmit {} --host {}`", state_.name, host));
+    }
     const Record& record = *state_.vote.record;
     if (record.primary == host) {
       return with_hint(fail(Errc::refused, "{} is the primary of volume {}", host, state_.name),

@@ -5,7 +5,12 @@
 namespace replicad {
 
 StateStore::StateStore(Reactor& reactor, Worker& worker, std::string path, VolumeState state)
-    : reactor_(reactor), worker_(worker), path_(std::move(path)), state_(std::move(state)) {}
+    : reactor_(reactor),
+      worker_(worker),
+      path_(std::move(path)),
+      state_(std::move(state)),
+      start_(random_tag()),
+      loaded_(state_.generation) {}
 
 StateStore::~StateStore() {
   *alive_ = false;
@@ -57,8 +62,22 @@ void StateStore::run_next() {
   });
 }
 
+void StateStore::remember(const std::string& host, const StateStamp& heard) {
+  replicad::remember(state_.stamps, host, heard);
+}
+
 void StateStore::finish(Status status) {
-  if (status) state_ = next_;
+  if (status) {
+    if (next_.generation > state_.generation + 1) loaded_ = next_.generation - 1;
+    // What was heard of while it was being written; not of a host that this change has removed.
+    for (auto& [host, stamp] : next_.stamps) {
+      const auto heard = state_.stamps.find(host);
+      if (heard != state_.stamps.end()) stamp = heard->second;
+    }
+    for (const auto& [host, stamp] : state_.stamps)
+      if (find_member(next_.members, host) != nullptr) next_.stamps.emplace(host, stamp);
+    state_ = next_;
+  }
   const Done done = std::move(queue_.front().done);
   queue_.pop_front();
   writing_ = false;

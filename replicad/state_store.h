@@ -31,14 +31,20 @@ class StateStore {
   /// with the path.
   [[nodiscard]] static Result<VolumeState> load(const std::string& path);
 
-  /// The state as last made durable.
+  /// The state as last made durable, but for what was remembered since.
   [[nodiscard]] const VolumeState& state() const { return state_; }
 
   /// Applies `change` to the state that all earlier changes left, and writes it. `done` runs later
   /// on the reactor thread (not after the store is destroyed): success means durable; on error
   /// (refused by `change`, Errc::invalid_argument from check_volume_state, Errc::no_space,
   /// Errc::io_error) file and state() are as before. An unchanged state is not written again.
+  /// A change that raises the generation itself begins anew: what was told of this file before does not count.
   void update(Change change, Done done);
+
+  /// Of the file, as others may be told of it.
+  [[nodiscard]] StateStamp stamp() const { return {state_.generation, start_, loaded_}; }
+  /// Goes into state() at once, and to the disk with the next change.
+  void remember(const std::string& host, const StateStamp& heard);
 
   [[nodiscard]] bool is_idle() const { return !writing_ && queue_.empty(); }
 
@@ -57,6 +63,8 @@ class StateStore {
   std::string path_;
   VolumeState state_;
   VolumeState next_;
+  std::uint32_t start_;
+  std::uint64_t loaded_;
   std::deque<Item> queue_;
   bool writing_ = false;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

@@ -126,6 +126,7 @@ std::string Volume::shown_state() const {
   if (load_error_) return "failed";
   const bool open_failed = open_error_ && environment_.reactor.now() - open_since_ > open_grace;
   if (is_split()) return "split";
+  if (is_put_back() && phase_ == Phase::none) return "failed";
   if (state().disks.empty()) return "witness";
   if (!is_primary()) {
     if (replica_) return replica_->status().state;
@@ -155,6 +156,7 @@ std::string Volume::shown_state() const {
 std::optional<Error> Volume::shown_error() const {
   if (load_error_) return load_error_;
   if (is_split()) return split_error();
+  if (is_put_back()) return put_back_error();
   if (!is_primary()) {
     if (replica_) return replica_->status().error;
     return shown_state() == "failed" ? open_error_ : std::nullopt;
@@ -186,6 +188,10 @@ bool Volume::has_images() const {
 void Volume::take_role() {
   if (load_error_ || released_ || environment_.stopping || replica_busy_ || has_images()) return;
   if (state().disks.empty()) return;  // a witness
+  if (is_put_back()) {
+    note_open(tl::unexpected(put_back_error()));
+    return;
+  }
   if (!open_error_) open_since_ = environment_.reactor.now();
   if (is_primary()) {
     lock_images();
@@ -263,18 +269,13 @@ void Volume::look_again() {
 
 void Volume::accept_images(bool trust, Done done) {
   auto change = [host = environment_.options.host, trust](VolumeState& state) -> Status {
+    if (state.primary == host || !trust) {
+      forget_images(state, host);
+      return {};
+    }
     for (DiskState& disk : state.disks)
       disk.mark = {};
     state.marked_at.reset();
-    if (state.primary == host) {
-      state.clean = false;
-      return {};
-    }
-    if (trust) return {};
-    state.consistent = false;
-    state.resync.reset();
-    state.rewind.reset();
-    state.stage_bytes.reset();
     return {};
   };
   update(std::move(change),
@@ -436,6 +437,7 @@ Status Volume::check_promotion(const PromotionRequest& request) const {
   if (!contains_host(state().in_sync, host)) {
     return fail(Errc::refused, "{} is not in the in-sync set of volume {}", host, name_);
   }
+  if (is_put_back()) return tl::unexpected(put_back_error());
   if (!state().consistent || !state().clean) {
     return fail(Errc::inconsistent, "the images of volume {} on {} are incomplete", name_, host);
   }
@@ -491,6 +493,8 @@ void Volume::record_promotion(const Record& record,
                   host,
                   state.vote.record->epoch.number);
     }
+    if (state.put_back)
+      return fail(Errc::inconsistent, "the state file on {} is an older copy", host);
     state.primary = host;
     state.in_sync = record.in_sync;
     if (state.epoch.number <= record.epoch.number) state.epoch = record.epoch;
@@ -549,11 +553,13 @@ void Volume::become_replica(const std::string& primary,
     state.epoch = raised_fence(state.epoch, state.vote);
     if (state.vote.record && state.vote.chosen) state.in_sync = state.vote.record->in_sync;
     // A tag of its own: no history, also not that of the new primary, stands at this point.
-    state.history = point.value_or(unclean_point({state.epoch.number, random_tag()}, state));
+    // Nor does what an old state file knows of the images.
+    const bool known = point.has_value() && !state.put_back;
+    state.history = known ? *point : unclean_point({state.epoch.number, random_tag()}, state);
     state.checkpoint = state.history;
     state.consistent = true;
     state.whole = true;
-    state.clean = point.has_value();
+    state.clean = known;
     state.active = false;
     state.transfer.reset();
     return {};

@@ -133,6 +133,13 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void vote_prepare(const PrepareRequest& request, std::function<void(Result<PrepareReply>)> done);
   void vote_accept(const AcceptRequest& request, std::function<void(Result<AcceptReply>)> done);
   void vote_chosen(const ChosenNotice& notice, Done done);
+  /// What goes along with a vote: of this host's state file, and what it remembers of others'.
+  [[nodiscard]] StateStamps stamps() const;
+  /// The state file was put back to an older copy (docs/decisions/0013).
+  [[nodiscard]] bool is_put_back() const { return put_back_ || state().put_back; }
+  /// `record` was chosen without this host's vote, above all that it may have promised: it takes part again,
+  /// its images to be compared in full.
+  void end_put_back(const std::optional<Record>& record, Done done);
   [[nodiscard]] RoleDue role_due() const;
   /// The record is to be asked for again, or has just been.
   void set_recheck(bool recheck) {
@@ -275,6 +282,10 @@ class Volume : public std::enable_shared_from_this<Volume> {
   [[nodiscard]] std::string log_dir() const { return environment_.volume_dir(name_) + "/log"; }
   void discard_leftover_log() const;
   [[nodiscard]] Status check_voting() const;
+  [[nodiscard]] Status check_vote() const;
+  [[nodiscard]] Error put_back_error() const;
+  void hear_stamps(const StateStamps& heard);
+  void note_put_back(std::uint64_t generation);
   [[nodiscard]] bool is_refused() const;
   void watch_voters();
   void ask_voters();
@@ -361,6 +372,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
 
   bool recheck_ = true;  ///< the record may have changed while this host was away
   std::optional<Error> vote_error_;
+  /// Generation that others know of; on its way to the state file.
+  std::optional<std::uint64_t> put_back_;
 
   Phase phase_ = Phase::none;
   std::shared_ptr<AgentSession> session_;

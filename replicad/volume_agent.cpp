@@ -158,6 +158,7 @@ void Volume::on_request(const std::shared_ptr<AgentSession>& session,
 Status Volume::check_claim() const {
   if (load_error_) return tl::unexpected(*load_error_);
   if (is_split()) return tl::unexpected(split_error());
+  if (is_put_back()) return tl::unexpected(put_back_error());
   const std::string& host = environment_.options.host;
   if (!is_primary()) {
     return with_hint(fail(Errc::refused,
@@ -237,6 +238,8 @@ void Volume::record_claim(const Record& record, const Reply& reply) {
         const bool overtaken =
             state.primary != host || (state.vote.record && *state.vote.record != record);
         if (overtaken) return fail(Errc::refused, "{} is no longer the primary", host);
+        if (state.put_back)
+          return fail(Errc::inconsistent, "the state file on {} is an older copy", host);
         change_for_claim(state, record);
         return {};
       },

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/base/log.h"
+#include "core/store/volume_state.h"
 #include "core/vote/fork.h"
 #include "io/file.h"
 #include "replicad/volume.h"
@@ -16,6 +17,9 @@ namespace {
 constexpr unsigned asks_per_ack_timeout = 4;
 constexpr Duration ask_interval_max = std::chrono::seconds(1);
 
+/// Numbers of writes that a primary may have given out behind a state file that was put back, at most.
+constexpr Sequence sequences_forgotten = Sequence{1} << 44;
+
 /// Until the plugin's status shows what a new term has changed.
 constexpr Duration renewal_interval = std::chrono::seconds(4);
 
@@ -26,8 +30,17 @@ void follow_record(VolumeState& state, const std::string& host) {
   state.epoch = raised_fence(state.epoch, state.vote);
   if (!state.vote.chosen) return;
   if (find_member(record.members, host) != nullptr) state.members = record.members;
+  std::erase_if(state.stamps, [&state](const auto& item) {
+    return find_member(state.members, item.first) == nullptr;
+  });
   state.in_sync = record.in_sync;
   if (state.primary != host && record.primary != host) state.primary = record.primary;
+}
+
+/// A member that was added later has its first record.
+void begin_membership(VolumeState& state, bool had_record) {
+  if (!had_record && state.vote.record)
+    begin_anew(state, first_generation(state.vote.record->version));
 }
 
 }  // namespace
@@ -38,9 +51,16 @@ Status Volume::check_voting() const {
   return {};
 }
 
+Status Volume::check_vote() const {
+  RD_TRY(check_voting());
+  if (is_put_back()) return tl::unexpected(put_back_error());
+  return {};
+}
+
 void Volume::vote_prepare(const PrepareRequest& request,
                           std::function<void(Result<PrepareReply>)> done) {
-  if (const Status able = check_voting(); !able) return done(tl::unexpected(able.error()));
+  hear_stamps(request.stamps);
+  if (const Status able = check_vote(); !able) return done(tl::unexpected(able.error()));
   const auto reply = std::make_shared<PrepareReply>();
   update(
       [request, reply](VolumeState& state) -> Status {
@@ -49,22 +69,26 @@ void Volume::vote_prepare(const PrepareRequest& request,
         *reply = std::move(*answer);
         return {};
       },
-      [reply, done = std::move(done)](const Status& written) {
+      [self = shared_from_this(), reply, done = std::move(done)](const Status& written) {
         if (!written) return done(tl::unexpected(written.error()));
+        reply->stamps = self->stamps();
         done(*reply);
       });
 }
 
 void Volume::vote_accept(const AcceptRequest& request,
                          std::function<void(Result<AcceptReply>)> done) {
-  if (const Status able = check_voting(); !able) return done(tl::unexpected(able.error()));
+  hear_stamps(request.stamps);
+  if (const Status able = check_vote(); !able) return done(tl::unexpected(able.error()));
   const auto reply = std::make_shared<AcceptReply>();
   update(
       [request, reply, host = environment_.options.host](VolumeState& state) -> Status {
+        const bool had_record = state.vote.record.has_value();
         auto answer = answer_accept(state.vote, request);
         if (!answer) return tl::unexpected(answer.error());
         *reply = std::move(*answer);
         if (reply->granted) follow_record(state, host);
+        begin_membership(state, had_record);
         return {};
       },
       [self = shared_from_this(), reply, done = std::move(done)](const Status& written) {
@@ -74,17 +98,22 @@ void Volume::vote_accept(const AcceptRequest& request,
           self->tell_fence(self->environment_.options.host,
                            self->environment_.reactor.now(),
                            self->state().epoch);
+        reply->stamps = self->stamps();
         done(*reply);
       });
 }
 
 void Volume::vote_chosen(const ChosenNotice& notice, Done done) {
   if (const Status able = check_voting(); !able) return done(able);
+  // What was chosen counts for one that was put back as well.
+  hear_stamps(notice.stamps);
   const auto self = shared_from_this();
   update(
       [notice, host = environment_.options.host](VolumeState& state) -> Status {
+        const bool had_record = state.vote.record.has_value();
         RD_TRY(learn_chosen(state.vote, notice));
         follow_record(state, host);
+        begin_membership(state, had_record);
         return {};
       },
       [self, done = std::move(done)](const Status& written) {
@@ -99,6 +128,97 @@ void Volume::vote_chosen(const ChosenNotice& notice, Done done) {
         done(written);
       });
 }
+
+// --- a state file that was put back
+
+StateStamps Volume::stamps() const {
+  StateStamps stamps = state().stamps;
+  if (state().vote.record && !is_put_back())
+    stamps.insert_or_assign(environment_.options.host, store_->stamp());
+  return stamps;
+}
+
+void Volume::hear_stamps(const StateStamps& heard) {
+  if (load_error_ || released_) return;
+  const std::string& host = environment_.options.host;
+  for (const auto& [of, stamp] : heard) {
+    if (of == host) {
+      // Without a record it has voted for nothing; what is told is of an earlier member of its name.
+      if (state().vote.record && !knows_of(store_->stamp(), stamp)) note_put_back(stamp.generation);
+    } else if (find_member(state().members, of) != nullptr) {
+      store_->remember(of, stamp);
+    }
+  }
+}
+
+void Volume::note_put_back(std::uint64_t generation) {
+  if (put_back_.value_or(state().put_back.value_or(0)) >= generation) return;
+  put_back_ = generation;
+  log(LogLevel::error,
+      "put_back",
+      "volume={} loaded={} known={}",
+      name_,
+      store_->stamp().loaded,
+      generation);
+  update(
+      [generation](VolumeState& state) -> Status {
+        state.put_back = std::max(generation, state.put_back.value_or(0));
+        return {};
+      },
+      [self = shared_from_this()](const Status& /*written*/) {
+        // It stands still whether that could be written or not. An export goes on: its images are its own.
+        if (!self->is_put_back() || self->has_plugin() || self->replica_busy_) return;
+        self->images_.clear();
+        self->reopen_replica();
+      });
+}
+
+Error Volume::put_back_error() const {
+  const std::string& host = environment_.options.host;
+  return {Errc::inconsistent,
+          0,
+          fmt::format("the state file of volume {} on {} is an older copy that was put back: other "
+                      "members know of its generation {}",
+                      name_,
+                      host,
+                      put_back_.value_or(state().put_back.value_or(0))),
+          fmt::format("it has no vote and takes no part; `replicactl readmit {0} --host {1}` asks "
+                      "the others what it has forgotten{2}",
+                      name_,
+                      host,
+                      state().disks.empty() ? ""
+                      : is_primary()        ? ", after another member has taken over (`replicactl "
+                                              "failover`). --force takes its images as they are"
+                                            : " and lets the primary compare its images in full")};
+}
+
+void Volume::end_put_back(const std::optional<Record>& record, Done done) {
+  const std::uint64_t known = put_back_.value_or(state().put_back.value_or(0));
+  auto change = [record, known, host = environment_.options.host](VolumeState& state) -> Status {
+    if (record && (!state.vote.chosen || state.vote.record->version < record->version))
+      return fail(Errc::busy, "the record that was chosen is not known here yet");
+    if (!record) state.vote.promised.round += forgotten_max;
+    begin_anew(state, known + forgotten_max);
+    if (state.primary == host)
+      state.sequence_reserved =
+          std::min(counter_max, state.sequence_reserved + sequences_forgotten);
+    forget_images(state, host);
+    return {};
+  };
+  update(std::move(change),
+         [self = shared_from_this(), done = std::move(done)](const Status& written) {
+           if (written) {
+             log(LogLevel::warn, "readmitted", "volume={}", self->name_);
+             self->put_back_.reset();
+             self->recheck_ = true;
+             self->environment_.wake_keeper();
+             self->look_again();
+           }
+           done(written);
+         });
+}
+
+// --- roles
 
 /// A promise of a later term, most often of a candidate that was not chosen in the end.
 bool Volume::is_refused() const {

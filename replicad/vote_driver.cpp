@@ -20,11 +20,19 @@ namespace {
 
 /// A voter that takes longer is counted as missing in this round.
 constexpr std::chrono::milliseconds voter_timeout{1500};
+/// What an earlier version of the voter does not know is left out for it.
+constexpr const char* stamps_field = "stamps";
 constexpr unsigned back_off_ms_base = 10;
 constexpr unsigned back_off_doublings_max = 6;
 
 std::string vote_path(const std::string& volume, const char* verb) {
   return "/v1/volumes/" + volume + "/vote/" + verb;
+}
+
+Result<StateStamps> read_stamps(FieldReader& fields) {
+  const json* stamps = fields.optional_object(stamps_field);
+  if (stamps == nullptr) return StateStamps{};
+  return stamps_from_json(*stamps);
 }
 
 Result<PrepareReply> parse_prepare_reply(const json& body) {
@@ -35,6 +43,9 @@ Result<PrepareReply> parse_prepare_reply(const json& body) {
   auto state = voter_from_json(fields.object("state"));
   if (!state) return tl::unexpected(state.error());
   reply.state = std::move(*state);
+  auto stamps = read_stamps(fields);
+  if (!stamps) return tl::unexpected(stamps.error());
+  reply.stamps = std::move(*stamps);
   RD_TRY(fields.finish_allow_unknown());
   return reply;
 }
@@ -46,12 +57,18 @@ Result<AcceptReply> parse_accept_reply(const json& body) {
   auto promised = ballot_from_json(fields.object("promised"));
   if (!promised) return tl::unexpected(promised.error());
   reply.promised = std::move(*promised);
+  auto stamps = read_stamps(fields);
+  if (!stamps) return tl::unexpected(stamps.error());
+  reply.stamps = std::move(*stamps);
   RD_TRY(fields.finish_allow_unknown());
   return reply;
 }
 
-Result<json> ask_voter(const MemberState& to, const std::string& path, const json& body) {
+Result<json> ask_voter(const MemberState& to, const std::string& path, json body) {
   auto answer = ask_peer({to.control, "POST", path, body, voter_timeout});
+  if (answer && !answer->ok() && answer->error().code == Errc::invalid_argument &&
+      body.erase(stamps_field) > 0)
+    answer = ask_peer({to.control, "POST", path, body, voter_timeout});
   if (!answer) return tl::unexpected(answer.error());
   if (!answer->ok()) return tl::unexpected(answer->error());
   return std::move(answer->body);
@@ -148,7 +165,8 @@ void VoteDriver::send(const proposer_effect::SendPrepare& effect, const std::sha
                                   vote_path(run->volume->name(), "prepare"),
                                   {{"uuid", run->uuid},
                                    {"fork", effect.request.fork},
-                                   {"ballot", ballot_json(effect.request.ballot)}});
+                                   {"ballot", ballot_json(effect.request.ballot)},
+                                   {stamps_field, stamps_json(effect.request.stamps)}});
       if (!body) return tl::unexpected(body.error());
       return parse_prepare_reply(*body);
     }();
@@ -174,7 +192,8 @@ void VoteDriver::send(const proposer_effect::SendAccept& effect, const std::shar
                                   vote_path(run->volume->name(), "accept"),
                                   {{"uuid", run->uuid},
                                    {"ballot", ballot_json(effect.request.ballot)},
-                                   {"record", record_json(effect.request.record)}});
+                                   {"record", record_json(effect.request.record)},
+                                   {stamps_field, stamps_json(effect.request.stamps)}});
       if (!body) return tl::unexpected(body.error());
       return parse_accept_reply(*body);
     }();
@@ -207,7 +226,8 @@ void VoteDriver::send(const proposer_effect::SendChosen& effect, const std::shar
                                 vote_path(run->volume->name(), "chosen"),
                                 {{"uuid", run->uuid},
                                  {"ballot", ballot_json(effect.notice.ballot)},
-                                 {"record", record_json(effect.notice.record)}}));
+                                 {"record", record_json(effect.notice.record)},
+                                 {stamps_field, stamps_json(effect.notice.stamps)}}));
   });
 }
 
@@ -215,15 +235,16 @@ Result<Record> VoteDriver::propose(const std::shared_ptr<Volume>& volume,
                                    RecordChange change,
                                    Duration timeout) {
   const auto end = SteadyClock::now() + timeout;
-  const VolumeState state =
-      run_on_reactor(environment_.reactor, [volume] { return volume->state(); });
+  VolumeState state = run_on_reactor(environment_.reactor, [volume] { return volume->state(); });
+  // Above every round that it may have promised: its own vote does not count meanwhile.
+  if (state.put_back) state.vote.promised.round += forgotten_max;
   const auto run = std::make_shared<Run>(volume, state.uuid);
   Proposer proposer(environment_.options.host, random_tag(), std::move(change));
   std::mt19937 random(random_tag());
   std::vector<ProposerEffect> effects;
   constexpr auto never = SteadyClock::time_point::max();
   auto retry_at = never;
-  proposer.step(proposer_event::Start{state.vote}, effects);
+  proposer.step(proposer_event::Start{state.vote, state.stamps}, effects);
   while (true) {
     for (const ProposerEffect& effect : std::exchange(effects, {})) {
       if (const auto* prepare = std::get_if<proposer_effect::SendPrepare>(&effect)) {

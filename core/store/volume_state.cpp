@@ -243,6 +243,12 @@ VolumeState state_from(const json& document) {
   if (document.contains("rewind")) state.rewind = number(document, "rewind");
   if (document.contains("marked_at")) state.marked_at = point(document, "marked_at");
   if (document.contains("stage_bytes")) state.stage_bytes = number(document, "stage_bytes");
+  if (document.contains("stamps")) {
+    auto stamps = stamps_from_json(field(document, "stamps"));
+    if (!stamps) throw DocumentError{stamps.error().message};
+    state.stamps = std::move(*stamps);
+  }
+  if (document.contains("put_back")) state.put_back = number(document, "put_back", counter_max);
   state.fork_base = optional_record(document, "fork_base");
   state.rival = optional_record(document, "rival");
   return state;
@@ -472,6 +478,8 @@ std::string encode_volume_state_body(const VolumeState& state) {
   if (state.rewind) document["rewind"] = *state.rewind;
   if (state.marked_at) document["marked_at"] = to_json(*state.marked_at);
   if (state.stage_bytes) document["stage_bytes"] = *state.stage_bytes;
+  if (!state.stamps.empty()) document["stamps"] = stamps_json(state.stamps);
+  if (state.put_back) document["put_back"] = *state.put_back;
   if (state.fork_base) document["fork_base"] = record_json(*state.fork_base);
   if (state.rival) document["rival"] = record_json(*state.rival);
   return document.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
@@ -553,6 +561,25 @@ HistoryPoint unclean_point(const Epoch& epoch, const VolumeState& state) {
 void begin_writing(VolumeState& state) {
   for (DiskState& disk : state.disks)
     disk.mark.modified_ns.reset();
+}
+
+void forget_images(VolumeState& state, std::string_view host) {
+  for (DiskState& disk : state.disks)
+    disk.mark = {};
+  state.marked_at.reset();
+  if (state.primary == host) {
+    state.clean = false;
+    return;
+  }
+  state.consistent = false;
+  state.resync.reset();
+  state.rewind.reset();
+  state.stage_bytes.reset();
+}
+
+void begin_anew(VolumeState& state, std::uint64_t generation) {
+  state.generation = std::max(state.generation, generation);
+  state.put_back.reset();
 }
 
 Mode mode_in_force(const VolumeState& state) {

@@ -66,6 +66,12 @@ struct VolumeState {
   std::vector<std::string>
       in_sync;  ///< hosts, the primary included; replicas keep the last they heard
 
+  /// Of the other members, as last heard of (core/vote/state_stamp.h). Goes to the disk with other changes.
+  StateStamps stamps;
+  /// This file is an older copy that was put back: others know of a state of this generation. No vote, no copy and no
+  /// export until an operator has readmitted this member.
+  std::optional<std::uint64_t> put_back;
+
   /// The record that this member's history was opened on by force.
   std::optional<Record> fork_base;
   /// State SPLIT: the record of another history that was met. Nothing is served nor followed until an
@@ -117,6 +123,11 @@ constexpr std::size_t volume_state_bytes_max = 1 * mib;
 void begin_writing(VolumeState& state);
 /// The mode that the primary answers by: `sync` while a handover is on record.
 [[nodiscard]] Mode mode_in_force(const VolumeState& state);
+/// The images count as nothing that is known: at a replica as nothing that a disk ever had, at the primary as what an
+/// unclean end has left.
+void forget_images(VolumeState& state, std::string_view host);
+/// Of a state that takes part again: whatever was told of it before its file was put back stands before it.
+void begin_anew(VolumeState& state, std::uint64_t generation);
 /// Whether `hosts` names `host`.
 [[nodiscard]] bool contains_host(const std::vector<std::string>& hosts, std::string_view host);
 /// Host that a replica on `host` has promised `state.epoch` to, as far as that is known: a vote may have

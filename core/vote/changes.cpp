@@ -40,6 +40,12 @@ RecordChange change_nothing() {
   return [](const Record& base, const Epoch& /*fence*/) -> Result<Record> { return base; };
 }
 
+RecordChange change_version() {
+  return [](const Record& base, const Epoch& /*fence*/) -> Result<Record> {
+    return successor(base, base);
+  };
+}
+
 RecordChange change_claim(ClaimTerm claim) {
   return [claim = std::move(claim)](const Record& base, const Epoch& fence) -> Result<Record> {
     if (base.primary != claim.host) return another_primary(base);

@@ -16,6 +16,9 @@ using RecordChange = std::function<Result<Record>(const Record& base, const Epoc
 /// No change: what is chosen, read by a majority.
 [[nodiscard]] RecordChange change_nothing();
 
+/// Nothing but the next version: what is chosen with it is later than all that a voter may have forgotten.
+[[nodiscard]] RecordChange change_version();
+
 /// A new term of the recorded primary, with the in-sync set as it is or itself alone. Its number is
 /// above `epoch_min`, the record's and every fence's. It ends a handover that has moved the role here, but for the term
 /// that the move itself begins with (no guest was served between the two).

@@ -51,6 +51,7 @@ void Proposer::note(const VoterState& state) {
 void Proposer::on_event(const proposer_event::Start& event, Effects& effects) {
   if (phase_ != Phase::idle) return;
   note(event.own);
+  stamps_ = event.stamps;
   if (!best_.record) {
     finish(
         proposer_effect::Failed{
@@ -72,6 +73,7 @@ void Proposer::begin_round(Effects& effects) {
   yes_.clear();
   no_.clear();
   accepted_at_.clear();
+  told_.clear();
   refused_ = false;
   ask_to_prepare(*best_.record, effects);
 }
@@ -80,7 +82,7 @@ void Proposer::ask_to_prepare(const Record& record, Effects& effects) {
   for (const std::string& host : hosts_to_ask(record)) {
     if (has(asked_, host)) continue;
     asked_.push_back(host);
-    effects.push_back(proposer_effect::SendPrepare{member(host), {record.fork, ballot_}});
+    effects.push_back(proposer_effect::SendPrepare{member(host), {record.fork, ballot_, stamps()}});
   }
 }
 
@@ -89,6 +91,7 @@ void Proposer::on_event(const proposer_event::PrepareAnswered& event, Effects& e
   if (has(yes_, event.host)) return;
   note(event.reply.state);
   fence_ = std::max(fence_, event.reply.fence);
+  hear(event.host, event.reply.stamps);
   if (event.reply.granted) {
     yes_.push_back(event.host);
     accepted_at_[event.host] = event.reply.state.accepted;
@@ -128,7 +131,35 @@ bool Proposer::is_possible(const Record& record, bool known_chosen) const {
   return has_quorum(record, open, known_chosen);
 }
 
+void Proposer::hear(const std::string& from, const StateStamps& stamps) {
+  for (const auto& [host, stamp] : stamps)
+    remember(host == from ? told_ : stamps_, host, stamp);
+}
+
+/// What others know of a member comes before what it says itself, where the two do not go together.
+StateStamps Proposer::stamps() const {
+  StateStamps stamps = stamps_;
+  remember(stamps, told_);
+  return stamps;
+}
+
+/// A promise counts if nobody has told of a later state of that voter. One that started anew meanwhile is asked again,
+/// and says so.
+void Proposer::drop_put_back() {
+  for (const auto& [host, told] : told_) {
+    const auto known = stamps_.find(host);
+    if (known == stamps_.end() || !has(yes_, host) || knows_of(told, known->second)) continue;
+    std::erase(yes_, host);
+    accepted_at_.erase(host);
+    refused_ = true;
+    no_[host] = fmt::format("its state file has generation {}, others know of {}",
+                            told.generation,
+                            known->second.generation);
+  }
+}
+
 void Proposer::evaluate_prepare(Effects& effects) {
+  drop_put_back();
   if (best_.accepted > ballot_) return end_round(*best_.record, effects);
   // What was heard of on the way may name voters that were not asked yet.
   ask_to_prepare(*best_.record, effects);
@@ -159,13 +190,14 @@ void Proposer::begin_accept(Effects& effects) {
   no_.clear();
   refused_ = false;
   for (const std::string& host : asked_)
-    effects.push_back(proposer_effect::SendAccept{member(host), {ballot_, proposal_}});
+    effects.push_back(proposer_effect::SendAccept{member(host), {ballot_, proposal_, stamps()}});
 }
 
 void Proposer::on_event(const proposer_event::AcceptAnswered& event, Effects& effects) {
   if (phase_ != Phase::accepting || event.ballot != ballot_ || !has(asked_, event.host)) return;
   if (has(yes_, event.host)) return;
   round_seen_ = std::max(round_seen_, event.reply.promised.round);
+  hear(event.host, event.reply.stamps);
   if (event.reply.granted) {
     yes_.push_back(event.host);
   } else {
@@ -191,7 +223,8 @@ void Proposer::on_chosen(Effects& effects) {
 
 void Proposer::tell_chosen(Effects& effects) {
   for (const std::string& host : asked_)
-    effects.push_back(proposer_effect::SendChosen{member(host), {best_.accepted, *best_.record}});
+    effects.push_back(
+        proposer_effect::SendChosen{member(host), {best_.accepted, *best_.record, stamps()}});
 }
 
 /// The round cannot reach a quorum any more.

@@ -20,9 +20,10 @@
 namespace replicad {
 
 namespace proposer_event {
-/// `own`: what this host's voter knows; tells whom to ask.
+/// `own`: what this host's voter knows; tells whom to ask. `stamps`: what this host remembers of the others.
 struct Start {
   VoterState own;
+  StateStamps stamps = {};
 };
 struct PrepareAnswered {
   std::string host;
@@ -115,6 +116,9 @@ class Proposer {
   void begin_round(Effects& effects);
   void note(const VoterState& state);
   void ask_to_prepare(const Record& record, Effects& effects);
+  void hear(const std::string& from, const StateStamps& stamps);
+  [[nodiscard]] StateStamps stamps() const;
+  void drop_put_back();
   void evaluate_prepare(Effects& effects);
   void begin_accept(Effects& effects);
   void evaluate_accept(Effects& effects);
@@ -138,12 +142,14 @@ class Proposer {
   VoterState best_;       ///< the record with the highest ballot that was heard of
   Ballot chosen_ballot_;  ///< best_ is known to have been chosen if this is its ballot
   Epoch fence_;
+  StateStamps stamps_;  ///< of each voter, by others
 
   // Of the round.
   std::vector<std::string> asked_;
   std::vector<std::string> yes_;
   std::map<std::string, std::string> no_;  ///< host -> why
   std::map<std::string, Ballot> accepted_at_;
+  StateStamps told_;      ///< by each voter, of itself
   bool refused_ = false;  ///< by a higher ballot
   Record proposal_;
   bool completing_ = false;

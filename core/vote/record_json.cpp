@@ -182,6 +182,30 @@ json voter_json(const VoterState& state) {
           {"record", state.record ? record_json(*state.record) : json(nullptr)}};
 }
 
+json stamps_json(const StateStamps& stamps) {
+  json value = json::object();
+  for (const auto& [host, stamp] : stamps) {
+    value[host] = {
+        {"generation", stamp.generation}, {"start", stamp.start}, {"loaded", stamp.loaded}};
+  }
+  return value;
+}
+
+Result<StateStamps> stamps_from_json(const json& value) {
+  if (!value.is_object() || value.size() > members_max)
+    return fail(Errc::protocol, "vote: \"stamps\" is no object of at most {}", members_max);
+  StateStamps stamps;
+  for (const auto& [host, item] : value.items()) {
+    RecordReader fields(item);
+    const StateStamp stamp{fields.number("generation", counter_max),
+                           fields.number_32("start"),
+                           fields.number("loaded", counter_max)};
+    RD_TRY(fields.finish());
+    stamps.emplace(host, stamp);
+  }
+  return stamps;
+}
+
 Result<Ballot> ballot_from_json(const json& value) {
   RecordReader fields(value);
   Ballot ballot{fields.number("round", counter_max),

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/vote/record.h"
+#include "core/vote/state_stamp.h"
 
 namespace replicad {
 
@@ -22,24 +23,29 @@ struct VoterState {
 struct PrepareRequest {
   std::uint32_t fork = 0;  ///< of the history the proposer is in
   Ballot ballot;
+  StateStamps stamps = {};  ///< what the proposer remembers
 };
 struct PrepareReply {
   bool granted = false;  ///< otherwise state.promised names the higher ballot
   VoterState state;
-  Epoch fence;  ///< highest epoch promised here
+  Epoch fence;              ///< highest epoch promised here
+  StateStamps stamps = {};  ///< what the voter remembers, and its own with this promise
 };
 struct AcceptRequest {
   Ballot ballot;
   Record record;
+  StateStamps stamps = {};
 };
 struct AcceptReply {
   bool granted = false;
   Ballot promised;  ///< the higher one if it was not granted
+  StateStamps stamps = {};
 };
 /// The record was chosen at this ballot.
 struct ChosenNotice {
   Ballot ballot;
   Record record;
+  StateStamps stamps = {};
 };
 
 /// The state of a founding member.

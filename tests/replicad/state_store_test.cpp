@@ -153,6 +153,73 @@ TEST_CASE("state store: a write that fails keeps the old state, and later ones w
   CHECK(StateStore::load(fixture.path())->epoch.number == 6);
 }
 
+TEST_CASE("state store: its stamp says what was loaded, and begins anew with a raised generation") {
+  StoreFixture fixture;
+  REQUIRE(fixture.update(become_sample).has_value());
+  REQUIRE(fixture.update(set_epoch(3)).has_value());
+  const auto stamp = [&] {
+    return run_on_reactor(fixture.reactor(), [&] { return fixture.store().stamp(); });
+  };
+  const StateStamp first = stamp();
+  CHECK(first.generation == 2);
+  CHECK(first.loaded == 0);
+  fixture.open(*StateStore::load(fixture.path()));
+  const StateStamp second = stamp();
+  CHECK(second.generation == 2);
+  CHECK(second.loaded == 2);
+  CHECK(second.start != first.start);
+  CHECK(knows_of(second, first));
+  const Status raised = fixture.update([](VolumeState& state) -> Status {
+    state.generation = 100;
+    return {};
+  });
+  REQUIRE(raised.has_value());
+  CHECK(stamp() == StateStamp{101, second.start, 100});
+  // Whatever another process had told of it.
+  CHECK(knows_of(stamp(), {100, 5, 3}));
+}
+
+TEST_CASE("state store: what it remembers goes to the disk with the next change, of members only") {
+  StoreFixture fixture;
+  REQUIRE(fixture
+              .update([](VolumeState& state) -> Status {
+                state = sample_state();
+                state.members.push_back({"b", "127.0.0.1:3", "127.0.0.1:4"});
+                return {};
+              })
+              .has_value());
+  const auto remember_both = [&](std::uint64_t generation) {
+    fixture.store().remember("b", {generation, 9, 1});
+    fixture.store().remember("gone", {generation, 9, 1});
+  };
+  run_on_reactor(fixture.reactor(), [&] { remember_both(4); });
+  CHECK(fixture.state().stamps.at("b").generation == 4);
+  CHECK(StateStore::load(fixture.path())->stamps.empty());
+  // Also what is heard of while a change is being written.
+  const Status written = call_reactor<void>(fixture.reactor(), [&](auto done) {
+    fixture.store().update(
+        [&](VolumeState& state) -> Status {
+          remember_both(5);
+          ++state.epoch.number;
+          return {};
+        },
+        done);
+  });
+  REQUIRE(written.has_value());
+  CHECK(StateStore::load(fixture.path())->stamps.at("b").generation == 4);
+  CHECK(fixture.state().stamps.at("b").generation == 5);
+  REQUIRE(fixture.update(set_epoch(9)).has_value());
+  CHECK(StateStore::load(fixture.path())->stamps.at("b").generation == 5);
+  REQUIRE(fixture
+              .update([](VolumeState& state) -> Status {
+                state.members.pop_back();
+                state.stamps.clear();
+                return {};
+              })
+              .has_value());
+  CHECK(fixture.state().stamps.empty());
+}
+
 TEST_CASE("state store: what a crash in the middle of a write leaves is the old state") {
   StoreFixture fixture;
   REQUIRE(fixture.update(become_sample).has_value());

@@ -58,6 +58,39 @@ void check_corrupt(const std::string& content, const std::string& word) {
 
 }  // namespace
 
+TEST_CASE("volume state: one that begins anew never goes back, and is not put back any more") {
+  VolumeState state = sample_state();
+  state.put_back = 90;
+  begin_anew(state, 3);
+  CHECK(state.generation == 7);
+  CHECK_FALSE(state.put_back);
+  begin_anew(state, 300);
+  CHECK(state.generation == 300);
+}
+
+TEST_CASE("volume state: forgotten images are no state at a replica, and unclean at the primary") {
+  VolumeState state = sample_state();
+  state.clean = state.consistent = true;
+  state.stage_bytes = 8192;
+  state.resync = Epoch{3, 8};
+  state.rewind = 2;
+  state.disks[1].mark.identity = "device";
+  state.marked_at = state.checkpoint;
+  VolumeState primary = state;
+  forget_images(primary, "a");
+  CHECK_FALSE(primary.clean);
+  CHECK(primary.consistent);
+  CHECK(primary.disks[1].mark == ImageMark{});
+  CHECK_FALSE(primary.marked_at);
+  forget_images(state, "b");
+  CHECK(state.clean);
+  CHECK_FALSE(state.consistent);
+  CHECK_FALSE(state.stage_bytes);
+  CHECK_FALSE(state.resync);
+  CHECK_FALSE(state.rewind);
+  CHECK_FALSE(state.marked_at);
+}
+
 TEST_CASE("volume state: what is written is read back") {
   const VolumeState state = sample_state();
   const auto read = decode_volume_state(encode_volume_state(state));
@@ -75,6 +108,17 @@ TEST_CASE("volume state: what is written is read back") {
   const auto read_split = decode_volume_state(encode_volume_state(split));
   REQUIRE(read_split.has_value());
   CHECK(*read_split == split);
+
+  VolumeState put_back = state;
+  put_back.stamps = {{"b", {12, 0xfffffffe, 10}}};
+  put_back.put_back = 20;
+  const std::string written = encode_volume_state(put_back);
+  const auto read_put_back = decode_volume_state(written);
+  REQUIRE(read_put_back.has_value());
+  CHECK(*read_put_back == put_back);
+  check_corrupt(sealed(replaced(body_of(written), "\"loaded\": 10", "\"loaded\": -1")), "loaded");
+  check_corrupt(sealed(replaced(body_of(written), "\"put_back\": 20", "\"put_back\": []")),
+                "put_back");
 
   VolumeState marked = state;
   marked.disks[0].mark = {

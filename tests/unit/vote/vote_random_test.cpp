@@ -28,6 +28,8 @@ TEST_CASE("vote: whatever the network and crashes do, chosen records form one ch
   std::size_t chosen = 0;
   std::size_t done = 0;
   std::size_t voter_changes = 0;
+  std::size_t put_back = 0;
+  std::size_t come_back = 0;
   for (std::uint32_t seed = first; seed < first + seeds; ++seed) {
     VoteWorld world(seed, PlantedBug::none);
     std::string violation = world.run(steps_per_seed);
@@ -37,10 +39,14 @@ TEST_CASE("vote: whatever the network and crashes do, chosen records form one ch
     chosen += world.chosen_count();
     done += world.done_count();
     voter_changes += world.voter_changes();
+    put_back += world.put_back_count();
+    come_back += world.come_back_count();
   }
   MESSAGE(
       "records chosen: ", chosen, ", proposals done: ", done, ", voters changed: ", voter_changes);
+  MESSAGE("states put back: ", put_back, ", voters come back: ", come_back);
   CHECK(chosen > seeds);
+  if (!wanted_seed()) CHECK(come_back > seeds / 2);
   if (!wanted_seed()) CHECK(voter_changes > seeds);
 }
 

@@ -58,6 +58,8 @@ void VoteWorld::step() {
     crash(any_host());
   } else if (what < 9) {
     wipe(any_host());
+  } else if (what < 10) {
+    use_backup(any_host());
   } else if (what < 14) {
     const std::string name = any_host();
     if (std::exchange(hosts_[name].backing_off, false)) feed(name, proposer_event::Retry{});
@@ -71,6 +73,16 @@ std::string VoteWorld::converge() {
   for (const std::string& name : names_)
     crash(name);
   network_.clear();
+  for (const std::string& name : names_) {
+    if (!hosts_[name].put_back) continue;
+    come_back(name);
+    for (unsigned i = 0; i < 2000 && hosts_[name].proposer; ++i) {
+      if (std::exchange(hosts_[name].backing_off, false)) feed(name, proposer_event::Retry{});
+      deliver();
+    }
+    // Without it there is no quorum, and nothing goes on but by force.
+    if (hosts_[name].put_back) return violation_;
+  }
   for (unsigned round = 0; round < 6 && violation_.empty(); ++round) {
     const Record& last = chosen_.rbegin()->second;
     const std::string primary = last.primary;
@@ -148,23 +160,66 @@ void VoteWorld::feed(const std::string& name, const ProposerEvent& event) {
       AcceptRequest request = accept->request;
       network_.push_back({accept->to.host, name, std::move(request)});
     } else if (const auto* chosen = std::get_if<proposer_effect::SendChosen>(&effect)) {
-      network_.push_back({chosen->to.host, name, chosen->notice});
+      if (host.returning && chosen->to.host == name)
+        handle({name, name, chosen->notice});
+      else
+        network_.push_back({chosen->to.host, name, chosen->notice});
     } else if (std::holds_alternative<proposer_effect::BackOff>(effect)) {
       host.backing_off = true;
     } else if (const auto* done = std::get_if<proposer_effect::Done>(&effect)) {
       note_done(done->record);
+      const bool learnt = host.voter.chosen && host.voter.record->version >= done->record.version;
+      if (host.returning && learnt) {
+        host.put_back = false;
+        ++come_back_;
+      }
     } else if (const auto* failed = std::get_if<proposer_effect::Failed>(&effect)) {
       last_error_ = failed->error.message;
     }
   }
-  if (host.proposer->is_over()) host.proposer.reset();
+  if (!host.proposer->is_over()) return;
+  host.proposer.reset();
+  host.returning = false;
 }
 
 void VoteWorld::crash(const std::string& name) {
   Host& host = hosts_[name];
   host.proposer.reset();
   host.backing_off = false;
+  host.returning = false;
   host.voter = host.durable;
+}
+
+/// Copies of one state at a time are put back: as many as the others can notice.
+void VoteWorld::use_backup(const std::string& name) {
+  Host& host = hosts_[name];
+  if (host.put_back) {
+    if (!host.proposer) come_back(name);
+  } else if (!host.backup || chance(50)) {
+    if (host.durable.record) host.backup = host.durable;
+  } else if (std::none_of(hosts_.begin(), hosts_.end(), [](const auto& item) {
+               return item.second.put_back;
+             })) {
+    put_back(name);
+  }
+}
+
+void VoteWorld::put_back(const std::string& name) {
+  Host& host = hosts_[name];
+  host.durable = *host.backup;
+  crash(name);
+  host.put_back = bug_ != PlantedBug::put_back_votes;
+  ++put_back_;
+}
+
+void VoteWorld::come_back(const std::string& name) {
+  Host& host = hosts_[name];
+  host.proposer = std::make_unique<Proposer>(name, below(1U << 30), watched(change_version()), 6);
+  host.backing_off = false;
+  host.returning = true;
+  VoterState own = host.voter;
+  if (bug_ != PlantedBug::put_back_low_round) own.promised.round += forgotten_max;
+  feed(name, proposer_event::Start{own});
 }
 
 /// A host that is no member any more: its part is deleted.
@@ -202,6 +257,8 @@ void VoteWorld::handle(const Message& message) {
   if (const auto* event = std::get_if<ProposerEvent>(&message.payload)) {
     feed(message.to, *event);
   } else if (const auto* prepare = std::get_if<PrepareRequest>(&message.payload)) {
+    if (host.put_back)
+      return answer(message, proposer_event::Lost{message.to, prepare->ballot, "put back"});
     const auto reply = answer_prepare(host.voter, *prepare, {});
     if (!reply) return fail_with(reply.error().message);
     if (bug_ != PlantedBug::promise_not_durable) host.durable = host.voter;
@@ -214,6 +271,8 @@ void VoteWorld::handle(const Message& message) {
     }
     answer(message, proposer_event::PrepareAnswered{message.to, prepare->ballot, sent});
   } else if (const auto* accept = std::get_if<AcceptRequest>(&message.payload)) {
+    if (host.put_back)
+      return answer(message, proposer_event::Lost{message.to, accept->ballot, "put back"});
     if (bug_ == PlantedBug::accept_below_promise && accept->ballot < host.voter.promised)
       host.voter.promised = accept->ballot;
     const auto reply = answer_accept(host.voter, *accept);

@@ -24,6 +24,8 @@ enum class PlantedBug {
   own_tie_break,         ///< with an even number of voters everybody counts its own vote twice
   no_quorum_before,      ///< a change of voters needs only the new ones
   build_on_unchosen,     ///< what was only seen is taken for chosen
+  put_back_votes,        ///< a voter whose state was put back goes on with that
+  put_back_low_round,    ///< it comes back by a ballot like any other
   count
 };
 
@@ -39,6 +41,9 @@ class VoteWorld {
   [[nodiscard]] std::size_t chosen_count() const { return chosen_.size(); }
   [[nodiscard]] std::size_t done_count() const { return done_; }
   [[nodiscard]] std::size_t voter_changes() const { return voter_changes_; }
+  /// States that were put back, and voters that came back from that.
+  [[nodiscard]] std::size_t put_back_count() const { return put_back_; }
+  [[nodiscard]] std::size_t come_back_count() const { return come_back_; }
 
  private:
   struct Host {
@@ -46,6 +51,9 @@ class VoteWorld {
     VoterState durable;
     std::unique_ptr<Proposer> proposer;
     bool backing_off = false;
+    std::optional<VoterState> backup;
+    bool put_back = false;  ///< an older copy: no vote until the others have chosen without it
+    bool returning = false;  ///< the proposer is for that
   };
   using Payload = std::variant<PrepareRequest, AcceptRequest, ChosenNotice, ProposerEvent>;
   struct Message {
@@ -65,6 +73,9 @@ class VoteWorld {
   void feed(const std::string& name, const ProposerEvent& event);
   void crash(const std::string& name);
   void wipe(const std::string& name);
+  void use_backup(const std::string& name);
+  void put_back(const std::string& name);
+  void come_back(const std::string& name);
   void deliver();
   void handle(const Message& message);
   void answer(const Message& message, const ProposerEvent& event);
@@ -87,6 +98,8 @@ class VoteWorld {
   std::map<std::uint64_t, std::string> primaries_;  ///< by epoch number
   std::size_t done_ = 0;
   std::size_t voter_changes_ = 0;
+  std::size_t put_back_ = 0;
+  std::size_t come_back_ = 0;
   std::string last_error_;
 };
 
