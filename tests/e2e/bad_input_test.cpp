@@ -9,6 +9,7 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -314,6 +315,39 @@ TEST_CASE("bad input: silent and half-open connections do not keep a replica fro
   load.start();
   load.wait_answered(50);
   load.stop();
+  cluster.wait_streaming();
+  cluster.stop_and_compare();
+}
+
+TEST_CASE("bad input: a replica without descriptors takes no connection, loses nothing, recovers") {
+  Cluster cluster(2);
+  cluster.create({.members = {"a", "b"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  Host& b = cluster.host("b");
+  rlimit before{};
+  REQUIRE(::prlimit(b.pid(), RLIMIT_NOFILE, nullptr, &before) == 0);
+  const rlimit few{64, before.rlim_max};
+  REQUIRE(::prlimit(b.pid(), RLIMIT_NOFILE, &few, nullptr) == 0);
+  {
+    std::vector<RawConnection> silent;
+    silent.reserve(100);
+    const auto attach = encode_attach(attach_for(cluster, "b"));
+    Load load(cluster, {});
+    load.start();
+    // They are let go after a while; others come.
+    wait_until("b has no descriptor left", Millis(60'000), [&] {
+      silent.clear();
+      for (int i = 0; i < 100; ++i) {
+        silent.emplace_back(b.stream());
+        silent.back().send(std::span(attach).first(30));
+      }
+      return contains(b.log(), "event=accept_failed");
+    });
+    load.wait_answered(200);
+    load.stop();
+  }
+  CHECK(b.running());
   cluster.wait_streaming();
   cluster.stop_and_compare();
 }

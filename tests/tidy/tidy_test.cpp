@@ -268,18 +268,73 @@ std::string test_sources() {
   return std::regex_replace(text, std::regex("\"\\s+\""), "");
 }
 
-TEST_CASE("tidy: every test that docs/fault-model.md names is there") {
+std::set<std::string> test_names() {
   const std::string sources = test_sources();
-  const std::regex name("`([a-z][a-z _]*: [^`]+)`");
+  const std::regex test_case(R"rx(TEST_CASE\w*\(\s*(?:\w+,\s*)?"([^"]+)")rx");
+  std::set<std::string> names;
+  for (std::sregex_iterator at(sources.begin(), sources.end(), test_case), end; at != end; ++at)
+    names.insert((*at)[1]);
+  return names;
+}
+
+/// `name` is a test, or one of each mode ("name (sync)"), or the first words of several ("name: ...").
+bool is_test(const std::set<std::string>& tests, const std::string& name) {
+  const auto begins = [&tests](const std::string& words) {
+    const auto at = tests.lower_bound(words);
+    return at != tests.end() && at->starts_with(words);
+  };
+  return tests.contains(name) || begins(name + " (") || begins(name + ": ");
+}
+
+std::vector<std::string> matches_of(const std::string& text, const std::regex& pattern) {
+  std::vector<std::string> found;
+  for (std::sregex_iterator at(text.begin(), text.end(), pattern), end; at != end; ++at)
+    found.push_back((*at)[1]);
+  return found;
+}
+
+TEST_CASE("tidy: every test that docs/fault-model.md names is there") {
+  const std::set<std::string> tests = test_names();
+  REQUIRE(tests.size() > 500);
+  CHECK(is_test(tests, "tidy: no function is longer than 140 lines"));
+  CHECK_FALSE(is_test(tests, "tidy: no function is longer"));
+  std::string simulator;
+  for (const SourceFile& file : code_files()) {
+    if (!file.path.starts_with("tests/sim/")) continue;
+    for (const std::string& line : file.lines)
+      simulator += line + "\n";
+  }
   std::size_t count = 0;
   for (const std::string& line : lines_of(fs::path(RD_SOURCE_DIR) / "docs/fault-model.md")) {
-    for (std::sregex_iterator at(line.begin(), line.end(), name), end; at != end; ++at) {
+    for (const std::string& name : matches_of(line, std::regex("`([a-z][a-z _-]*: [^`]+)`"))) {
       ++count;
-      const std::string test = (*at)[1];
-      if (sources.find("\"" + test) == std::string::npos) FAIL_CHECK(test << ": no such test");
+      if (!is_test(tests, name)) FAIL_CHECK(name << ": no such test");
+    }
+    // sim (`fault`, "a place reached"): a fault, a planted bug or a place that the simulator knows.
+    for (const std::string& named : matches_of(line, std::regex(R"(\bsim \(([^)]*)\))"))) {
+      for (const std::string& word : matches_of(named, std::regex("[`\"]([^`\"]+)[`\"]"))) {
+        if (simulator.find(word) == std::string::npos)
+          FAIL_CHECK(word << ": the simulator has no such fault or place");
+      }
     }
   }
   CHECK(count > 50);
+}
+
+// In the last column of each table; a model alone shows a rule, not the code.
+TEST_CASE("tidy: every fault of docs/fault-model.md is shown by something") {
+  std::size_t rows = 0;
+  for (const std::string& line : lines_of(fs::path(RD_SOURCE_DIR) / "docs/fault-model.md")) {
+    if (!line.starts_with("| ") || line.starts_with("| fault |") || line.starts_with("| first |"))
+      continue;
+    ++rows;
+    const std::string body = line.substr(0, line.rfind('|'));
+    const std::string shown = body.substr(body.rfind('|') + 1);
+    const bool names_test = std::regex_search(
+        shown, std::regex("`[a-z][a-z _-]*: |\\bsim\\b|the e2e tests of `|fuzz targets?\\b"));
+    if (!names_test) FAIL_CHECK("no test is named: " << line.substr(0, 60));
+  }
+  CHECK(rows > 60);
 }
 
 }  // namespace
