@@ -210,6 +210,39 @@ TEST_CASE("control: every verb on an unknown volume is not_found") {
   CHECK(host.ask("DELETE", "/v1/volumes/vm9?uuid=x").status == 404);
 }
 
+TEST_CASE("control: a voter that hears of a later state of its own has an old copy and no vote") {
+  const TestHost host("a");
+  REQUIRE(host.ask("POST", "/v1/volumes", body_for(host)).ok());
+  const json ballot = {{"round", 2}, {"host", "b"}, {"nonce", 3}};
+  json request = {{"uuid", fixture_uuid}, {"fork", 0}, {"ballot", ballot}};
+  // A proposer of an earlier version sends no stamps.
+  const PeerAnswer plain = host.post("vm1", "vote/prepare", request);
+  REQUIRE_MESSAGE(plain.ok(), plain.body.dump());
+  const json stamp = plain.body.at("stamps").at("a");
+  // What this process has told, and what it found: the same state. Of strangers nothing is kept.
+  request["stamps"] = {{"a", stamp}, {"x", {{"generation", 7}, {"start", 1}, {"loaded", 0}}}};
+  const PeerAnswer again = host.post("vm1", "vote/prepare", request);
+  REQUIRE_MESSAGE(again.ok(), again.body.dump());
+  CHECK_FALSE(again.body.at("stamps").contains("x"));
+  request["stamps"]["a"] = {{"generation", stamp.at("loaded")}, {"start", 77}, {"loaded", 0}};
+  CHECK(host.post("vm1", "vote/prepare", request).ok());
+
+  request["stamps"]["a"]["generation"] = stamp.at("loaded").get<std::uint64_t>() + 1;
+  const PeerAnswer refused = host.post("vm1", "vote/prepare", request);
+  CHECK(error_code(refused) == "inconsistent");
+  request.erase("stamps");
+  CHECK(error_code(host.post("vm1", "vote/prepare", request)) == "inconsistent");
+  const json view = host.ask("GET", "/v1/volumes/vm1").body;
+  CHECK(view.at("error").at("code") == "inconsistent");
+  CHECK(error_code(host.post("vm1", "readmit", json::object())) == "refused");  // the primary
+  // Alone it is no majority of others: only by force.
+  CHECK(host.post("vm1", "readmit", {{"force", true}}).ok());
+  const PeerAnswer back = host.post("vm1", "vote/prepare", request);
+  CHECK(back.body.at("granted") == false);  // it has promised a much later ballot
+  CHECK(back.body.at("state").at("promised").at("round") > forgotten_max);
+  CHECK(back.body.at("stamps").at("a").at("generation") > forgotten_max);
+}
+
 TEST_CASE("control: a file is adopted in place, and delete leaves it") {
   const TestHost host("a");
   const std::string file = host.dir() + "/disk.raw";

@@ -52,7 +52,7 @@ class VoteWorld {
     std::unique_ptr<Proposer> proposer;
     bool backing_off = false;
     std::optional<VoterState> backup;
-    bool put_back = false;  ///< an older copy: no vote until the others have chosen without it
+    bool put_back = false;   ///< an older copy: no vote until it has come back
     bool returning = false;  ///< the proposer is for that
   };
   using Payload = std::variant<PrepareRequest, AcceptRequest, ChosenNotice, ProposerEvent>;
