@@ -4,6 +4,7 @@
 
 #include "core/base/check.h"
 #include "tests/sim/cluster.h"
+#include "tests/sim/daemon_ask.h"
 
 namespace replicad::sim {
 
@@ -12,7 +13,6 @@ namespace {
 constexpr auto acceptor = Connection::Side::acceptor;
 constexpr Duration role_retry = std::chrono::milliseconds(300);
 constexpr Duration call_delay = std::chrono::microseconds(100);
-constexpr Duration proposal_timeout = std::chrono::seconds(10);
 
 void forget_heat(ActivityRecord& activity) {
   for (auto& disk : activity.entries) {

@@ -1,6 +1,7 @@
 #pragma once
 // Requests from one host's replicad to another's, with an answer or none (the template of daemon.h).
 
+#include <chrono>
 #include <optional>
 #include <utility>
 
@@ -8,6 +9,9 @@
 #include "tests/sim/daemon.h"
 
 namespace replicad::sim {
+
+inline constexpr Duration ask_timeout = std::chrono::seconds(3);
+inline constexpr Duration proposal_timeout = std::chrono::seconds(10);
 
 template <typename Answer>
 void Daemon::ask(HostIndex to,

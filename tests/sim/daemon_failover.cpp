@@ -11,13 +11,6 @@
 
 namespace replicad::sim {
 
-namespace {
-
-constexpr Duration ask_timeout = std::chrono::seconds(3);
-constexpr Duration proposal_timeout = std::chrono::seconds(10);
-
-}  // namespace
-
 void Daemon::failover() {
   const VoterState& vote = state().vote;
   const bool fit = !is_witness() && !is_primary() && !is_busy() && replica_ && state().consistent &&

@@ -16,10 +16,8 @@ namespace replicad::sim {
 
 namespace {
 
-constexpr Duration ask_timeout = std::chrono::seconds(3);
 constexpr Duration promotion_timeout = std::chrono::seconds(25);
-constexpr Duration proposal_timeout = std::chrono::seconds(10);
-constexpr Duration role_retry = std::chrono::milliseconds(50);
+constexpr Duration promotion_retry = std::chrono::milliseconds(50);
 
 }  // namespace
 
@@ -241,7 +239,7 @@ void Daemon::reopen_replica() {
     replica_.reset();
     replica_busy_ = false;
     end_operation();
-    machine_.after(role_retry, life_.guard([this] { take_role(); }));
+    machine_.after(promotion_retry, life_.guard([this] { take_role(); }));
   }));
 }
 

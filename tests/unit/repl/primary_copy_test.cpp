@@ -12,14 +12,6 @@ namespace {
 using Setup = PrimaryScenario::Setup;
 using std::chrono::seconds;
 
-Setup pair_in_sync(Mode mode = Mode::sync) {
-  return {.mode = mode, .peers = {"b"}, .in_sync = {"a", "b"}};
-}
-/// One replica that is neither in sync nor attached.
-Setup pair_apart(Mode mode = Mode::sync) {
-  return {.mode = mode, .peers = {"b"}, .in_sync = {"a"}, .attached = false};
-}
-
 /// A peer b of another history that waits after a first copy that failed; frames 1..3 of 4 KiB exist.
 void make_detached(PrimaryScenario& s) {
   for (RequestId id = 1; id <= 3; ++id)

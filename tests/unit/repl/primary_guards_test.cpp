@@ -14,12 +14,6 @@ using Setup = PrimaryScenario::Setup;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-Setup pair_in_sync(Mode mode = Mode::sync) {
-  return {.mode = mode, .peers = {"b"}, .in_sync = {"a", "b"}};
-}
-Setup pair_apart(Mode mode = Mode::async) {
-  return {.mode = mode, .peers = {"b"}, .in_sync = {"a"}, .attached = false};
-}
 Watermarks marks_of(Sequence received, Sequence logged, Sequence durable, Sequence applied) {
   Watermarks marks;
   marks.received = received;
@@ -60,7 +54,7 @@ TEST_CASE("guard: a member that lags by frames that have left the ring is late s
 }
 
 TEST_CASE("guard: nobody is told of a frame but those who take frames") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   s.write(1, write_at(0));
   CHECK(s.sendable().empty());
   s.attach("b");
@@ -117,7 +111,7 @@ TEST_CASE("guard: a target is asked once how far it has applied, whatever others
 }
 
 TEST_CASE("guard: a hold says that its target is not in sync") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   CHECK(s.hold("b") == "hold failed refused");
   CHECK(s.last_error().message == "b is not in the in-sync set");
 }
@@ -223,7 +217,7 @@ TEST_CASE("guard: bytes that leave are progress of a copy, not of a stream") {
   }
   CHECK(text == "close b timeout, record a");
 
-  PrimaryScenario copying(pair_apart());
+  PrimaryScenario copying(pair_apart(Mode::async));
   copying.attach("b", copying.point(0), 0, 0, false);
   REQUIRE(copying.view("b").phase == PeerPhase::copying);
   for (RequestId id = 1; id <= 4; ++id) {
@@ -243,7 +237,7 @@ TEST_CASE("guard: a removed member is in sync no more, before that is on record"
 
 TEST_CASE(
     "guard: a member that left before it was in sync does not leave again behind its joining") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   HistoryPoint point = s.point(0);
   AttachedMessage message;
   message.logged = point;
@@ -290,7 +284,7 @@ TEST_CASE("guard: a member whose session is to end does not join because it slow
 }
 
 TEST_CASE("guard: a copy's error without a hint leaves the hint of what the member needs") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   HistoryPoint other = s.point(0);
   other.digest.low ^= 1;
   s.attach("b", other, 0, 0);
@@ -359,14 +353,14 @@ TEST_CASE("guard: a member that has a flush durable is not blamed for one that h
 }
 
 TEST_CASE("guard: of a member that was never here no lag is known in time") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   for (RequestId id = 1; id <= 6; ++id)
     s.write(id, write_at(id * mib, mib));
   CHECK(s.view("b").lag == Duration{});
 }
 
 TEST_CASE("guard: nothing is copied to a member that was removed") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   for (RequestId id = 1; id <= 6; ++id)
     s.write(id, write_at(id * mib, mib));
   s.attach("b", 1);
@@ -386,7 +380,7 @@ TEST_CASE("guard: nothing is copied to a member that was removed") {
 
 TEST_CASE(
     "guard: the end of a copy that was found wrong is not taken from a session that is to end") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   for (RequestId id = 1; id <= 6; ++id)
     s.write(id, write_at(id * mib, mib));
   s.attach("b", 1);

@@ -14,19 +14,9 @@ using Setup = PrimaryScenario::Setup;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr Sequence base = PrimaryScenario::base_sequence;
 const Range first_mib{0, 0, mib};
 const Range second_mib{0, mib, mib};
 
-/// One replica that is neither in sync nor attached; nobody waits for it.
-Setup pair_apart() {
-  return {.mode = Mode::async, .peers = {"b"}, .in_sync = {"a"}, .attached = false};
-}
-/// `count` changes of 1 MiB at `first` MiB and up: the ring has room for three.
-void write_mib(PrimaryScenario& s, RequestId first, RequestId count) {
-  for (RequestId id = first; id < first + count; ++id)
-    s.write(id, write_at(id * mib, mib));
-}
 AttachedMessage standing(const HistoryPoint& logged) {
   AttachedMessage message;
   message.logged = logged;
@@ -63,25 +53,25 @@ PrimaryConfig later_term() {
 }
 
 TEST_CASE("lack: a member has everything when it streams and reports the last change durable") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 0, 6);
   CHECK_FALSE(s.primary().has_everything(0));
-  CHECK_FALSE(s.primary().has_durably(0, first_mib, base + 1));
+  CHECK_FALSE(s.primary().has_durably(0, first_mib, term_base + 1));
   s.attach("b", s.point(5), 0, 5);
   // It stands behind what has left the ring, which it has not reported durable.
   CHECK_FALSE(s.primary().has_everything(0));
-  CHECK_FALSE(s.primary().has_durably(0, first_mib, base));
+  CHECK_FALSE(s.primary().has_durably(0, first_mib, term_base));
   CHECK(s.primary().known_lack(0).dirty.overlaps_any(first_mib));
   s.logged("b", 6);
   CHECK_FALSE(s.primary().has_everything(0));
   s.durable("b", 6);
   CHECK(s.primary().has_everything(0));
-  CHECK(s.primary().has_durably(0, first_mib, base + 6));
-  CHECK_FALSE(s.primary().has_durably(0, first_mib, base + 7));
+  CHECK(s.primary().has_durably(0, first_mib, term_base + 6));
+  CHECK_FALSE(s.primary().has_durably(0, first_mib, term_base + 7));
   CHECK(s.primary().known_lack(0).dirty.empty());
   s.lose("b");
   CHECK_FALSE(s.primary().has_everything(0));
-  CHECK_FALSE(s.primary().has_durably(0, first_mib, base + 6));
+  CHECK_FALSE(s.primary().has_durably(0, first_mib, term_base + 6));
 }
 
 TEST_CASE("lack: marks of a member go only with the last of the changes they are of") {
@@ -104,15 +94,15 @@ TEST_CASE("lack: marks of a member go only with the last of the changes they are
 }
 
 TEST_CASE("lack: a copy that was broken off is lacking until it is made up for") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 0, 6);
   REQUIRE(s.attach("b", 1) == "resync b after 6, run copy b");
   s.lose("b");
   s.attach("b", s.point(5), 5, 5);  // it had more than the primary knew of
   REQUIRE(s.primary().is_streaming(0));
   CHECK_FALSE(s.primary().has_everything(0));
-  CHECK_FALSE(s.primary().has_durably(0, second_mib, base));
-  CHECK(s.primary().has_durably(0, {0, 100 * mib, mib}, base));
+  CHECK_FALSE(s.primary().has_durably(0, second_mib, term_base));
+  CHECK(s.primary().has_durably(0, {0, 100 * mib, mib}, term_base));
   s.durable("b", 6);
   CHECK(s.primary().has_everything(0));
 }
@@ -158,7 +148,7 @@ TEST_CASE("lack: what is only to be compared is lacking, too, in a plan and out 
 }
 
 TEST_CASE("lack: a member whose session is to end does not stream") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   s.attach("b");
   REQUIRE(s.primary().is_streaming(0));
   s.step(primary_event::PeerMarks{0, Watermarks{}});
@@ -172,7 +162,7 @@ TEST_CASE("lack: members that were removed are no members") {
 }
 
 TEST_CASE("lack: is known of who stands on this history, at what is known of it or later") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   CHECK(knows(s, standing(s.point(0))));
   write_mib(s, 0, 6);
   CHECK(knows(s, standing(s.point(5))));  // in the ring
@@ -182,9 +172,10 @@ TEST_CASE("lack: is known of who stands on this history, at what is known of it 
   other.digest.low ^= 1;
   CHECK_FALSE(knows(s, standing(other)));
   // Numbers that its term has not given out.
-  CHECK_FALSE(knows(s, standing({s.primary().epoch(), base - 10, {1, 2}})));
-  CHECK_FALSE(knows(s, standing({s.point(0).epoch, base + 1, {1, 2}})));
-  CHECK(s.step(primary_event::PeerAttached{0, standing({s.primary().epoch(), base - 10, {1, 2}})})
+  CHECK_FALSE(knows(s, standing({s.primary().epoch(), term_base - 10, {1, 2}})));
+  CHECK_FALSE(knows(s, standing({s.point(0).epoch, term_base + 1, {1, 2}})));
+  CHECK(s.step(primary_event::PeerAttached{0,
+                                           standing({s.primary().epoch(), term_base - 10, {1, 2}})})
             .starts_with("rewind b"));
   s.lose("b");
   s.pass(seconds(3));
@@ -204,7 +195,7 @@ TEST_CASE("lack: an interrupted resync is known if a term of this primary's own 
 }
 
 TEST_CASE("resync: an incomplete image that says nothing of where it came from keeps nothing") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   HistoryPoint other = s.point(0);
   other.digest.low ^= 1;
   CHECK(s.step(primary_event::PeerAttached{0, interrupted(other, std::nullopt)}) ==
@@ -212,7 +203,7 @@ TEST_CASE("resync: an incomplete image that says nothing of where it came from k
 }
 
 TEST_CASE("resync: after a long calm the next copies come as soon as the first") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 0, 6);
   for (int round = 0; round < 3; ++round) {
     s.attach("b", 1);
@@ -227,7 +218,7 @@ TEST_CASE("resync: after a long calm the next copies come as soon as the first")
 }
 
 TEST_CASE("resync: only a copy that runs comes to an end, and once") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   s.attach("b");
   s.step(primary_event::CopyEnding{0});
   CHECK_FALSE(s.primary().copy_end(0).has_value());
@@ -244,7 +235,7 @@ TEST_CASE("resync: only a copy that runs comes to an end, and once") {
   s.step(primary_event::CopyEnding{0});
   CHECK(s.primary().copy_end(0) == s.point(6));
 
-  PrimaryScenario closing(pair_apart());
+  PrimaryScenario closing(pair_apart(Mode::async));
   write_mib(closing, 0, 6);
   closing.attach("b", 1);
   closing.step(primary_event::CopyDone{0, closing.point(6)});  // of a copy that has not ended

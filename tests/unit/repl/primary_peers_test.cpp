@@ -13,15 +13,6 @@ using Setup = PrimaryScenario::Setup;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-/// One replica, in sync and attached.
-Setup pair_in_sync(Mode mode = Mode::sync) {
-  return {.mode = mode, .peers = {"b"}, .in_sync = {"a", "b"}};
-}
-/// One replica that is neither in sync nor attached.
-Setup pair_apart(Mode mode = Mode::sync) {
-  return {.mode = mode, .peers = {"b"}, .in_sync = {"a"}, .attached = false};
-}
-
 // --- attaching ---
 
 TEST_CASE("attach: a member that stands where the primary stands streams at once") {

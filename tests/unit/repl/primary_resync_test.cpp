@@ -14,15 +14,6 @@ using Setup = PrimaryScenario::Setup;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-/// One replica that is neither in sync nor attached; nobody waits for it.
-Setup pair_apart() {
-  return {.mode = Mode::async, .peers = {"b"}, .in_sync = {"a"}, .attached = false};
-}
-/// `count` changes of 1 MiB at `first` MiB and up: the ring has room for three.
-void write_mib(PrimaryScenario& s, RequestId first, RequestId count) {
-  for (RequestId id = first; id < first + count; ++id)
-    s.write(id, write_at(id * mib, mib));
-}
 AttachedMessage attached_at(const HistoryPoint& logged) {
   AttachedMessage message;
   message.logged = logged;
@@ -38,7 +29,7 @@ std::string attach_interrupted(PrimaryScenario& s, Sequence base, const Epoch& r
 }
 
 TEST_CASE("resync: brings exactly the blocks that changed behind the member's point") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   s.attach("b", 0);
   s.recorded();
   s.write(1, write_at(0));
@@ -137,7 +128,7 @@ TEST_CASE("resync: in place beside another copy that is as new, though not in sy
 }
 
 TEST_CASE("resync: an interrupted one goes on from its base and brings what came since") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 1, 6);
   CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
   s.lose("b");
@@ -169,7 +160,7 @@ void hand(PrimaryScenario& s, const Range& range) {
 }  // namespace
 
 TEST_CASE("resync: what may be in a stage that is gone on with is compared, the rest sent") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 1, 6);
   CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
   hand(s, {0, 2 * mib, mib});
@@ -221,7 +212,7 @@ TEST_CASE("resync: what may be in a stage that is gone on with is compared, the 
 }
 
 TEST_CASE("resync: a stage is not gone on with by a copy that may not bring all that is in it") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   const HistoryPoint older{{2, 55}, PrimaryScenario::base_sequence - 3, {9, 9}};
   const Epoch own = s.primary().epoch();
   write_mib(s, 1, 6);
@@ -246,7 +237,7 @@ TEST_CASE("resync: a stage is not gone on with by a copy that may not bring all 
 }
 
 TEST_CASE("resync: in place, what was handed before is compared, too") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 1, 6);
   CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
   hand(s, {0, 2 * mib, mib});
@@ -258,7 +249,7 @@ TEST_CASE("resync: in place, what was handed before is compared, too") {
 }
 
 TEST_CASE("resync: one that another primary had begun is not gone on with") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 1, 6);
   CHECK(attach_interrupted(s, 0, {2, 55}) == "copy b after 6, run copy b");
   CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
@@ -287,7 +278,7 @@ TEST_CASE("resync: changes behind copy_end that leave the ring before copy_done 
 }
 
 TEST_CASE("resync: a member that falls out again and again waits longer each time") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   RequestId id = 1;
   Duration waited{};
   Sequence at = 0;
@@ -323,7 +314,7 @@ TEST_CASE("resync: a member that falls out again and again waits longer each tim
 }
 
 TEST_CASE("resync: a member below what is known of it is compared as a whole") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   HistoryPoint older{{2, 55}, PrimaryScenario::base_sequence - 3, {9, 9}};
   CHECK(s.step(primary_event::PeerAttached{s.peer("b"), attached_at(older)}) ==
         "copy b after 0, run copy b");
@@ -333,13 +324,12 @@ TEST_CASE("resync: a member below what is known of it is compared as a whole") {
 
 namespace {
 
-constexpr Sequence base = PrimaryScenario::base_sequence;
-const HistoryPoint left_at{{1, 1}, base + 40, {9, 9}};
+const HistoryPoint left_at{{1, 1}, term_base + 40, {9, 9}};
 
 /// This host followed the history from 20 before to the beginning of its term.
 Setup with_trail() {
   Trail trail({gib, 64 * mib});
-  trail.begin({{1, 9}, base - 20, {7, 7}});
+  trail.begin({{1, 9}, term_base - 20, {7, 7}});
   const auto note = [&](Sequence sequence, const Range& range) {
     FrameHeader frame;
     frame.type = FrameType::zero;
@@ -348,10 +338,10 @@ Setup with_trail() {
     frame.range = range;
     trail.note(frame);
   };
-  note(base - 12, {0, 8 * mib, 512});
-  note(base - 5, {1, 0, 512});
-  trail.adopt(trail.header({{2, 55}, base, {0x1234, 0x5678}}));
-  Setup setup = pair_apart();
+  note(term_base - 12, {0, 8 * mib, 512});
+  note(term_base - 5, {1, 0, 512});
+  trail.adopt(trail.header({{2, 55}, term_base, {0x1234, 0x5678}}));
+  Setup setup = pair_apart(Mode::async);
   setup.trail = std::make_shared<const Trail>(std::move(trail));
   return setup;
 }
@@ -372,35 +362,35 @@ TEST_CASE(
   };
   SUBCASE("a little") {
     s.write(1, write_at(40 * mib));
-    CHECK(attach({{2, 55}, base - 7, {8, 8}}) == "resync b after 1, run copy b");
+    CHECK(attach({{2, 55}, term_base - 7, {8, 8}}) == "resync b after 1, run copy b");
     CHECK(s.plan().compare.blocks() == blocks_per_region);
     CHECK(s.plan().compare.overlaps_any({1, 0, 1}));
     CHECK(s.plan().send.blocks() == 1);
     CHECK(s.end_copy("b") == "ping b, record a+b");
   }
   SUBCASE("all of it, in an earlier term") {
-    CHECK(attach({{1, 9}, base - 15, {8, 8}}) == "resync b after 0, run copy b");
+    CHECK(attach({{1, 9}, term_base - 15, {8, 8}}) == "resync b after 0, run copy b");
     CHECK(s.plan().compare.blocks() == 2 * blocks_per_region);
   }
   SUBCASE("from where it begins on") {
-    CHECK(attach({{1, 9}, base - 20, {8, 8}}) == "resync b after 0, run copy b");
+    CHECK(attach({{1, 9}, term_base - 20, {8, 8}}) == "resync b after 0, run copy b");
   }
   SUBCASE("not from before that") {
-    CHECK(attach({{1, 9}, base - 21, {8, 8}}) == "copy b after 0, run copy b");
+    CHECK(attach({{1, 9}, term_base - 21, {8, 8}}) == "copy b after 0, run copy b");
     CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
   }
   SUBCASE("not behind the end of a term there") {
-    CHECK(attach({{1, 9}, base - 12, {8, 8}}).starts_with("rewind b"));
+    CHECK(attach({{1, 9}, term_base - 12, {8, 8}}).starts_with("rewind b"));
   }
   SUBCASE("not one whose resync another primary had begun") {
-    AttachedMessage message = attached_at({{2, 55}, base - 7, {8, 8}});
+    AttachedMessage message = attached_at({{2, 55}, term_base - 7, {8, 8}});
     message.consistent = false;
     message.resync = Epoch{2, 55};
     CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) ==
           "copy b after 0, run copy b");
   }
   SUBCASE("nor when more has been asked for") {
-    CHECK(attach({{2, 55}, base, {0x1234, 0x5678}}).starts_with("start b"));
+    CHECK(attach({{2, 55}, term_base, {0x1234, 0x5678}}).starts_with("start b"));
   }
 }
 
@@ -413,7 +403,7 @@ TEST_CASE(
   };
   const Range own{0, 40 * mib, 4 * mib};
   SUBCASE("at the beginning of this term") {
-    CHECK(attach(attached_parted({{2, 55}, base, {own}})) ==
+    CHECK(attach(attached_parted({{2, 55}, term_base, {own}})) ==
           "rewind b after 1 of its own, run copy b");
     CHECK(s.plan().compare.blocks() == blocks_per_region);
     CHECK(s.plan().compare.overlaps_any(own));
@@ -421,21 +411,21 @@ TEST_CASE(
     CHECK(s.end_copy("b") == "ping b, record a+b");
   }
   SUBCASE("before it: with what came to here since") {
-    CHECK(attach(attached_parted({{2, 55}, base - 7, {own}})) ==
+    CHECK(attach(attached_parted({{2, 55}, term_base - 7, {own}})) ==
           "rewind b after 1 of its own, run copy b");
     CHECK(s.plan().compare.blocks() == 2 * blocks_per_region);
     CHECK(s.plan().compare.overlaps_any({1, 0, 1}));
   }
   SUBCASE("everything is compared otherwise") {
-    AttachedMessage message = attached_parted({{2, 55}, base, {own}});
+    AttachedMessage message = attached_parted({{2, 55}, term_base, {own}});
     SUBCASE("it is no point of this history") {
       message.parted->epoch = {2, 56};
     }
     SUBCASE("it is behind that term's end") {
-      message.parted->sequence = base + 1;
+      message.parted->sequence = term_base + 1;
     }
     SUBCASE("it is before all that is known") {
-      message.parted = {{1, 9}, base - 21, {own}};
+      message.parted = {{1, 9}, term_base - 21, {own}};
     }
     SUBCASE("its ranges are none of these disks'") {
       message.parted->ranges = {{2, 0, 512}};
@@ -454,16 +444,16 @@ TEST_CASE(
   }
   SUBCASE("everything is compared when somebody asks for it") {
     s.step(primary_event::PeerLost{s.peer("b"), {Errc::unreachable, 0, "x", {}}});
-    attach(attached_parted({{2, 55}, base, {own}}));
+    attach(attached_parted({{2, 55}, term_base, {own}}));
     s.step(primary_event::PeerLost{s.peer("b"), {Errc::unreachable, 0, "x", {}}});
-    CHECK(attach(attached_parted({{2, 55}, base, {own}})) == "");
+    CHECK(attach(attached_parted({{2, 55}, term_base, {own}})) == "");
     CHECK(s.step(primary_event::CopyRequested{s.peer("b")}) == "rewind b after 1, run copy b");
     CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
   }
 }
 
 TEST_CASE("rewind: a consistent member of another history comes back and keeps what it has") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 1, 6);
   HistoryPoint other{{1, 1}, PrimaryScenario::base_sequence - 3, {9, 9}};
   CHECK(s.step(primary_event::PeerAttached{s.peer("b"), attached_at(other)}) ==
@@ -475,7 +465,7 @@ TEST_CASE("rewind: a consistent member of another history comes back and keeps w
 }
 
 TEST_CASE("rewind: one that fails is told with its reason, and tried again later") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 1, 6);
   HistoryPoint other{{1, 1}, PrimaryScenario::base_sequence - 3, {9, 9}};
   s.step(primary_event::PeerAttached{s.peer("b"), attached_at(other)});
@@ -493,7 +483,7 @@ TEST_CASE("rewind: one that fails is told with its reason, and tried again later
 }
 
 TEST_CASE("rewind: an interrupted resync of another history keeps what it has, too") {
-  PrimaryScenario s(pair_apart());
+  PrimaryScenario s(pair_apart(Mode::async));
   write_mib(s, 1, 6);
   AttachedMessage message;
   message.consistent = false;

@@ -343,4 +343,21 @@ class PrimaryScenario {
   std::shared_ptr<const ResyncPlan> plan_;
 };
 
+/// Where the term of a scenario begins.
+inline constexpr Sequence term_base = PrimaryScenario::base_sequence;
+
+/// One replica, in sync and attached.
+inline PrimaryScenario::Setup pair_in_sync(Mode mode = Mode::sync) {
+  return {.mode = mode, .peers = {"b"}, .in_sync = {"a", "b"}};
+}
+/// One replica that is neither in sync nor attached.
+inline PrimaryScenario::Setup pair_apart(Mode mode = Mode::sync) {
+  return {.mode = mode, .peers = {"b"}, .in_sync = {"a"}, .attached = false};
+}
+/// `count` changes of 1 MiB at `first` MiB and up: the ring has room for three.
+inline void write_mib(PrimaryScenario& s, RequestId first, RequestId count) {
+  for (RequestId id = first; id < first + count; ++id)
+    s.write(id, write_at(id * mib, mib));
+}
+
 }  // namespace replicad

@@ -7,11 +7,11 @@
 namespace replicad {
 namespace {
 
-constexpr Epoch epoch{1, 7};
+constexpr Epoch term_epoch{1, 7};
 
 /// As a crash leaves it: the log ends at `source`.
 ReplicaStanding crashed_at(const FrameSource& source) {
-  return {.promised = epoch,
+  return {.promised = term_epoch,
           .primary = "a",
           .consistent = true,
           .logged = source.point(),
@@ -23,7 +23,7 @@ ReplicaStanding crashed_at(const FrameSource& source) {
 FrameSource three_writes() {
   FrameSource source;
   for (int i = 0; i < 3; ++i)
-    source.next(epoch);
+    source.next(term_epoch);
   return source;
 }
 
@@ -31,9 +31,9 @@ FrameSource three_writes() {
 
 TEST_CASE(
     "short: that a crash may take something is on record before the first attach is answered") {
-  ReplicaWorld world({.promised = epoch, .primary = "a", .logged = {}, .applied = {}});
+  ReplicaWorld world({.promised = term_epoch, .primary = "a", .logged = {}, .applied = {}});
   CHECK_FALSE(world.replica.is_short());
-  world.attach(epoch);
+  world.attach(term_epoch);
   CHECK_FALSE(world.attached.has_value());
   REQUIRE(world.records.size() == 1);
   VolumeState state;
@@ -42,13 +42,13 @@ TEST_CASE(
   CHECK_FALSE(state.whole);
   world.finish_record(fail(Errc::no_space, "disk full"));
   CHECK(world.refused.has_value());
-  world.attach(epoch);
+  world.attach(term_epoch);
   REQUIRE(world.records.size() == 1);
   world.finish_record();
   CHECK(world.attached.has_value());
   CHECK_FALSE(world.replica.is_short());
   // Once is enough.
-  world.attach(epoch);
+  world.attach(term_epoch);
   CHECK(world.records.empty());
 }
 
@@ -57,15 +57,15 @@ TEST_CASE(
   FrameSource source = three_writes();
   ReplicaWorld world(crashed_at(source));
   CHECK(world.replica.is_short());
-  world.attach(epoch);
+  world.attach(term_epoch);
   REQUIRE(world.attached.has_value());
   CHECK(world.replica.is_short());
   world.step(replica_event::StartArrived{1, {.copy = false, .after = 3, .answered = 5}});
   CHECK(world.replica.is_short());
 
   SUBCASE("in this session, and durably") {
-    world.frame(source.next(epoch));
-    world.frame(source.next(epoch));
+    world.frame(source.next(term_epoch));
+    world.frame(source.next(term_epoch));
     world.log_all();
     CHECK(world.replica.is_short());
     world.frame(FrameType::sync_request);
@@ -74,8 +74,8 @@ TEST_CASE(
     CHECK_FALSE(world.replica.is_short());
   }
   SUBCASE("not when the session ends before") {
-    world.frame(source.next(epoch));
-    world.frame(source.next(epoch));
+    world.frame(source.next(term_epoch));
+    world.frame(source.next(term_epoch));
     world.log_all();
     world.frame(FrameType::sync_request);
     world.step(replica_event::SessionClosed{1});
@@ -83,7 +83,7 @@ TEST_CASE(
     CHECK(world.replica.is_short());
   }
   SUBCASE("not by a part of it") {
-    world.frame(source.next(epoch));
+    world.frame(source.next(term_epoch));
     world.log_all();
     world.frame(FrameType::sync_request);
     world.finish_sync();
@@ -93,21 +93,21 @@ TEST_CASE(
 
 TEST_CASE("short: a replica that lacks nothing is whole as soon as the stream begins") {
   ReplicaWorld world(crashed_at(three_writes()));
-  world.attach(epoch);
+  world.attach(term_epoch);
   world.step(replica_event::StartArrived{1, {.copy = false, .after = 3, .answered = 3}});
   CHECK_FALSE(world.replica.is_short());
 }
 
 TEST_CASE("short: a copy that is complete ends it") {
   ReplicaWorld world(crashed_at(three_writes()));
-  world.attach(epoch);
+  world.attach(term_epoch);
   SUBCASE("in place") {
     world.step(replica_event::StartArrived{
         1, {.copy = true, .after = 10, .in_place = true, .answered = 10}});
     world.finish_record();
     world.finish_drop();
     CHECK(world.replica.is_short());
-    world.step(replica_event::CopyEndArrived{1, {epoch, 10, {3, 4}}});
+    world.step(replica_event::CopyEndArrived{1, {term_epoch, 10, {3, 4}}});
     world.finish_image_sync();
   }
   SUBCASE("staged") {
@@ -116,7 +116,7 @@ TEST_CASE("short: a copy that is complete ends it") {
     world.finish_record();
     world.finish_drop();
     CHECK(world.replica.is_short());
-    world.step(replica_event::CopyEndArrived{1, {epoch, 10, {3, 4}}});
+    world.step(replica_event::CopyEndArrived{1, {term_epoch, 10, {3, 4}}});
     world.finish_stage_sync();
   }
   CHECK(world.replica.is_short());

@@ -5,7 +5,7 @@
 namespace replicad {
 namespace {
 
-const HistoryPoint base{{2, 9}, 40, {11, 22}};
+const HistoryPoint ring_base{{2, 9}, 40, {11, 22}};
 
 DigestItem item(Epoch epoch = {3, 1}) {
   DigestItem item;
@@ -23,22 +23,22 @@ std::uint64_t append(RingIndex& ring, std::uint64_t frame_bytes, std::uint32_t c
   return offset;
 }
 
-TEST_CASE("ring index: begins empty right behind its base") {
-  const RingIndex ring(ring_bytes_min, base);
+TEST_CASE("ring index: begins empty right behind its ring_base") {
+  const RingIndex ring(ring_bytes_min, ring_base);
   CHECK(ring.empty());
   CHECK(ring.first() == 41);
   CHECK(ring.next() == 41);
   CHECK(ring.all_sealed());
   CHECK(ring.used_bytes() == 0);
-  CHECK(ring.sealed_point() == base);
-  CHECK(ring.point(40) == base);
+  CHECK(ring.sealed_point() == ring_base);
+  CHECK(ring.point(40) == ring_base);
   CHECK_FALSE(ring.point(39));
   CHECK_FALSE(ring.point(41));
   CHECK(ring.end_of(40) == 0);
 }
 
 TEST_CASE("ring index: numbers frames and stores them one behind the other") {
-  RingIndex ring(ring_bytes_min, base);
+  RingIndex ring(ring_bytes_min, ring_base);
   CHECK(append(ring, 1000) == 0);
   CHECK(append(ring, 64) == 1000);
   CHECK(ring.at(41).item.sequence == 41);
@@ -49,7 +49,7 @@ TEST_CASE("ring index: numbers frames and stores them one behind the other") {
 }
 
 TEST_CASE("ring index: the digest chains over what was sealed, in order") {
-  RingIndex ring(ring_bytes_min, base);
+  RingIndex ring(ring_bytes_min, ring_base);
   append(ring, 100, 7);
   append(ring, 100, 8);
   DigestItem first = item();
@@ -58,21 +58,21 @@ TEST_CASE("ring index: the digest chains over what was sealed, in order") {
   DigestItem second = item();
   second.sequence = 42;
   second.payload_crc32c = 8;
-  const Digest after_first = extend_digest(base.digest, first);
+  const Digest after_first = extend_digest(ring_base.digest, first);
   CHECK(ring.point(41) == HistoryPoint{{3, 1}, 41, after_first});
   CHECK(ring.sealed_point() == HistoryPoint{{3, 1}, 42, extend_digest(after_first, second)});
   CHECK(ring.point(42) == ring.sealed_point());
 }
 
 TEST_CASE("ring index: a placed frame has no history point before it is sealed") {
-  RingIndex ring(ring_bytes_min, base);
+  RingIndex ring(ring_bytes_min, ring_base);
   ring.reserve(100);
   ring.reserve(100);
   (void)ring.place(item(), 100, Instant{});
   (void)ring.place(item(), 100, Instant{});
   CHECK_FALSE(ring.all_sealed());
   CHECK(ring.next_unsealed() == 41);
-  CHECK(ring.sealed_point() == base);
+  CHECK(ring.sealed_point() == ring_base);
   CHECK_FALSE(ring.point(41));
   ring.seal(41, 1);
   CHECK(ring.point(41).has_value());
@@ -83,7 +83,7 @@ TEST_CASE("ring index: a placed frame has no history point before it is sealed")
 }
 
 TEST_CASE("ring index: dropping the oldest keeps the point before the first") {
-  RingIndex ring(ring_bytes_min, base);
+  RingIndex ring(ring_bytes_min, ring_base);
   append(ring, 100);
   append(ring, 200);
   append(ring, 300);
@@ -109,7 +109,7 @@ TEST_CASE("ring index: dropping the oldest keeps the point before the first") {
 }
 
 TEST_CASE("ring index: reserved space counts as used until it is placed or given back") {
-  RingIndex ring(ring_bytes_min, base);
+  RingIndex ring(ring_bytes_min, ring_base);
   ring.reserve(3 * mib);
   CHECK(ring.used_bytes() == 3 * mib);
   CHECK(ring.can_reserve(1 * mib));
@@ -124,7 +124,7 @@ TEST_CASE("ring index: reserved space counts as used until it is placed or given
 }
 
 TEST_CASE("ring index: the number of frames is bounded, reserved ones included") {
-  RingIndex ring(ring_bytes_min, base);
+  RingIndex ring(ring_bytes_min, ring_base);
   const std::size_t entries = ring.entries_max();
   for (std::size_t i = 0; i + 1 < entries; ++i)
     append(ring, frame_header_bytes);
@@ -144,7 +144,7 @@ TEST_CASE("ring index: the number of frames is bounded, reserved ones included")
 
 TEST_CASE("ring index: a large ring can be filled with 4 KiB writes") {
   constexpr std::uint64_t frame_bytes = frame_header_bytes + 4 * kib;
-  RingIndex ring(gib, base);
+  RingIndex ring(gib, ring_base);
   std::uint64_t count = 0;
   for (; ring.can_reserve(frame_bytes); ++count)
     append(ring, frame_bytes);
@@ -152,7 +152,7 @@ TEST_CASE("ring index: a large ring can be filled with 4 KiB writes") {
 }
 
 TEST_CASE("ring index: a history of several epochs keeps each frame's epoch") {
-  RingIndex ring(ring_bytes_min, base);
+  RingIndex ring(ring_bytes_min, ring_base);
   append(ring, 100);
   ring.reserve(100);
   (void)ring.place(item({8, 2}), 100, Instant{});

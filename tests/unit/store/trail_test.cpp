@@ -13,7 +13,7 @@
 namespace replicad {
 namespace {
 
-constexpr std::string_view uuid = "0a1b2c3d-4e5f-4071-8293-a4b5c6d7e8f9";
+constexpr std::string_view trail_uuid = "0a1b2c3d-4e5f-4071-8293-a4b5c6d7e8f9";
 
 HistoryPoint at(Sequence sequence, const Epoch& epoch = {3, 7}) {
   return {epoch, sequence, {sequence, 9}};
@@ -28,7 +28,7 @@ FrameHeader frame(Sequence sequence, const Range& range, const Epoch& epoch = {3
 }
 TrailHeader a_header() {
   return {.generation = 5,
-          .volume_uuid = std::string(uuid),
+          .volume_uuid = std::string(trail_uuid),
           .disk_bytes = {8388608, 512},
           .base = 100,
           .terms = {{{2, 5}, 100}, {{3, 7}, 200}},
@@ -48,7 +48,7 @@ std::vector<std::byte> file_of(Trail& trail, const HistoryPoint& point, std::uin
                       std::span(file).subspan(offset).first<trail_page_bytes>());
   }
   TrailHeader header = trail.header(point);
-  header.volume_uuid = uuid;
+  header.volume_uuid = trail_uuid;
   header.generation = generation;
   const auto bytes = encode_trail_header(header);
   std::ranges::copy(bytes,
@@ -130,7 +130,7 @@ TEST_CASE("trail: terms are told with their last sequences, up to where the file
   trail.note(frame(111, {0, 0, 512}, {3, 7}));
   trail.note(frame(130, {0, 0, 512}, {5, 1}));
   auto file = file_of(trail, at(140, {5, 1}), 1);
-  auto found = read_trail(file, uuid, {512}, at(140, {5, 1}));
+  auto found = read_trail(file, trail_uuid, {512}, at(140, {5, 1}));
   REQUIRE(found.has_value());
   auto past = found->trail.past();
   REQUIRE(past.size() == 3);
@@ -145,7 +145,7 @@ TEST_CASE("trail: terms are told with their last sequences, up to where the file
   std::array<std::byte, trail_page_bytes> page{};
   encode_trail_page(0, 0, trail.entries(0, 0), page);
   std::ranges::copy(page, file.begin() + static_cast<std::ptrdiff_t>(trail_page_offset(0)));
-  found = read_trail(file, uuid, {512}, at(120, {3, 7}));
+  found = read_trail(file, trail_uuid, {512}, at(120, {3, 7}));
   REQUIRE(found.has_value());
   past = found->trail.past();
   REQUIRE(past.size() == 2);
@@ -167,18 +167,18 @@ TEST_CASE("trail: a file counts for the point that it covers, and for its volume
   trail.begin(at(100));
   trail.note(frame(101, {0, 599 * trail_region_bytes, 512}));
   auto file = file_of(trail, at(101), 3);
-  const auto found = read_trail(file, uuid, disks, at(101));
+  const auto found = read_trail(file, trail_uuid, disks, at(101));
   REQUIRE(found.has_value());
   CHECK(found->generation == 3);
   CHECK(found->trail.base() == 100);
   CHECK(found->trail.covers() == at(101));
   CHECK(found->trail.changed_since(100) ==
         std::vector<Range>{{0, 599 * trail_region_bytes, trail_region_bytes}});
-  CHECK_FALSE(read_trail(file, uuid, disks, at(102)).has_value());
-  CHECK_FALSE(read_trail(file, uuid, disks, at(101, {3, 8})).has_value());
+  CHECK_FALSE(read_trail(file, trail_uuid, disks, at(102)).has_value());
+  CHECK_FALSE(read_trail(file, trail_uuid, disks, at(101, {3, 8})).has_value());
   CHECK_FALSE(read_trail(file, std::string(36, 'x'), disks, at(101)).has_value());
-  CHECK_FALSE(read_trail(file, uuid, {512}, at(101)).has_value());
-  CHECK_FALSE(read_trail({}, uuid, disks, at(101)).has_value());
+  CHECK_FALSE(read_trail(file, trail_uuid, {512}, at(101)).has_value());
+  CHECK_FALSE(read_trail({}, trail_uuid, disks, at(101)).has_value());
   SUBCASE("the header before counts while the new one is not there") {
     trail.note(frame(102, {0, 0, 512}));
     auto later = file_of(trail, at(102), 4);
@@ -187,20 +187,20 @@ TEST_CASE("trail: a file counts for the point that it covers, and for its volume
     std::copy(later.begin() + 2 * trail_header_bytes,
               later.begin() + 2 * trail_header_bytes + trail_page_bytes,
               file.begin() + 2 * trail_header_bytes);
-    const auto before = read_trail(file, uuid, disks, at(101));
+    const auto before = read_trail(file, trail_uuid, disks, at(101));
     REQUIRE(before.has_value());
     CHECK(before->trail.changed_since(101) == std::vector<Range>{{0, 0, trail_region_bytes}});
   }
   SUBCASE("a damaged page stands for everything in it") {
     file[trail_page_offset(0) + 100] ^= std::byte{1};
-    const auto damaged = read_trail(file, uuid, disks, at(101));
+    const auto damaged = read_trail(file, trail_uuid, disks, at(101));
     REQUIRE(damaged.has_value());
     CHECK(damaged->trail.changed_since(101) ==
           std::vector<Range>{{0, 0, trail_entries_per_page * trail_region_bytes}});
   }
   SUBCASE("so does a missing one") {
     file.resize(trail_page_offset(1));
-    const auto cut = read_trail(file, uuid, disks, at(101));
+    const auto cut = read_trail(file, trail_uuid, disks, at(101));
     REQUIRE(cut.has_value());
     CHECK(cut->trail.changed_since(101) ==
           std::vector<Range>{{0,
@@ -269,7 +269,7 @@ TEST_CASE(
   // All of it comes into the file.
   Trail again = *trail;
   const auto file = file_of(again, left, 1);
-  const auto found = read_trail(file, uuid, activity.disk_bytes, left);
+  const auto found = read_trail(file, trail_uuid, activity.disk_bytes, left);
   REQUIRE(found.has_value());
   CHECK(found->trail.changed_since(150) == trail->changed_since(150));
   SUBCASE("nothing is known of anybody") {
