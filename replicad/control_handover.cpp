@@ -89,24 +89,34 @@ Result<HandoverState> put_on_record(ControlContext& context,
   return handover;
 }
 
-/// Until the target's standby serves: its export.
+/// Until the target's standby serves: its export. The first failure to start it is the answer: the target says why, and
+/// whoever mends that asks again.
 Result<json> wait_for_standby(ControlContext& context,
                               const std::shared_ptr<Volume>& volume,
                               const HandoverState& handover) {
   const std::string address = control_address(state_of(context, volume), handover.to);
   const auto end = std::chrono::steady_clock::now() + standby_patience;
-  std::string last = "it does not answer";
   while (!context.stopping && std::chrono::steady_clock::now() < end) {
     const auto answer = ask_peer({address, "GET", volume_path(volume->name())});
     const json shown = answer && answer->ok() ? answer->body.value("handover", json()) : json();
     if (shown.is_object() && shown.value("id", std::uint64_t{0}) == handover.id) {
       if (shown.value("export", json()).is_object()) return shown["export"];
       const json error = shown.value("error", json());
-      if (error.is_object()) last = error.value("message", last);
+      if (error.is_object()) {
+        return fail(Errc::refused,
+                    "{} cannot open volume {}: {}",
+                    handover.to,
+                    volume->name(),
+                    error.value("message", "it does not say why"));
+      }
     }
     std::this_thread::sleep_for(standby_look_interval);
   }
-  return fail(Errc::timeout, "{} does not open volume {}: {}", handover.to, volume->name(), last);
+  return fail(Errc::timeout,
+              "{} has not opened volume {} within {} s",
+              handover.to,
+              volume->name(),
+              standby_patience.count());
 }
 
 Status end_handover(ControlContext& context,

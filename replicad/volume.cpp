@@ -118,7 +118,7 @@ VolumeSnapshot Volume::snapshot() const {
   snapshot.plugin_running = phase_ == Phase::serving;
   if (replica_) snapshot.replica = replica_->status();
   snapshot.standby = standby_info();
-  snapshot.standby_error = standby_error_;
+  if (standby_error_id_ == standby_due()) snapshot.standby_error = standby_error_;
   return snapshot;
 }
 

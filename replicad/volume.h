@@ -406,6 +406,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
   std::shared_ptr<ExportProcess> standby_;
   bool standby_serves_ = false;
   std::optional<Error> standby_error_;
+  std::uint32_t standby_error_id_ = 0;  ///< of the handover whose standby failed
   std::vector<Gate> gates_;
   bool gates_timer_ = false;
   bool asking_ = false;  ///< what the primary has answered

@@ -99,7 +99,10 @@ bool Volume::is_standby_amiss() const {
 
 void Volume::note_standby(bool serves, std::optional<Error> error) {
   standby_serves_ = serves;
-  if (error) standby_after_ = environment_.reactor.now() + standby_retry_delay;
+  if (error) {
+    standby_after_ = environment_.reactor.now() + standby_retry_delay;
+    standby_error_id_ = standby_due();
+  }
   standby_error_ = std::move(error);
 }
 
@@ -240,6 +243,7 @@ void Volume::ask_for_role() {
                 volume.taking_ = false;
                 if (answer) return;
                 volume.standby_error_ = answer.error();
+                volume.standby_error_id_ = volume.standby_due();
                 volume.ask_after_ = volume.environment_.reactor.now() + ask_again_delay;
                 volume.tend_gates();
               });

@@ -538,6 +538,7 @@ TEST_CASE(
   const PeerAnswer refused = a.post("vm1", "handover", {{"to", "b"}});
   CHECK_FALSE(refused.ok());
   CHECK(message_of(refused).find("stands on its head") != std::string::npos);
+  CHECK(message_of(refused).starts_with("b cannot open volume vm1: "));
   CHECK(a.get("vm1").at("handover").is_null());
   check_still_serving(a);
 }
