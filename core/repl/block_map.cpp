@@ -33,6 +33,10 @@ std::uint64_t BlockMap::blocks_of_region(std::size_t disk, std::uint64_t region)
   return std::min(blocks_of_disk(disk) - region * blocks_per_region, blocks_per_region);
 }
 
+bool BlockMap::is_whole(const Disk& disk, std::uint64_t region) const {
+  return region < disk.whole.size() && disk.whole[region];
+}
+
 void BlockMap::mark_whole(std::size_t index, std::uint64_t region) {
   Disk& disk = disks_[index];
   if (disk.whole.empty()) disk.whole.resize(divide_up(disk_bytes_[index], region_bytes));

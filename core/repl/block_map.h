@@ -60,9 +60,7 @@ class BlockMap {
 
   [[nodiscard]] std::uint64_t blocks_of_disk(std::size_t disk) const;
   [[nodiscard]] std::uint64_t blocks_of_region(std::size_t disk, std::uint64_t region) const;
-  [[nodiscard]] bool is_whole(const Disk& disk, std::uint64_t region) const {
-    return region < disk.whole.size() && disk.whole[region];
-  }
+  [[nodiscard]] bool is_whole(const Disk& disk, std::uint64_t region) const;
   /// The first block at or behind `block` that is marked (or not); `end` if there is none before.
   [[nodiscard]] std::uint64_t find(const Disk& disk,
                                    std::uint64_t block,

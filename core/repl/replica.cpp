@@ -81,6 +81,14 @@ Watermarks Replica::marks() const {
                     .applied_digest = applied_.digest};
 }
 
+Replica::Phase Replica::phase() const {
+  return session_ ? session_->phase : Phase::none;
+}
+
+std::optional<SessionId> Replica::session() const {
+  return session_ ? std::optional(session_->id) : std::nullopt;
+}
+
 AttachedMessage Replica::standing() const {
   const bool offers_stage = session_ && session_->knows_go_on && parked_ == session_->epoch;
   return AttachedMessage{.protocol = protocol_version_max,

@@ -347,11 +347,9 @@ class Replica {
   [[nodiscard]] bool is_copying() const { return copy_ != CopyStep::none; }
   /// A committed stage is on its way into the images, which are no point of any history meanwhile.
   [[nodiscard]] bool is_unstaging() const { return unstaging_ != UnstageStep::none; }
-  [[nodiscard]] Phase phase() const { return session_ ? session_->phase : Phase::none; }
+  [[nodiscard]] Phase phase() const;
   /// The session whose frames are taken; nullopt if there is none.
-  [[nodiscard]] std::optional<SessionId> session() const {
-    return session_ ? std::optional(session_->id) : std::nullopt;
-  }
+  [[nodiscard]] std::optional<SessionId> session() const;
   [[nodiscard]] const std::optional<Error>& failure() const { return failure_; }
 
   /// For tests: aborts if the state contradicts itself.

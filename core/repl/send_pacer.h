@@ -34,19 +34,11 @@ class SendPacer {
   [[nodiscard]] bool is_due(const Backlog& backlog,
                             Mode mode,
                             std::size_t crowd,
-                            Instant now) const {
-    if (backlog.frames == 0) return false;
-    if (backlog.bytes >= gather_bytes || now >= until_) return true;
-    return mode != Mode::async && 2 * backlog.frames >= crowd;
-  }
+                            Instant now) const;
   /// Frames have been handed to the connection.
-  void sent(Mode mode, Instant now) {
-    until_ = mode == Mode::async ? now + async_gather_time : Instant::max();
-  }
+  void sent(Mode mode, Instant now);
   /// After anything that may have changed it.
-  void look(const Backlog& backlog, Instant now) {
-    if (!backlog.in_flight && until_ == Instant::max()) until_ = now + gather_time;
-  }
+  void look(const Backlog& backlog, Instant now);
   /// When what waits is due at the latest; Instant::max(): after the next acknowledgement.
   [[nodiscard]] Instant until() const { return until_; }
 
