@@ -443,7 +443,7 @@ void Primary::on_event(const primary_event::Tick& /*event*/, Instant now, Effect
         Error{Errc::timeout,
               0,
               fmt::format("the deadline passed before everything up to sequence {} was proven{}",
-                          hold_phase_ == HoldPhase::draining ? ring_.next() - 1 : hold_sequence_,
+                          ring_.next() - 1,
                           lacking),
               "see `replicactl status`; a longer --deadline may be enough"},
         effects);

@@ -516,8 +516,8 @@ class Primary {
     Lack lack;
     /// Where it attached, on this history and consistent; no copy has changed its images since.
     std::optional<Sequence> stands_at;
-    bool offers_stage = false;          ///< it has kept what a copy of this term has brought
-    bool offers_image = false;          ///< likewise, in its image
+    bool offers_stage = false;  ///< it has kept what a copy of this term has brought
+    bool offers_image = false;  ///< likewise, in its image, if a copy of what it lacks is possible
     std::optional<Resync> interrupted;  ///< the last copy, if it ended without copy_done
     BlockMap handed;  ///< blocks that it, and those it went on with, have handed to the link
     Sequence handed_from = 0;             ///< it was sent numbered frames behind this
@@ -665,7 +665,8 @@ class Primary {
   std::deque<Waiting> wait_durable_;
 
   VoterSet voters_;
-  std::map<std::string, Instant, std::less<>> heard_;  ///< voters but this host
+  std::map<std::string, Instant, std::less<>>
+      heard_;  ///< voters; this host's own vote always counts
   Instant
       majority_heard_;  ///< a majority was heard then or later; that of this host alone always is
   bool is_quorum_alone_ = false;  ///< this host's own vote is a majority

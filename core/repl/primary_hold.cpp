@@ -96,7 +96,7 @@ void Primary::advance_hold(Instant now, Effects& effects) {
   if (hold_target_) {
     const Peer& target = peers_[*hold_target_];
     if (!target.recorded || target.leaving) {
-      const std::string why = target.error ? target.error->message : "it was removed";
+      const std::string why = target.error ? target.error->message : "it came back since";
       fail_hold(
           Error{Errc::refused, 0, fmt::format("{} left the in-sync set: {}", target.host, why), {}},
           effects);

@@ -70,8 +70,7 @@ void Primary::on_event(const primary_event::PeerAttached& event, Instant now, Ef
     peer.stands_at = event.message.durable;
   peer.offers_stage = event.message.consistent && event.message.stage == epoch_ &&
                       has_feature(event.message.features, feature_go_on);
-  peer.offers_image =
-      !event.message.consistent && event.message.resync && is_own_term(*event.message.resync);
+  peer.offers_image = !event.message.consistent;
   if (event.message.durable > logged.sequence || event.message.applied > logged.sequence) {
     expel(event.peer, Error{Errc::protocol, 0, "attached: watermarks out of order", {}}, effects);
     return;
@@ -156,11 +155,11 @@ void Primary::start_copy(PeerIndex index, Resync kind, Instant now, Effects& eff
   peer.last_progress = now;
   // In place the member is nothing to fall back on until the copy ends: only if another one is.
   const bool in_place = peer.stage_full && has_other_promotable(index);
-  if (in_place || kind == Resync::rewind) peer.stands_at.reset();
+  if (in_place) peer.stands_at.reset();
   const bool goes_on = peer.offers_stage && !in_place && may_go_on(peer, kind);
   if (!goes_on && !(peer.offers_image && kind == Resync::lack)) forget_handed(peer);
   peer.interrupted = kind;
-  const bool is_parted = kind == Resync::rewind && peer.parted.has_value();
+  const bool is_parted = peer.parted.has_value();  // of a rewind
   auto plan = kind == Resync::lack || is_parted ? plan_lack(peer) : plan_whole();
   peer.handed_from = peer.handed_through = peer.taken.sequence;
   effects.push_back(primary_effect::StartPeer{index,
@@ -332,7 +331,8 @@ void Primary::leave(PeerIndex index, Effects& effects) {
   peer.joining = false;
   if (!peer.recorded && !peer.proposed) return;
   peer.leaving = true;
-  record_reason_ = fmt::format("{}: {}", peer.host, peer.error ? peer.error->message : "left");
+  RD_CHECK(peer.error);
+  record_reason_ = fmt::format("{}: {}", peer.host, peer.error->message);
   propose_record(effects);
 }
 

@@ -33,9 +33,8 @@ void Primary::on_event(const primary_event::LaterEpoch& event,
 void Primary::note_all_heard(Instant now) {
   is_quorum_alone_ = voters_.hosts.empty() || has_quorum(voters_, {host_});
   heard_.clear();
-  for (const std::string& host : voters_.hosts) {
-    if (host != host_) heard_[host] = now;
-  }
+  for (const std::string& host : voters_.hosts)
+    heard_[host] = now;
   majority_heard_ = now;
 }
 
@@ -65,7 +64,6 @@ void Primary::look_at_quorum(Instant now, Effects& effects) {
     if (!cut_off_since_) cut_off_since_ = now;
     return;
   }
-  if (!cut_off_since_) return;
   cut_off_since_.reset();
   for (const RequestId id : std::exchange(held_answers_, {}))
     effects.push_back(primary_effect::Answer{id, false});

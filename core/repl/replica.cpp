@@ -404,7 +404,7 @@ void Replica::take_numbered(const FrameHeader& header, Effects& effects) {
 /// The sequence may be one that has not come yet: what it belongs to is on its way.
 void Replica::take_verify(const FrameHeader& header, Effects& effects) {
   Status accepted = check_frame(header);
-  if (accepted && header.sequence > counter_max)
+  if (header.sequence > counter_max)
     accepted = fail(Errc::protocol, "blocks to compare at sequence {}", header.sequence);
   if (!accepted) {
     refuse(std::move(accepted).error(), effects);

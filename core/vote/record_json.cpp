@@ -233,7 +233,7 @@ Result<Record> record_from_json(const json& value) {
     if (!voters) return tl::unexpected(voters.error());
     record.before = std::move(*voters);
   }
-  if (const auto found = value.find("handover"); value.is_object() && found != value.end()) {
+  if (const auto found = value.find("handover"); found != value.end()) {
     auto handover = handover_from_json(*found);
     if (!handover) return tl::unexpected(handover.error());
     record.handover = std::move(*handover);
