@@ -53,6 +53,16 @@ TEST_CASE("guard: a member that lags by frames that have left the ring is late s
   CHECK(s.view("b").lag == seconds(6));
 }
 
+TEST_CASE("guard: a flush that has left the ring is no write that a member lacks") {
+  PrimaryScenario s(pair_apart());
+  s.write(1, flush_all());
+  for (RequestId id = 2; id <= 7; ++id)
+    s.write(id, write_at(id * mib, mib));
+  REQUIRE(s.primary().ring().first() > PrimaryScenario::base_sequence + 1);
+  REQUIRE(s.view("b").disks.size() == 1);
+  CHECK(s.view("b").disks[0].writes == 6);
+}
+
 TEST_CASE("guard: nobody is told of a frame but those who take frames") {
   PrimaryScenario s(pair_apart(Mode::async));
   s.write(1, write_at(0));
@@ -60,6 +70,34 @@ TEST_CASE("guard: nobody is told of a frame but those who take frames") {
   s.attach("b");
   s.write(2, write_at(0));
   CHECK(!s.sendable().empty());
+}
+
+TEST_CASE("guard: what waits for a member's connection, and what it has not acknowledged") {
+  PrimaryScenario s(pair_apart());
+  const auto check = [&](PrimaryScenario& of, std::uint64_t frames, bool in_flight) {
+    const auto waiting = of.primary().backlog(0);
+    REQUIRE(waiting.has_value());
+    CHECK(waiting->frames == frames);
+    CHECK(waiting->bytes == frames * (frame_header_bytes + 4096));
+    CHECK(waiting->in_flight == in_flight);
+  };
+  CHECK_FALSE(s.primary().backlog(0).has_value());
+  s.attach("b");
+  check(s, 0, false);
+  s.write(1, write_at(0));
+  check(s, 1, false);
+  s.send("b");
+  check(s, 0, true);
+  s.logged("b", 1);
+  check(s, 0, false);
+
+  PrimaryScenario copying(pair_apart());
+  copying.attach("b", copying.point(0), 0, 0, false);
+  REQUIRE(copying.view("b").phase == PeerPhase::copying);
+  copying.write(1, write_at(0));
+  check(copying, 1, false);
+  copying.send("b");
+  check(copying, 0, false);  // a copy acknowledges nothing
 }
 
 TEST_CASE("guard: a member without a stream is given nothing to send") {
@@ -97,6 +135,7 @@ TEST_CASE("guard: a hold that ran out names those alone who are waited for") {
   CHECK(s.pass(seconds(1)).ends_with("hold failed timeout"));
   CHECK(s.last_error().message.find("; b: ") != std::string::npos);
   CHECK(s.last_error().message.find("; c: ") == std::string::npos);
+  CHECK(s.last_error().message.find("up to sequence 101 was proven") != std::string::npos);
 }
 
 TEST_CASE("guard: a target is asked once how far it has applied, whatever others report") {
@@ -337,6 +376,11 @@ TEST_CASE("guard: a member that is older is nothing to fall back on") {
   }
 }
 
+TEST_CASE("guard: a member in sync has caught up") {
+  PrimaryScenario s(pair_in_sync());
+  CHECK(s.view("b").caught_up);
+}
+
 TEST_CASE("guard: why a member is away is not forgotten when it is waited for no more") {
   PrimaryScenario s({.peers = {"b"}, .in_sync = {"a", "b"}, .attached = false});
   s.lose("b");
@@ -406,6 +450,138 @@ TEST_CASE("guard: a failure of the volume does not take back a hold that is seal
   s.step(primary_event::Seal{});
   CHECK(s.step(primary_event::Fail{{Errc::io_error, 5, "disk", {}}}) == "");
   CHECK(s.primary().is_sealed());
+}
+
+TEST_CASE("guard: a hold for a member that is leaving fails, though it has come back") {
+  PrimaryScenario s({});
+  s.lose("b");  // and has to leave by record
+  REQUIRE(s.attach("b") == "start b after 0");
+  CHECK(s.hold("b") == "hold failed refused");
+  CHECK(s.last_error().message == "b left the in-sync set: it came back since");
+}
+
+TEST_CASE("guard: memory that one member's connection reads stays, whoever else lets it go") {
+  PrimaryScenario s({.mode = Mode::async, .congestion = Congestion::detach});
+  s.write(1, write_at(0, mib));
+  (void)s.primary().take(s.peer("b"), ~std::uint64_t{0});
+  fill_ring(s, 2);
+  REQUIRE_FALSE(s.primary().is_streaming(s.peer("b")));
+  REQUIRE_FALSE(s.primary().is_streaming(s.peer("c")));
+  CHECK(s.primary().ring().first() == PrimaryScenario::base_sequence + 1);
+}
+
+TEST_CASE("guard: who is on another history, or behind, is nothing to fall back on") {
+  PrimaryScenario s(
+      {.mode = Mode::async, .peers = {"b", "c"}, .in_sync = {"a"}, .attached = false});
+  for (RequestId id = 1; id <= 6; ++id)
+    s.write(id, write_at(id * mib, mib));
+  // Waits for its third copy longer than the other one for its second.
+  const auto wait_with = [&](const HistoryPoint& at) {
+    CHECK(s.attach("c", at, 5, 5) == "rewind c after 6, run copy c");
+    s.lose("c");
+    s.pass(seconds(1));
+    CHECK(s.attach("c", at, 5, 5) == "rewind c after 6, run copy c");
+    s.lose("c");
+    CHECK(s.attach("c", at, 5, 5).empty());
+  };
+  SUBCASE("another history") {
+    HistoryPoint other = s.point(5);
+    other.digest.low ^= 1;
+    wait_with(other);
+  }
+  SUBCASE("an image that was found to differ") {
+    CHECK(s.attach("c", 5) == "start c after 5");
+    Watermarks marks = marks_of(5, 5, 5, 5);
+    marks.logged_digest = {1, 1};
+    CHECK(s.marks("c", marks) == "close c diverged");
+    s.lose("c");
+    wait_with(s.point(5));
+  }
+  SUBCASE("a stream that has only begun") {
+    CHECK(s.attach("c", s.point(5), 0, 0) == "start c after 5");
+  }
+  CHECK(s.attach("b", 1) == "resync b after 6, run copy b");
+  lose_with(s, "b", Errc::no_space);
+  s.pass(seconds(1));
+  CHECK(s.attach("b", 1) == "resync b after 6, run copy b");
+}
+
+TEST_CASE("guard: a copy in place does not go on with a stage") {
+  PrimaryScenario s(
+      {.mode = Mode::async, .peers = {"b", "c"}, .in_sync = {"a", "c"}, .attached = false});
+  s.attach("c");
+  for (RequestId id = 1; id <= 6; ++id) {
+    s.write(id, write_at(id * mib, mib));
+    s.all("c", id);
+  }
+  CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  lose_with(s, "b", Errc::no_space);
+  s.pass(seconds(1));
+  AttachedMessage message;
+  message.logged = s.point(0);
+  message.durable = message.applied = message.logged.sequence;
+  message.stage = s.primary().epoch();
+  message.features = {std::string(feature_go_on)};
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) ==
+        "resync b after 6 in place, run copy b");
+  CHECK_FALSE(s.last_start().go_on);
+}
+
+TEST_CASE("guard: of an image that is not complete no stage is gone on with") {
+  PrimaryScenario s(pair_apart());
+  for (RequestId id = 1; id <= 6; ++id)
+    s.write(id, write_at(id * mib, mib));
+  CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  s.lose("b");
+  s.pass(seconds(1));
+  AttachedMessage message;
+  message.consistent = false;
+  message.logged = s.point(0);
+  message.resync = message.stage = s.primary().epoch();
+  message.features = {std::string(feature_go_on)};
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) ==
+        "resync b after 6, run copy b");
+}
+
+TEST_CASE("guard: what a copy was not let at is not compared by the next one") {
+  PrimaryScenario s(pair_apart());
+  for (RequestId id = 1; id <= 6; ++id)
+    s.write(id, write_at(id * mib, mib));
+  CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  s.arrive(7, write_at(2 * mib));
+  CHECK(s.step(primary_event::CopyLock{s.peer("b"), {0, 2 * mib, mib}}).empty());
+  s.step(primary_event::CopyUnlock{s.peer("b")});
+  s.lose("b");
+  s.pass(seconds(1));
+  AttachedMessage message;
+  message.consistent = false;
+  message.logged = s.point(0);
+  message.resync = s.primary().epoch();
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) ==
+        "resync b after 6, run copy b");
+  CHECK(s.plan().compare.empty());
+}
+
+TEST_CASE("guard: a copy goes on when what it waits for has come to nothing, not behind its end") {
+  PrimaryScenario s(pair_apart());
+  for (RequestId id = 1; id <= 6; ++id)
+    s.write(id, write_at(id * mib, mib));
+  s.attach("b", 1);
+  REQUIRE(s.view("b").phase == PeerPhase::copying);
+  REQUIRE(s.arrive(7, write_at(0)) == "admitted 7");
+  s.step(primary_event::CopyEnding{0});
+  REQUIRE_FALSE(s.primary().copy_end(0).has_value());
+  SUBCASE("the copy runs") {
+    const std::size_t before = s.sendable().size();
+    s.step(primary_event::Abandoned{7});
+    CHECK(s.sendable().size() == before + 1);
+  }
+  SUBCASE("its connection is gone") {
+    s.lose("b");
+    const std::size_t before = s.sendable().size();
+    s.step(primary_event::Abandoned{7});
+    CHECK(s.sendable().size() == before);
+  }
 }
 
 }  // namespace

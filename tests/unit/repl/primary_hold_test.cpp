@@ -250,6 +250,9 @@ TEST_CASE("hold: only_untouched is refused for good once a write was let in, ans
   CHECK(s.primary().is_touched());
   CHECK(s.step(untouched()) == "hold failed refused");
   CHECK(s.primary().hold_phase() == HoldPhase::none);
+  // Nor does a flush behind it.
+  s.arrive(3, flush_all());
+  CHECK(s.primary().is_touched());
   // Nor does a new term of the same export make it untouched.
   s.step(primary_event::Resume{Epoch{9, 9}});
   CHECK(s.step(untouched()) == "hold failed refused");

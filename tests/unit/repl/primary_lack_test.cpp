@@ -194,6 +194,46 @@ TEST_CASE("lack: an interrupted resync is known if a term of this primary's own 
   CHECK_FALSE(primary.knows_lack(0, standing({{7, 7}, 1000, {7, 7}})));  // beyond its end
 }
 
+TEST_CASE("lack: the trail tells of a member what happened before that is known, and no more") {
+  const auto suspect = [](const Primary& primary, Sequence from) {
+    return primary.known_lack(0, from).suspect;
+  };
+  const Range changed{0, 100 * mib, 512};
+  PrimaryConfig config = later_term();
+  SUBCASE("there is none") {
+    const Primary primary(config, Instant{});
+    CHECK(suspect(primary, 950).blocks() == mib / block_bytes);
+  }
+  SUBCASE("there is one") {
+    Trail trail({gib});
+    trail.begin({{8, 8}, 900, {7, 7}});
+    FrameHeader frame;
+    frame.type = FrameType::zero;
+    frame.epoch = {8, 8};
+    frame.sequence = 2000;
+    frame.range = changed;
+    trail.note(frame);
+    trail.adopt(trail.header(config.history));
+    config.trail = std::make_shared<const Trail>(std::move(trail));
+    const Primary primary(config, Instant{});
+    CHECK(suspect(primary, 950).overlaps_any(changed));
+    CHECK_FALSE(suspect(primary, 1000).overlaps_any(changed));
+  }
+}
+
+TEST_CASE("lack: of earlier terms the newest are told, and no more than a message may have") {
+  PrimaryConfig config = later_term();
+  config.terms.clear();
+  for (std::uint64_t number = 1; number <= history_terms_max + 2; ++number)
+    config.terms.push_back({{number, 1}, number, false});
+  config.epoch = config.history.epoch = {1000, 9};
+  const Primary primary(config, Instant{});
+  const std::vector<HistoryTerm> told = primary.past_terms();
+  REQUIRE(told.size() == history_terms_max);
+  CHECK(told.front().epoch.number == 3);
+  CHECK(told.back().epoch.number == history_terms_max + 2);
+}
+
 TEST_CASE("resync: an incomplete image that says nothing of where it came from keeps nothing") {
   PrimaryScenario s(pair_apart(Mode::async));
   HistoryPoint other = s.point(0);

@@ -80,6 +80,10 @@ TEST_CASE(
   CHECK(world.answered_.back() != 1);
   CHECK_FALSE(world.serves());
   CHECK(world.primary_.cut_off_since() == world.now_);
+  const Instant since = world.now_;
+  world.pass(milliseconds(100));
+  world.step(primary_event::Tick{});
+  CHECK(world.primary_.cut_off_since() == since);
   world.hear("c");
   CHECK(world.answered_.back() == 1);
   CHECK_FALSE(world.primary_.cut_off_since());
@@ -90,6 +94,8 @@ TEST_CASE("quorum: a voter counts from when it was asked, and so many as make a 
   Lonely world({{"a", "b", "c", "d", "e"}, ""});
   world.pass(milliseconds(900));
   world.hear("b");
+  // An answer that comes late says nothing new.
+  world.step(primary_event::VoterHeard{"b", world.now_ - milliseconds(850), {5, 55}});
   world.pass(milliseconds(200));
   CHECK_FALSE(world.serves());  // a and b of five
   world.step(primary_event::VoterHeard{"c", world.now_ - milliseconds(1500), {5, 55}});
@@ -154,9 +160,11 @@ TEST_CASE(
   world.pass(seconds(2));
   for (RequestId id = 1; id <= 3; ++id)
     world.written(id);
-  world.step(primary_event::SettingsChanged{
-      Mode::sync, Congestion::detach, seconds(1), OnLocalError::fail});
-  CHECK(world.answered_.empty());
+  for (const Mode mode : {Mode::async, Mode::sync, Mode::semi_sync}) {
+    world.step(
+        primary_event::SettingsChanged{mode, Congestion::detach, seconds(1), OnLocalError::fail});
+    CHECK(world.answered_.empty());
+  }
   world.step(primary_event::Cancelled{2});
   world.step(primary_event::Fail{Error{Errc::io_error, 0, "broken", {}}});
   CHECK(world.failed_ == std::vector<RequestId>{1, 3});

@@ -211,6 +211,34 @@ TEST_CASE("resync: what may be in a stage that is gone on with is compared, the 
   }
 }
 
+TEST_CASE("resync: what came behind a copy's start is compared, whenever it leaves the ring") {
+  PrimaryScenario s(pair_apart());
+  write_mib(s, 1, 6);
+  CHECK(s.attach("b", 0) == "resync b after 6, run copy b");
+  s.write(7, write_at(40 * mib));
+  s.send("b");
+  AttachedMessage message = attached_at(s.point(0));
+  message.stage = s.primary().epoch();
+  message.features = {std::string(feature_go_on)};
+  SUBCASE("while the copy runs") {
+    for (RequestId id = 8; id <= 13; ++id) {
+      write_mib(s, id, 1);
+      s.send("b");
+    }
+    s.lose("b");
+    CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}).empty());
+  }
+  SUBCASE("while the next one waits") {
+    s.lose("b");
+    CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}).empty());
+    write_mib(s, 8, 6);
+  }
+  REQUIRE(s.primary().ring().first() > PrimaryScenario::base_sequence + 7);
+  CHECK(s.pass(seconds(1)) == "resync b after 13 going on, run copy b");
+  CHECK(s.plan().compare.overlaps_any({0, 40 * mib, 1}));
+  CHECK_FALSE(s.plan().send.overlaps_any({0, 40 * mib, 1}));
+}
+
 TEST_CASE("resync: a stage is not gone on with by a copy that may not bring all that is in it") {
   PrimaryScenario s(pair_apart(Mode::async));
   const HistoryPoint older{{2, 55}, PrimaryScenario::base_sequence - 3, {9, 9}};
@@ -225,6 +253,13 @@ TEST_CASE("resync: a stage is not gone on with by a copy that may not bring all 
     SUBCASE("less") {
       CHECK(attach_parked(s, s.point(0), own) == "resync b after 6, run copy b");
     }
+  }
+  SUBCASE("what it lacked was brought before: not by a copy that keeps something aside") {
+    CHECK(attach_parked(s, s.point(0), {}) == "resync b after 6, run copy b");
+    s.lose("b");
+    HistoryPoint other = s.point(5);
+    other.digest.low ^= 1;
+    CHECK(attach_parked(s, other, own) == "rewind b after 6, run copy b");
   }
   SUBCASE("it has streamed since") {
     CHECK(s.attach("b", 6) == "start b after 6, record a+b");
@@ -392,6 +427,15 @@ TEST_CASE(
   SUBCASE("nor when more has been asked for") {
     CHECK(attach({{2, 55}, term_base, {0x1234, 0x5678}}).starts_with("start b"));
   }
+  SUBCASE("not of one that has had more of this term: that is not in it") {
+    CHECK(attach({{2, 55}, term_base, {0x1234, 0x5678}}).starts_with("start b"));
+    s.recorded();
+    s.write(1, write_at(0));
+    s.durable("b", 1);
+    s.lose("b");
+    s.recorded();
+    CHECK(attach({{2, 55}, term_base - 7, {8, 8}}) == "copy b after 1, run copy b");
+  }
 }
 
 TEST_CASE(
@@ -439,6 +483,10 @@ TEST_CASE(
     SUBCASE("it does not tell it") {
       message.parted.reset();
     }
+    SUBCASE("its image is not complete") {
+      message.consistent = false;
+      message.resync = Epoch{1, 1};
+    }
     CHECK(attach(message) == "rewind b after 1, run copy b");
     CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
   }
@@ -450,6 +498,37 @@ TEST_CASE(
     CHECK(s.step(primary_event::CopyRequested{s.peer("b")}) == "rewind b after 1, run copy b");
     CHECK(s.plan().compare.blocks() == (gib + 64 * mib) / block_bytes);
   }
+}
+
+TEST_CASE("rewind: what is known of a member's lack does without a trail") {
+  PrimaryScenario s(pair_apart());
+  const AttachedMessage message = attached_parted({{2, 55}, term_base, {{0, 40 * mib, 4 * mib}}});
+  SUBCASE("unless its image has been found to differ") {
+    s.attach("b");
+    s.recorded();
+    Watermarks marks{};
+    marks.logged_digest = {1, 1};
+    CHECK(s.marks("b", marks) == "close b diverged, record a");
+    s.lose("b");
+    s.recorded();
+    CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) ==
+          "rewind b after 0, run copy b");
+  }
+  SUBCASE("else") {
+    CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) ==
+          "rewind b after 0 of its own, run copy b");
+  }
+}
+
+TEST_CASE("resync: what a member of this history says of another one counts for nothing") {
+  PrimaryScenario s(pair_apart());
+  write_mib(s, 1, 6);
+  AttachedMessage message = attached_at(s.point(1));
+  message.features = {std::string(feature_trail)};
+  message.parted = {{2, 55}, term_base, {{0, 40 * mib, 4 * mib}}};
+  CHECK(s.step(primary_event::PeerAttached{s.peer("b"), message}) ==
+        "resync b after 6, run copy b");
+  CHECK_FALSE(s.plan().compare.overlaps_any({0, 40 * mib, 1}));
 }
 
 TEST_CASE("rewind: a consistent member of another history comes back and keeps what it has") {

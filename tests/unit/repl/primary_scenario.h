@@ -180,6 +180,7 @@ class PrimaryScenario {
   [[nodiscard]] const FrameHeader& frame(Sequence at) const { return frames_.at(at - 1); }
   [[nodiscard]] const std::string& record_reason() const { return record_reason_; }
   [[nodiscard]] Sequence last_answered() const { return last_start_.answered - base_sequence; }
+  [[nodiscard]] const StartMessage& last_start() const { return last_start_; }
   [[nodiscard]] const Error& last_error() const { return last_error_; }
   /// Of the last copy.
   [[nodiscard]] const ResyncPlan& plan() const { return *plan_; }

@@ -67,6 +67,26 @@ TEST_CASE("copy guard: frames that come behind a running sync are synced as well
   CHECK(world.syncing.has_value());
 }
 
+TEST_CASE("copy guard: an interrupted resync that is rewound leaves where it began") {
+  const HistoryPoint from{first_epoch, 40, {1, 2}};
+  ReplicaWorld world({.promised = first_epoch,
+                      .primary = "a",
+                      .consistent = false,
+                      .logged = {},
+                      .durable = 0,
+                      .applied = from,
+                      .resync = first_epoch,
+                      .whole = false});
+  world.recorded_resync = first_epoch;
+  world.recorded_base = from;
+  world.logged = world.applied = {};
+  world.attach(first_epoch);
+  start(world, {.copy = true, .after = 50, .save = true});
+  REQUIRE(world.records.size() == 1);
+  CHECK(world.records[0].kind == ReplicaRecord::Kind::rewinding);
+  CHECK(world.records[0].point == from);
+}
+
 TEST_CASE("copy guard: a copy behind every number is refused") {
   Streaming streaming(1);
   start(streaming.world, {.copy = true, .after = counter_max + 1});

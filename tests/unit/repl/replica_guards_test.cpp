@@ -108,6 +108,30 @@ TEST_CASE("guard: a report comes when its time has come, and once") {
   CHECK(world.marks_sent == before + 1);
 }
 
+TEST_CASE("guard: a later term is another primary's, though an earlier one was of this one") {
+  ReplicaWorld world;
+  world.attach_as(ReplicaWorld::attach_message({2, 9}, "c"));
+  world.finish_records();
+  CHECK_FALSE(world.refused.has_value());
+  CHECK(world.attached.has_value());
+}
+
+TEST_CASE("guard: a replica that has failed syncs nothing that is asked for") {
+  Streaming streaming(1);
+  REQUIRE_FALSE(streaming.world.syncing.has_value());
+  streaming.world.step(replica_event::Failed{{Errc::io_error, 5, "disk", {}}});
+  streaming.world.step(replica_event::SyncWanted{});
+  CHECK_FALSE(streaming.world.syncing.has_value());
+}
+
+TEST_CASE("guard: of frames that are logged together, one that wants a sync is enough") {
+  Streaming streaming;
+  streaming.write(frame_flag_fua);
+  streaming.write();
+  streaming.world.log_all();
+  CHECK(streaming.world.syncing.has_value());
+}
+
 TEST_CASE("guard: a heartbeat is answered at once, and again when all of it is applied") {
   Streaming streaming(2);
   ReplicaWorld& world = streaming.world;

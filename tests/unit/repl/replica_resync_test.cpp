@@ -395,6 +395,11 @@ TEST_CASE("replica: a parked stage is for its own term, and goes when the replic
     parked.attach(first_epoch, false);
     CHECK_FALSE(world.attached->stage.has_value());
   }
+  SUBCASE("between sessions it is offered to nobody") {
+    const SessionId id = parked.attach(first_epoch);
+    world.step(replica_event::SessionClosed{id});
+    CHECK_FALSE(world.replica.standing().stage.has_value());
+  }
   SUBCASE("a copy that does not go on with it begins a stage of its own") {
     const SessionId id = parked.attach(first_epoch);
     world.step(replica_event::StartArrived{id, {.copy = true, .after = 12, .keep = true}});

@@ -63,6 +63,39 @@ TEST_CASE("verify: blocks are read when the sequence is applied, not before") {
   CHECK(world.verified == 4);
 }
 
+TEST_CASE("verify: while a stage is on its way into the images nothing is read") {
+  Verified verified(2);
+  ReplicaWorld& world = verified.world;
+  world.step(replica_event::StartArrived{1, {.copy = true, .after = 10, .keep = true}});
+  if (world.syncing) world.finish_sync();
+  world.apply(verified.source.point());
+  world.finish_image_sync();
+  world.finish_record();
+  world.finish_drop();
+  FrameSource live(HistoryPoint{first_epoch, 10, {3, 4}});
+  world.frame(live.next(first_epoch));
+  world.step(replica_event::CopyEndArrived{1, live.point()});
+  world.finish_stage_sync();
+  world.finish_record();
+  REQUIRE(world.copy_done.has_value());
+  world.frame(sums(0));
+  world.frame(sums(11));
+  CHECK(world.verified == 0);
+  SUBCASE("it is when it is there") {
+    world.finish_unstaging();
+    world.finish_image_sync();
+    world.finish_record();
+    CHECK(world.verified == 2);
+  }
+  SUBCASE("nor then, if its session has gone") {
+    world.step(replica_event::SessionClosed{1});
+    world.finish_unstaging();
+    world.finish_image_sync();
+    world.finish_record();
+    CHECK(world.verified == 0);
+  }
+}
+
 TEST_CASE("verify: what waited goes with its session") {
   Verified verified(1);
   ReplicaWorld& world = verified.world;
@@ -82,9 +115,21 @@ TEST_CASE(
     return verified.world.refused->message;
   };
   CHECK(refusal(sums(1), false).find("out of place") != std::string::npos);
+  FrameHeader other = sums(1);
+  other.type = FrameType::copy_data;
+  CHECK(refusal(other).find("out of place") != std::string::npos);
   CHECK(refusal(sums(1, {0, world_disk_bytes, 8192})).find("beyond disk") != std::string::npos);
   CHECK(refusal(sums(1, {2, 0, 8192})).find("names disk 2") != std::string::npos);
   CHECK(refusal(sums(counter_max + 1)).find("compare at sequence") != std::string::npos);
+
+  ReplicaWorld world;  // nothing has started
+  AttachMessage message = ReplicaWorld::attach_message(first_epoch);
+  message.features = {std::string(feature_verify)};
+  world.attach_as(message);
+  world.finish_records();
+  REQUIRE(world.attached.has_value());
+  world.frame(sums(0));
+  check_refused(world, Errc::protocol);
 }
 
 }  // namespace replicad

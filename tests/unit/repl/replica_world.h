@@ -408,7 +408,10 @@ class ReplicaWorld {
   /// Takes out those that may be read now.
   void perform(const replica_effect::VerifyNow& effect) {
     CHECK(effect.through == applied.sequence);
-    verified += std::erase_if(verifies, [&](Sequence after) { return after <= effect.through; });
+    const auto read =
+        std::erase_if(verifies, [&](Sequence after) { return after <= effect.through; });
+    CHECK(read > 0);
+    verified += read;
   }
   void perform(const replica_effect::SyncLog& /*effect*/) {
     CHECK_FALSE(syncing.has_value());

@@ -59,6 +59,16 @@ TEST_CASE("send pacer: in async frames gather for a moment or until they are man
   CHECK(pacer.is_due(waiting(16, true), Mode::async, 1, at({})));
 }
 
+TEST_CASE("send pacer: nothing is never due") {
+  SendPacer pacer;
+  for (const Mode mode : {Mode::async, Mode::sync}) {
+    pacer.sent(mode, at({}));
+    pacer.look(waiting(0, false), at({}));
+    REQUIRE(pacer.until() <= at(milliseconds(1)));
+    CHECK_FALSE(pacer.is_due(waiting(0, false), mode, 1, at(milliseconds(1))));
+  }
+}
+
 TEST_CASE("send pacer: a change to another mode leaves nothing behind") {
   SendPacer pacer;
   pacer.sent(Mode::sync, at({}));

@@ -150,6 +150,7 @@ TEST_CASE("handover: a record with one that does not fit is refused") {
   CHECK(wrong({7, "a", "a", 0}));
   CHECK(wrong({7, "a", "c", 0}));
   CHECK(wrong({7, "c", "a", 0}));
+  CHECK(wrong({7, "c", "a", 3}));
   CHECK(wrong({7, "b", "a", 0}));
   CHECK(wrong({7, "a", "b", 3}));
   CHECK(wrong({7, "b", "a", 5}));

@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+#include "core/base/limits.h"
+#include "core/vote/changes.h"
 #include "core/vote/fork.h"
 #include "core/vote/proposer.h"
 
@@ -37,6 +39,77 @@ TEST_CASE("changes: an in-sync set is made of data members, the primary among th
   CHECK(change_in_sync("a", base.epoch, {"b"})(base, {}).error().code == Errc::invalid_argument);
 }
 
+TEST_CASE("changes: a failover is done once, and only of the term that it was meant for") {
+  Record base = base_record();
+  base.epoch = {5, 7};
+  const auto fail_over = [](const Record& record, const std::string& target, Epoch from) {
+    return change_failover({target, from, 3, false})(record, {});
+  };
+  CHECK(fail_over(base, "b", {4, 7}).error().code == Errc::stale_epoch);
+  CHECK(fail_over(base, "w", {5, 7}).error().code == Errc::refused);
+  const auto next = fail_over(base, "b", {5, 7});
+  REQUIRE(next.has_value());
+  CHECK(next->epoch == Epoch{6, 3});
+  CHECK(next->primary == "b");
+  CHECK(next->in_sync == std::vector<std::string>{"b"});
+  CHECK(fail_over(*next, "b", {5, 7}) == *next);
+  // Another one from there is another one.
+  const auto after = fail_over(*next, "b", {6, 3});
+  REQUIRE(after.has_value());
+  CHECK(after->epoch == Epoch{7, 3});
+  Record of_other = *next;
+  of_other.epoch.tag = 4;
+  CHECK(fail_over(of_other, "b", {5, 7}).error().code == Errc::stale_epoch);
+  of_other = *next;
+  of_other.primary = "a";
+  CHECK(fail_over(of_other, "b", {5, 7}).error().code == Errc::stale_epoch);
+}
+
+TEST_CASE("changes: a promotion is of the term that it was meant for, to a later one") {
+  Record base = base_record();
+  base.epoch = {5, 7};
+  const auto promote = [&](Epoch from, Epoch epoch) {
+    return change_promote({"b", from, epoch})(base, {});
+  };
+  CHECK(promote({5, 7}, {6, 9}).has_value());
+  CHECK(promote({5, 7}, {5, 9}).error().code == Errc::stale_epoch);
+  CHECK(promote({4, 1}, {9, 9}).error().code == Errc::stale_epoch);
+  CHECK(promote({4, 1}, {5, 7}).error().code == Errc::stale_epoch);  // which is another host's
+}
+
+TEST_CASE("changes: the primary alone adds members, each once, and no more than there may be") {
+  const Record base = base_record();
+  const MemberState added{"c", "c:1", "c:2", false};
+  CHECK(change_add_member("b", added)(base, {}).error().code == Errc::stale_epoch);
+  const auto next = change_add_member("a", added)(base, {});
+  REQUIRE(next.has_value());
+  CHECK(next->version == base.version + 1);
+  REQUIRE(next->members.size() == 4);
+  CHECK(next->members.back() == added);
+  CHECK(change_add_member("a", added)(*next, {}) == *next);
+  CHECK(change_add_member("a", {"c", "c:9", "c:2", false})(*next, {}).error().code == Errc::exists);
+  Record full = base;
+  for (std::size_t i = full.members.size(); i < members_max; ++i)
+    full.members.push_back({fmt::format("h{}", i), {}, "h:1", true});
+  CHECK(change_add_member("a", added)(full, {}).error().code == Errc::refused);
+  full.members.pop_back();
+  CHECK(change_add_member("a", added)(full, {}).has_value());
+}
+
+TEST_CASE("changes: the primary alone removes members, others than itself") {
+  const Record base = base_record();
+  CHECK(change_remove_member("b", "w")(base, {}).error().code == Errc::stale_epoch);
+  CHECK(change_remove_member("a", "a")(base, {}).error().code == Errc::refused);
+  CHECK(change_remove_member("a", "x")(base, {}) == base);
+  const auto next = change_remove_member("a", "b")(base, {});
+  REQUIRE(next.has_value());
+  CHECK(next->version == base.version + 1);
+  REQUIRE(next->members.size() == 2);
+  CHECK(next->members[0].host == "a");
+  CHECK(next->members[1].host == "w");
+  CHECK(next->in_sync == std::vector<std::string>{"a"});
+}
+
 TEST_CASE(
     "changes: a forced history is led by a data member that it keeps, and keeps those asked") {
   const Record base = base_record();
@@ -47,6 +120,15 @@ TEST_CASE(
   REQUIRE(forced->members.size() == 2);
   CHECK(forced->members[0].host == "b");
   CHECK(forced->members[1].host == "w");
+}
+
+TEST_CASE("proposer: who is asked is named with its addresses") {
+  Proposer proposer("a", 7, change_nothing(), 3);
+  std::vector<ProposerEffect> effects;
+  proposer.step(proposer_event::Start{founding_state(base_record())}, effects);
+  REQUIRE(effects.size() == 3);
+  for (std::size_t i = 0; i < effects.size(); ++i)
+    CHECK(std::get<proposer_effect::SendPrepare>(effects[i]).to == three_members()[i]);
 }
 
 TEST_CASE("fork: an early record of a third history is no part of this one") {
