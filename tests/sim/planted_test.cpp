@@ -40,7 +40,12 @@ void provoke(Options& options) {
     options.cleaned_percent = 50;
     options.copy_cut_percent = 50;
   } else if (options.planted == Planted::forgotten_heat) {
+    // A primary that dies with hot regions, another one in its place, and the guest at work elsewhere there.
     options.guest_moves = true;
+    options.operator_percent = 50;
+    options.fault_weights.fill(0);
+    for (const Fault fault : {Fault::plugin_crash, Fault::power_loss})
+      weigh(options, fault);
   }
 }
 
