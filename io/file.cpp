@@ -257,6 +257,8 @@ Status read_all_at(int fd, std::span<std::byte> data, std::uint64_t offset) {
 
 Status read_medium_at(const std::string& path, std::span<std::byte> data, std::uint64_t offset) {
   const Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC | O_NOFOLLOW));
+  if (!fd.valid() && errno == EINVAL)
+    return fail(Errc::not_supported, "{} cannot be read past the page cache", path);
   if (!fd.valid()) return fail_errno(errno, "open {} past the page cache", path);
   const std::uint64_t begin = offset / direct_alignment_bytes * direct_alignment_bytes;
   const std::size_t skipped = offset - begin;
@@ -272,6 +274,8 @@ Status read_medium_at(const std::string& path, std::span<std::byte> data, std::u
     const ssize_t count =
         ::pread(fd.get(), bytes + filled, length - filled, static_cast<off_t>(begin + filled));
     if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno == EINVAL)
+      return fail(Errc::not_supported, "{} is not read in blocks of {}", path, length);
     if (count < 0) return fail_errno(errno, "read {} bytes at {} of {}", length, begin, path);
     if (count == 0) return fail(Errc::corrupt, "{} ends before {}", path, offset + data.size());
     filled += static_cast<std::size_t>(count);
@@ -300,10 +304,10 @@ Status secure_file(const std::string& path) {
     const std::size_t length = std::min<std::uint64_t>(bytes.size(), end - at);
     const auto part = std::span(bytes).first(length);
     RD_TRY(read_all_at(fd.get(), part, at));
+    const Status read = read_medium_at(path, std::span(medium).first(length), at);
+    if (!read && read.error().code != Errc::not_supported) return read;
     std::vector<SectorRun> lacking = {{0, length}};
-    if (read_medium_at(path, std::span(medium).first(length), at)) {
-      lacking = differing_sectors(part, std::span(medium).first(length), at);
-    }
+    if (read) lacking = differing_sectors(part, std::span(medium).first(length), at);
     for (const SectorRun& run : lacking)
       RD_TRY(write_all_at(fd.get(), part.subspan(run.begin, run.length), at + run.begin));
   }

@@ -37,7 +37,7 @@ constexpr std::size_t cached_write_bytes_max = 128 * kib;
 /// Fills `data`. Errors: errno's, Errc::corrupt if the file ends before.
 [[nodiscard]] Status read_all_at(int fd, std::span<std::byte> data, std::uint64_t offset);
 /// Fills `data` with what the disk itself has, past the page cache. What is dirty there is written first. Errors:
-/// errno's, as a rule because this cannot be done here; Errc::corrupt if the file ends before.
+/// Errc::not_supported where the file system cannot do this; Errc::corrupt if the file ends before; errno's.
 [[nodiscard]] Status read_medium_at(const std::string& path,
                                     std::span<std::byte> data,
                                     std::uint64_t offset);

@@ -287,7 +287,10 @@ Status LogScan::secure(const Candidate& candidate,
                        std::span<const std::byte> bytes,
                        std::uint64_t offset) {
   medium_.resize(bytes.size());
-  if (!files_.read_medium(candidate.name, medium_, offset)) {
+  const Status read = files_.read_medium(candidate.name, medium_, offset);
+  if (!read) {
+    // A disk that fails now is not written to on a guess: it would be all of it, most of which is durable.
+    if (read.error().code != Errc::not_supported) return read;
     return files_.write(candidate.name, bytes, offset);
   }
   for (const SectorRun& run : differing_sectors(bytes, medium_, offset)) {

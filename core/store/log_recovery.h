@@ -32,7 +32,7 @@ class LogDirectory {
                                     std::span<std::byte> to,
                                     std::uint64_t offset_bytes) = 0;
   /// Fills `to` with what the disk itself has, past whatever the kernel holds in memory; requires sync_file() before.
-  /// An error means that this cannot be told here, as a rule.
+  /// Errc::not_supported where a file system cannot tell that of any file.
   [[nodiscard]] virtual Status read_medium(const std::string& name,
                                            std::span<std::byte> to,
                                            std::uint64_t offset_bytes) = 0;

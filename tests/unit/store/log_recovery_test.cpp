@@ -80,6 +80,18 @@ TEST_CASE("log recovery: what only the page cache holds is written again, nothin
         Writes{{0, segment_header_bytes}, {segment_header_bytes, segment_header_bytes + 1280}});
 }
 
+TEST_CASE("log recovery: a disk that fails to tell what it has is not written to on a guess") {
+  MemoryLog log;
+  HistoryPoint point;
+  add_segment(log, point, 20);
+  log.medium_fails = true;
+  const auto found =
+      find_log(log, {.directory = "log", .volume_uuid = memory_uuid, .checkpoint = {}});
+  REQUIRE_FALSE(found);
+  CHECK(found.error().code == Errc::io_error);
+  CHECK(log.writes.empty());
+}
+
 TEST_CASE("log recovery: what the images hold for certain is not looked for on the disk") {
   MemoryLog log;
   HistoryPoint point;

@@ -20,6 +20,7 @@ class MemoryLog final : public LogDirectory {
   /// What the disk has of a file, where the kernel takes other bytes for written.
   std::map<std::string, std::vector<std::byte>> medium;
   bool has_medium = true;
+  bool medium_fails = false;
   std::vector<std::pair<std::uint64_t, std::uint64_t>> writes;  ///< begin and end
   int removes_left = 1000;
 
@@ -40,6 +41,7 @@ class MemoryLog final : public LogDirectory {
                      std::span<std::byte> to,
                      std::uint64_t offset) override {
     if (!has_medium) return fail(Errc::not_supported, "{} cannot be read so", name);
+    if (medium_fails) return fail_errno(EIO, "read {}", name);
     const auto& bytes = medium.contains(name) ? medium.at(name) : files.at(name);
     std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(offset), to.size(), to.begin());
     return {};
