@@ -137,8 +137,13 @@ bool Cluster::may_swap_disk(HostIndex host) const {
   // Nobody recognises what has not been looked at since it was readmitted.
   const auto is_known = [](const DiskState& disk) { return !disk.mark.identity.empty(); };
   if (!std::ranges::all_of(machine.state.disks, is_known)) return false;
-  return std::ranges::none_of(
-      daemons, [](const auto& daemon) { return daemon->is_busy() || daemon->state().transfer; });
+  // It may be chosen yet by what a voter has accepted, or has promised it to accept.
+  return std::ranges::none_of(daemons, [&](const auto& daemon) {
+    const VoterState& vote = daemon->state().vote;
+    const bool is_proposing = vote.promised != vote.accepted && vote.promised.host == machine.name;
+    const bool is_named = vote.record && vote.record->primary == machine.name;
+    return daemon->is_busy() || daemon->state().transfer || is_proposing || is_named;
+  });
 }
 
 /// What the target of a switchover says often does not arrive: the voters then settle it.
