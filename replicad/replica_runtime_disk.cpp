@@ -46,10 +46,11 @@ Result<RecoveredLog> ReplicaRuntime::recover(const std::string& log_dir,
                                              const std::string& host,
                                              const std::string& boot_id,
                                              const ImageSet& images) {
+  // The images hold what no log repeats: what a copy has brought, or what a primary had written when its term ended
+  // without order. A sync of that may have failed; the next copy compares with what is on the disk.
+  if (!state.consistent || !state.clean) RD_TRY(images.drop_cache());
   if (!state.consistent) {
-    // The image is no prefix of any history: the log continues nothing. Of what a copy has brought a sync may have
-    // failed; the next one compares with what is on the disk.
-    RD_TRY(images.drop_cache());
+    // The image is no prefix of any history: the log continues nothing.
     RD_TRY(remove_log(log_dir));
     return RecoveredLog{};
   }

@@ -18,8 +18,8 @@ Result<ReplicaProgram::Found> ReplicaProgram::recover() const {
   RecoveryFiles files(machine_.log, [this] { return machine_.draw_error(); });
   const VolumeState& state = hooks_.state();
   const bool trusts = options_.planted == Planted::trusted_cache;
+  if ((!state.consistent || !state.clean) && !trusts) RD_TRY(drop_image_cache());
   if (!state.consistent) {
-    if (!trusts) RD_TRY(drop_image_cache());
     RD_TRY(remove_log_files(files));
     remove_stage(machine_);
     return Found{};
