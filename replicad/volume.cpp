@@ -11,6 +11,8 @@
 #include "io/file.h"
 #include "io/image_identity.h"
 #include "replicad/image_check.h"
+#include "replicad/replica_log_files.h"
+#include "replicad/replica_offload.h"
 
 namespace replicad {
 
@@ -81,11 +83,15 @@ std::shared_ptr<Volume> Volume::load(VolumeEnvironment& environment, const std::
   return volume;
 }
 
-/// A promotion is recorded before the log, applied in full by then, is removed.
+/// A promotion is recorded before the log, applied in full by then, is removed. This is for its space; that none is
+/// there is made certain where the role is given up.
 void Volume::discard_leftover_log() const {
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(log_dir(), ignored)) {
-    std::filesystem::remove(entry.path(), ignored);
+  if (const Status removed = remove_log(log_dir()); !removed) {
+    log(LogLevel::warn,
+        "log_not_removed",
+        "volume={} error={}",
+        name_,
+        log_value(removed.error().message));
   }
 }
 
@@ -564,7 +570,7 @@ void Volume::become_replica(const std::string& primary,
     state.transfer.reset();
     return {};
   };
-  update(std::move(change), [self, primary, done = std::move(done)](const Status& written) {
+  auto on_written = [self, primary, done](const Status& written) {
     if (written) {
       self->images_.clear();
       self->last_end_.reset();
@@ -581,7 +587,17 @@ void Volume::become_replica(const std::string& primary,
           self->state().clean);
     }
     done(written);
-  });
+  };
+  // What a promotion left of its log, ended before it had removed it, would pass for a damaged one.
+  offload(
+      environment_.worker,
+      environment_.reactor,
+      [directory = log_dir()] { return remove_log(directory); },
+      [self, change = std::move(change), on_written = std::move(on_written), done](
+          const Status& removed) mutable {
+        if (!removed) return done(removed);
+        self->update(std::move(change), std::move(on_written));
+      });
 }
 
 }  // namespace replicad

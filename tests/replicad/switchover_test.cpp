@@ -1,7 +1,11 @@
 // Switchovers between hosts with stand-ins for nbdkit, and what happens when a step of it fails.
 
+#include <filesystem>
+#include <fstream>
+
 #include <httplib.h>
 
+#include "core/store/log_segment.h"
 #include "tests/replicad/daemon_fixture.h"
 
 namespace replicad {
@@ -74,6 +78,21 @@ TEST_CASE("switchover: a stopped volume moves without an export") {
   CHECK(a.shows("vm1", "role", "replica"));
   CHECK(b.post("vm1", "activate").ok());
   CHECK(b.post("vm1", "deactivate").ok());
+}
+
+TEST_CASE("switchover: what a promotion has left of its log does not pass for a damaged one") {
+  TestHost a("a");
+  TestHost b("b");
+  create_volume({&a, &b});
+  // As if a had ended between the record of its promotion and the removal of the log.
+  const auto log = std::filesystem::path(a.state_file("vm1")).parent_path() / "log";
+  std::filesystem::create_directories(log);
+  std::ofstream(log / segment_file_name(5)) << std::string(2 * segment_header_bytes, 'x');
+  REQUIRE(a.post("vm1", "switchover", {{"to", "b"}}).ok());
+  CHECK_FALSE(std::filesystem::exists(log / segment_file_name(5)));
+  CHECK(a.shows("vm1", "role", "replica"));
+  CHECK_FALSE(a.shows("vm1", "state", "failed"));
+  CHECK(a.get("vm1").at("error").is_null());
 }
 
 TEST_CASE("switchover: a dry run proves and changes nothing") {

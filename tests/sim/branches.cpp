@@ -11,6 +11,7 @@ namespace {
 constexpr auto branches = std::to_array<std::string_view>({
     "a committed stage brought in after a restart",
     "a connection ends in the middle of a frame",
+    "a log that was left over could not be removed",
     "a region goes cold",
     "a region goes cold, lacks on record",
     "a rewind of what it has changed itself",

@@ -32,6 +32,7 @@ void Daemon::start() {
   }));
   // The record may have changed while this host was away.
   recheck_ = true;
+  if (is_primary()) (void)remove_log();
   take_role();
   keep_role();
   watch_voters();

@@ -134,6 +134,8 @@ class Daemon : public std::enable_shared_from_this<Daemon> {
   void settle();
   void go_on(const Record& record);
   void give_up_role(const std::string& primary, const std::optional<HistoryPoint>& point);
+  Status remove_log();
+  void record_replica(const std::string& primary, const std::optional<HistoryPoint>& point);
   void end_operation();
 
   Cluster& cluster_;

@@ -133,6 +133,24 @@ void Daemon::go_on(const Record& record) {
 }
 
 void Daemon::give_up_role(const std::string& primary, const std::optional<HistoryPoint>& point) {
+  // What a promotion left of its log, ended before it had removed it, would pass for a damaged one.
+  const auto removed = std::make_shared<Status>();
+  machine_.io([this, removed] { *removed = remove_log(); },
+              life_.guard([this, removed, primary, point](int error) {
+                if (error == 0 && *removed) return record_replica(primary, point);
+                world_.reached("a log that was left over could not be removed");
+                end_operation();
+              }));
+}
+
+Status Daemon::remove_log() {
+  RecoveryFiles files(machine_.log, [this] { return machine_.draw_error(); });
+  RD_TRY(remove_log_files(files));
+  remove_stage(machine_);
+  return {};
+}
+
+void Daemon::record_replica(const std::string& primary, const std::optional<HistoryPoint>& point) {
   update(
       [this, primary, point, tag = draw_tag()](VolumeState& next) -> Status {
         next.primary = primary;
