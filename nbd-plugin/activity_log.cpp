@@ -97,6 +97,7 @@ Status ActivityLog::load(const Setup& setup, Known& known) {
   if (origin) known.trail = load_trail(setup, *origin);
   if (known.trail) header_.trail = origin;
   cold_through_ = setup.history.sequence;
+  inherited_synced_ = !setup.unclean;
   if (setup.unclean) note_unsynced(is_continued, known);
   RD_TRY(begin_term(setup, is_continued));
   if (!is_continued) return {};
@@ -301,8 +302,9 @@ void ActivityLog::cool(const Environment& environment) {
   const auto wants_sync = [](const Cooling& cooling) {
     return cooling.through != 0 && !cooling.synced;
   };
-  if (std::ranges::any_of(cooling_, wants_sync)) {
+  if (!inherited_synced_ || std::ranges::any_of(cooling_, wants_sync)) {
     if (!environment.sync_images()) return;
+    inherited_synced_ = true;
     for (Cooling& cooling : cooling_)
       cooling.synced = cooling.through != 0;
   }

@@ -120,6 +120,9 @@ class ActivityLog {
   bool header_written_ = true;  ///< the last attempt to write it has worked
   std::vector<Disk> disks_;
   int passes_ = 0;
+  /// What a term that did not end cleanly has written may be in the kernel's memory alone until the images are synced
+  /// in this one: a loss of power would take it from here, and leave it at the members.
+  bool inherited_synced_ = true;
   Sequence cold_through_ = 0;     ///< no cold region has a later change
   std::vector<Region> hot_;       ///< in the order they became hot
   std::vector<Cooling> cooling_;  ///< of hot_: marked cold in memory, still hot on disk

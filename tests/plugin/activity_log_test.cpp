@@ -120,6 +120,24 @@ TEST_CASE(
   CHECK(term.lack("c").suspect.blocks() == 2 * blocks_per_region);
 }
 
+/// `c` stands at `point`.
+void begin_copy(PrimaryTerm& term, const HistoryPoint& point) {
+  const PeerIndex c = term.primary->find_peer("c").value();
+  AttachedMessage message;
+  message.logged = point;
+  message.durable = point.sequence;
+  term.step(primary_event::PeerAttached{c, message});
+  REQUIRE(term.primary->view(c, boot_time_now()).phase == PeerPhase::copying);
+}
+
+void end_copy(PrimaryTerm& term) {
+  const PeerIndex c = term.primary->find_peer("c").value();
+  term.step(primary_event::CopyEnding{c});
+  term.step(primary_event::CopyDone{c, term.primary->history()});
+  term.settle("c");
+  REQUIRE(term.primary->has_everything(c));
+}
+
 TEST_CASE("activity: a member that has everything again is forgotten about") {
   const TempPath temp;
   {
@@ -131,19 +149,38 @@ TEST_CASE("activity: a member that has everything again is forgotten about") {
   }
   {
     PrimaryTerm term(temp, 3, behind_crash(3), true);
-    const PeerIndex c = term.primary->find_peer("c").value();
-    AttachedMessage message;
-    message.logged = begin;
-    message.durable = begin.sequence;
-    term.step(primary_event::PeerAttached{c, message});
-    REQUIRE(term.primary->view(c, boot_time_now()).phase == PeerPhase::copying);
+    begin_copy(term, begin);
     term.cool(30);
-    term.step(primary_event::CopyEnding{c});
-    term.step(primary_event::CopyDone{c, term.primary->history()});
-    term.settle("c");
+    end_copy(term);
     term.cool(5);
   }
   PrimaryTerm term(temp, 4, behind_crash(4), true);
+  CHECK(term.lack("c").suspect.empty());
+}
+
+TEST_CASE("activity: what was hot at a crash stays on record until the images were synced since") {
+  const TempPath temp;
+  {
+    PrimaryTerm term(temp, 2, begin, false);
+    term.write(0);
+  }
+  {
+    // c has what the kernel's memory has here, and nothing goes cold.
+    PrimaryTerm term(temp, 3, behind_crash(3), true);
+    begin_copy(term, begin);
+    end_copy(term);
+    term.can_sync = false;
+    term.cool(30);
+  }
+  {
+    PrimaryTerm term(temp, 4, behind_crash(4), true);
+    CHECK(term.lack("c").suspect.blocks() == blocks_per_region);
+    CHECK(term.known.unsynced.size() == 1);
+    begin_copy(term, behind_crash(3));
+    end_copy(term);
+    term.cool(5);
+  }
+  PrimaryTerm term(temp, 5, behind_crash(5), true);
   CHECK(term.lack("c").suspect.empty());
 }
 

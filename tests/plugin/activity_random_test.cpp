@@ -216,10 +216,11 @@ class Run {
   void crash(bool host) {
     ++reached.crashes;
     end_sessions();
-    for (std::size_t region = 0; region < regions; ++region) {
-      if (host && chance(50)) image_[region] = durable_image_[region];
+    for (std::size_t region = 0; host && region < regions; ++region) {
+      if (chance(50)) image_[region] = durable_image_[region];
     }
-    durable_image_ = image_;
+    // Else the kernel's memory stays what it was, and is not on the disk yet.
+    if (host) sync_images();
     open(behind_crash(number_ + 1), true);
   }
   void stop() {

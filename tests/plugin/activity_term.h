@@ -42,6 +42,7 @@ struct PrimaryTerm {
   std::unique_ptr<Primary> primary;
   std::vector<PrimaryEffect> effects;
   RequestId next_id = 1;
+  bool can_sync = true;  ///< what a sync of the images comes to
 
   static constexpr std::uint64_t disk = 256 * mib;
 
@@ -119,7 +120,7 @@ struct PrimaryTerm {
   void cool(int passes) {
     for (int i = 0; i < passes; ++i) {
       activity->cool({.look = [this](const auto& function) { function(*primary); },
-                      .sync_images = [] { return true; }});
+                      .sync_images = [this] { return can_sync; }});
     }
   }
   [[nodiscard]] const KnownLack& lack(const std::string& host) const {

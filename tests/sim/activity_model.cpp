@@ -88,6 +88,7 @@ void ActivityModel::open(std::function<void(int, Known)> done) {
     }
   }
   cold_through_ = setup_.history.sequence;
+  inherited_synced_ = !setup_.unclean;
   for (auto& disk : entries_) {
     for (ActivityEntry& one : disk) {
       if ((one & activity_hot) != 0) one = static_cast<ActivityEntry>(activity_hot - 1);
@@ -205,7 +206,7 @@ void ActivityModel::cool(const Environment& environment) {
     if (++self->passes_ % passes_per_choice == 0) self->choose_cooling();
     if (self->cooling_.empty() && self->passes_ % passes_per_choice != 0) return over();
     const Primary& primary = environment.core();
-    bool wants_sync = false;
+    bool wants_sync = !self->inherited_synced_;
     for (Cooling& cooling : self->cooling_) {
       if (cooling.through == 0 && !primary.is_being_written(self->range_of(cooling.region))) {
         cooling.through = primary.ring().next() - 1;
@@ -215,6 +216,7 @@ void ActivityModel::cool(const Environment& environment) {
     if (!wants_sync) return self->settle(environment, over);
     environment.sync_images([self, environment, over](bool ok) {
       if (!ok) return over();
+      self->inherited_synced_ = true;
       for (Cooling& cooling : self->cooling_)
         cooling.synced = cooling.through != 0;
       self->settle(environment, over);

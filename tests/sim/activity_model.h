@@ -93,6 +93,7 @@ class ActivityModel : public std::enable_shared_from_this<ActivityModel> {
   std::vector<Cooling> cooling_;
   Sequence cold_through_ = 0;
   int passes_ = 0;
+  bool inherited_synced_ = true;
   std::deque<Job> jobs_;
   bool running_ = false;
 };
