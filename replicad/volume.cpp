@@ -422,6 +422,12 @@ Status Volume::attach(const std::shared_ptr<FrameConnection>& connection,
     if (open_error_) return tl::unexpected(*open_error_);
     return fail(Errc::busy, "volume {} on {} changes its role", name_, environment_.options.host);
   }
+  // A promise that led to no record stands in the way of a term that was chosen: the voters know.
+  const Epoch& promised = state().epoch;
+  if (message.epoch.number == promised.number && message.epoch != promised) {
+    recheck_ = true;
+    environment_.wake_keeper();
+  }
   replica_->attach(connection, message);
   return {};
 }

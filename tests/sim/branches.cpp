@@ -12,6 +12,7 @@ constexpr auto branches = std::to_array<std::string_view>({
     "a committed stage brought in after a restart",
     "a connection ends in the middle of a frame",
     "a log that was left over could not be removed",
+    "a promise of a term that another has",
     "a region goes cold",
     "a region goes cold, lacks on record",
     "a rewind of what it has changed itself",

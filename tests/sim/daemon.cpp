@@ -226,6 +226,11 @@ Status Daemon::attach(const std::shared_ptr<Connection>& connection, const Attac
     return fail(Errc::refused, "{} is itself the primary", machine_.name);
   }
   if (!replica_ || replica_busy_) return fail(Errc::busy, "{} changes its role", machine_.name);
+  // A promise that led to no record stands in the way of a term that was chosen: the voters know.
+  if (message.epoch.number == state().epoch.number && message.epoch != state().epoch) {
+    world_.reached("a promise of a term that another has");
+    recheck_ = true;
+  }
   replica_->attach(connection, message);
   return {};
 }
