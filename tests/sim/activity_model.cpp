@@ -116,6 +116,7 @@ void ActivityModel::open(std::function<void(int, Known)> done) {
     }
     known.lacks.push_back(std::move(lack));
   }
+  if (!is_continued) empty_file(done);
   enqueue([this, done, known](const std::function<void()>& over) {
     const auto self = shared_from_this();
     self->write_pages([self, done, known, over](int error) {
@@ -125,6 +126,19 @@ void ActivityModel::open(std::function<void(int, Known)> done) {
         over();
       });
     });
+  });
+}
+
+/// Before the first page of another history: the header that stands there does not speak of it.
+void ActivityModel::empty_file(const std::function<void(int, Known)>& done) {
+  enqueue([this, done](const std::function<void()>& over) {
+    machine_.io([&machine = machine_] { machine.activity = {}; },
+                life_.guard([done, over](int error) {
+                  if (error != 0) return done(error, {});
+                  over();
+                }),
+                false,
+                Program::plugin);
   });
 }
 
@@ -201,8 +215,14 @@ void ActivityModel::mark_in_job(const Range& range, std::function<void(int)> don
 // --- going cold
 
 void ActivityModel::cool(const Environment& environment) {
-  enqueue([this, environment](const std::function<void()>& over) {
+  if (is_cooling_) return;
+  is_cooling_ = true;
+  enqueue([this, environment](const std::function<void()>& end) {
     const auto self = shared_from_this();
+    const std::function<void()> over = [self, end] {
+      self->is_cooling_ = false;
+      end();
+    };
     if (++self->passes_ % passes_per_choice == 0) self->choose_cooling();
     if (self->cooling_.empty() && self->passes_ % passes_per_choice != 0) return over();
     const Primary& primary = environment.core();

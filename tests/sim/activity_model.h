@@ -67,6 +67,7 @@ class ActivityModel : public std::enable_shared_from_this<ActivityModel> {
   void enqueue(Job job);
   void run_next();
   void write_pages(std::function<void(int)> done);
+  void empty_file(const std::function<void(int, Known)>& done);
   void write_header(std::function<void(int)> done);
   [[nodiscard]] Range range_of(const Region& region) const;
   [[nodiscard]] std::vector<Region> regions_of(const Range& range) const;
@@ -94,6 +95,7 @@ class ActivityModel : public std::enable_shared_from_this<ActivityModel> {
   Sequence cold_through_ = 0;
   int passes_ = 0;
   bool inherited_synced_ = true;
+  bool is_cooling_ = false;  ///< or is to, behind what is under way
   std::deque<Job> jobs_;
   bool running_ = false;
 };

@@ -339,17 +339,19 @@ void Plugin::write_image(RequestId id, int error) {
 }
 
 void Plugin::cool_regularly() {
-  activity_->cool(
-      {.core = [this]() -> const Primary& { return *primary_; },
-       .sync_images =
-           [this](std::function<void(bool)> done) {
-             sync_local([this, done = std::move(done)](bool ok) {
-               if (!ok) {
-                 step(primary_event::Fail{Error{Errc::io_error, EIO, "fdatasync of an image", {}}});
-               }
-               done(ok);
-             });
-           }});
+  const ActivityModel::Environment environment{
+      .core = [this]() -> const Primary& { return *primary_; },
+      .sync_images =
+          [this](std::function<void(bool)> done) {
+            sync_local([this, done = std::move(done)](bool ok) {
+              if (!ok) {
+                step(primary_event::Fail{Error{Errc::io_error, EIO, "fdatasync of an image", {}}});
+              }
+              done(ok);
+            });
+          }};
+  // Nothing behind what the end of a clean stop puts on record.
+  if (!stopping_) activity_->cool(environment);
   machine_.after(cooling_interval / 2 + world_.random.delay(cooling_interval),
                  life_.guard([this] { cool_regularly(); }));
 }
