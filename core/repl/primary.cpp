@@ -174,7 +174,8 @@ void Primary::on_event(const primary_event::Cancelled& event,
     std::erase_if(*queue, [&](const Waiting& waiting) { return waiting.id == event.id; });
   }
   std::erase(flushing_, event.id);
-  std::erase(flush_acknowledged_, event.id);
+  std::erase_if(flush_acknowledged_,
+                [&](const Waiting& waiting) { return waiting.id == event.id; });
   std::erase(held_answers_, event.id);
 }
 
@@ -246,7 +247,7 @@ void Primary::wait_for_answer(RequestId id,
 
 void Primary::acknowledge(const Waiting& waiting, Effects& effects) {
   if (waiting.is_flush && std::ranges::find(flushing_, waiting.id) != flushing_.end()) {
-    flush_acknowledged_.push_back(waiting.id);
+    flush_acknowledged_.push_back(waiting);
     return;
   }
   answer(waiting.id, effects);
@@ -265,7 +266,7 @@ void Primary::on_event(const primary_event::LocalSynced& event, Instant /*now*/,
   const auto found = std::ranges::find(flushing_, event.id);
   if (found == flushing_.end()) return;
   flushing_.erase(found);
-  const auto acknowledged = std::ranges::find(flush_acknowledged_, event.id);
+  const auto acknowledged = std::ranges::find(flush_acknowledged_, event.id, &Waiting::id);
   if (acknowledged == flush_acknowledged_.end()) return;
   flush_acknowledged_.erase(acknowledged);
   answer(event.id, effects);
@@ -395,11 +396,24 @@ bool Primary::drop_oldest_frame(Effects& effects) {
 void Primary::on_event(const primary_event::SettingsChanged& event, Instant now, Effects& effects) {
   // Nobody had to be heard before.
   if (event.mode == Mode::async && mode_ != Mode::async) note_all_heard(now);
+  const bool leaves_async = mode_ == Mode::async && event.mode != Mode::async;
   mode_ = event.mode;
+  if (leaves_async) leave_async();
   congestion_ = event.congestion;
   on_local_error_ = event.on_local_error;
   ack_timeout_ = event.ack_timeout;
   if (failure_ && on_local_error_ == OnLocalError::fail) answer_all_failed(effects);
+}
+
+/// A flush that the disk has not done yet was acknowledged by nobody, and no silence of the voters holds its answer any
+/// more: now the members must have it.
+void Primary::leave_async() {
+  std::deque<Waiting>& queue = queue_for(level_for(Change{FrameType::flush, 0, {}}));
+  for (const Waiting& waiting : std::exchange(flush_acknowledged_, {})) {
+    // Before the mode was `async` it may have been another one, whose requests still wait.
+    queue.insert(std::ranges::upper_bound(queue, waiting.sequence, {}, &Waiting::sequence),
+                 waiting);
+  }
 }
 
 void Primary::on_event(const primary_event::Fail& event, Instant /*now*/, Effects& effects) {
@@ -421,9 +435,9 @@ void Primary::answer_all_failed(Effects& effects) {
     }
     queue->clear();
   }
-  for (const RequestId id : flush_acknowledged_) {
-    std::erase(flushing_, id);
-    effects.push_back(primary_effect::Answer{id, true});
+  for (const Waiting& waiting : flush_acknowledged_) {
+    std::erase(flushing_, waiting.id);
+    effects.push_back(primary_effect::Answer{waiting.id, true});
   }
   flush_acknowledged_.clear();
   for (const RequestId id : std::exchange(held_answers_, {}))

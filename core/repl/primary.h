@@ -556,6 +556,7 @@ class Primary {
   void answer_all_failed(Effects& effects);
   void answer_queue(std::deque<Waiting>& queue, Sequence reached_sequence, Effects& effects);
   void acknowledge(const Waiting& waiting, Effects& effects);
+  void leave_async();
   [[nodiscard]] Level level_for(const Change& change) const;
   [[nodiscard]] std::deque<Waiting>& queue_for(Level level);
   [[nodiscard]] Sequence reached(Level level) const;
@@ -655,11 +656,11 @@ class Primary {
   bool record_pending_ = false;
   std::string record_reason_;
 
-  std::deque<Request> queue_;                  ///< arrived, not admitted; in order of arrival
-  std::vector<Request> admitted_;              ///< being written to the image
-  RangeSet active_;                            ///< ranges of admitted_
-  std::vector<RequestId> flushing_;            ///< flushes whose local sync is under way
-  std::vector<RequestId> flush_acknowledged_;  ///< those of flushing_ that the members have
+  std::deque<Request> queue_;                ///< arrived, not admitted; in order of arrival
+  std::vector<Request> admitted_;            ///< being written to the image
+  RangeSet active_;                          ///< ranges of admitted_
+  std::vector<RequestId> flushing_;          ///< flushes whose local sync is under way
+  std::vector<Waiting> flush_acknowledged_;  ///< those of flushing_ that the members have
   std::deque<Waiting> wait_received_;
   std::deque<Waiting> wait_logged_;
   std::deque<Waiting> wait_durable_;

@@ -403,6 +403,8 @@ void Plugin::fill(RequestId id) {
   } else if (pending.op.kind == GuestOp::Kind::flush) {
     sync_local([this, id](bool ok) {
       if (ok) {
+        const auto flush = requests_.find(id);
+        if (flush != requests_.end()) flush->second.synced = true;
         step(primary_event::LocalSynced{id});
       } else {
         step(primary_event::Fail{Error{Errc::io_error, EIO, "fdatasync of an image", {}}});
@@ -550,6 +552,11 @@ void Plugin::request_copy(HostIndex host) {
 }
 
 void Plugin::set_mode(Mode mode, Congestion congestion) {
+  // What `async` has not answered by then, members have to have.
+  for (auto& [id, pending] : requests_) {
+    const bool waits = pending.placed && pending.op.kind == GuestOp::Kind::flush && !pending.synced;
+    if (waits && pending.mode == Mode::async) pending.mode = mode;
+  }
   mode_ = mode;
   congestion_ = congestion;
   step(primary_event::SettingsChanged{

@@ -153,7 +153,8 @@ class Plugin : public std::enable_shared_from_this<Plugin> {
     bool placed = false;
     bool failed = false;  ///< the image could not take it
     bool wants_answer = true;
-    Mode mode = Mode::sync;  ///< when it was numbered
+    bool synced = false;     ///< flush: the image is durable
+    Mode mode = Mode::sync;  ///< that it is answered in: when it was numbered, or after `async`
     Congestion congestion = Congestion::throttle;
   };
   struct Filled {

@@ -13,13 +13,15 @@ using std::chrono::seconds;
 /// A primary "a" alone with its voters; no member is connected.
 class Lonely {
  public:
-  explicit Lonely(VoterSet voters, Mode mode = Mode::async)
+  explicit Lonely(VoterSet voters,
+                  Mode mode = Mode::async,
+                  std::vector<std::string> in_sync = {"a"})
       : primary_(PrimaryConfig{.epoch = {5, 55},
                                .history = {{5, 55}, 10, {}},
                                .reserved = 1000,
                                .disk_bytes = {64 * mib},
                                .peers = {"b", "c"},
-                               .in_sync = {"a"},
+                               .in_sync = std::move(in_sync),
                                .host = "a",
                                .mode = mode,
                                .congestion = Congestion::detach,
@@ -169,6 +171,22 @@ TEST_CASE(
   world.step(primary_event::Fail{Error{Errc::io_error, 0, "broken", {}}});
   CHECK(world.failed_ == std::vector<RequestId>{1, 3});
   CHECK(world.answered_.empty());
+}
+
+TEST_CASE("quorum: a change of the mode lets no flush of async be answered unheard") {
+  Lonely world({{"a", "b", "c"}, ""}, Mode::async, {"a", "b"});
+  world.step(primary_event::WriteArrived{1, {FrameType::flush, 0, {}}});
+  world.written(1);
+  world.step(primary_event::SettingsChanged{Mode::semi_sync, Congestion::detach, seconds(1), {}});
+  // Its term may be over by now: b, which has not come, may be the primary.
+  world.pass(seconds(2));
+  world.step(primary_event::LocalSynced{1});
+  CHECK(world.answered_.empty());
+  // Without b it is answered when a majority has recorded that b has left.
+  world.step(primary_event::Tick{});
+  CHECK(world.answered_.empty());
+  world.step(primary_event::Recorded{});
+  CHECK(world.answered_ == std::vector<RequestId>{1});
 }
 
 TEST_CASE("quorum: new voters are heard anew") {

@@ -208,6 +208,67 @@ TEST_CASE("primary: a write that was already waited for keeps its level when the
   CHECK(s.write(3, write_at(0)) == "admitted 3, placed 3 as 3, answer 3");
 }
 
+TEST_CASE("primary: a flush under way when the mode leaves async waits for the members") {
+  const auto change = [](PrimaryScenario& s, Mode mode) {
+    return s.step(
+        primary_event::SettingsChanged{mode, Congestion::throttle, PrimaryScenario::ack_timeout});
+  };
+  const PrimaryScenario::Setup pair{.mode = Mode::async, .peers = {"b"}, .in_sync = {"a", "b"}};
+  PrimaryScenario semi_sync(pair);
+  semi_sync.write(1, flush_all());
+  CHECK(change(semi_sync, Mode::semi_sync) == "");
+  CHECK(semi_sync.synced(1) == "");
+  CHECK(semi_sync.received("b", 1) == "");
+  CHECK(semi_sync.logged("b", 1) == "answer 1");
+
+  PrimaryScenario sync(pair);
+  sync.write(1, flush_all());
+  CHECK(change(sync, Mode::sync) == "");
+  CHECK(sync.logged("b", 1) == "");
+  CHECK(sync.durable("b", 1) == "");
+  CHECK(sync.synced(1) == "answer 1");
+
+  // The members have done that already.
+  PrimaryScenario done(pair);
+  done.write(1, flush_all());
+  done.durable("b", 1);
+  CHECK(change(done, Mode::sync) == "");
+  CHECK(done.synced(1) == "answer 1");
+
+  // Another change of the settings asks for nothing new.
+  PrimaryScenario still_async(pair);
+  still_async.write(1, flush_all());
+  CHECK(change(still_async, Mode::async) == "");
+  CHECK(still_async.synced(1) == "answer 1");
+  PrimaryScenario raised({.mode = Mode::semi_sync, .peers = {"b"}, .in_sync = {"a", "b"}});
+  raised.write(1, flush_all());
+  raised.logged("b", 1);
+  CHECK(change(raised, Mode::sync) == "");
+  CHECK(raised.synced(1) == "answer 1");
+
+  // Who has gone is not answered, and takes nobody along.
+  PrimaryScenario given_up(pair);
+  given_up.write(1, flush_all());
+  given_up.write(2, flush_all());
+  given_up.step(primary_event::Cancelled{1});
+  change(given_up, Mode::semi_sync);
+  CHECK(given_up.synced(1) == "");
+  CHECK(given_up.synced(2) == "");
+  CHECK(given_up.logged("b", 2) == "answer 2");
+
+  // One that the members had in an earlier mode goes before what waits since.
+  PrimaryScenario ordered({.mode = Mode::semi_sync, .peers = {"b"}, .in_sync = {"a", "b"}});
+  ordered.write(1, flush_all());
+  ordered.logged("b", 1);
+  change(ordered, Mode::sync);
+  ordered.write(2, fua_at(0));
+  change(ordered, Mode::async);
+  change(ordered, Mode::sync);
+  CHECK(ordered.synced(1) == "");
+  CHECK(ordered.durable("b", 1) == "answer 1");
+  CHECK(ordered.durable("b", 2) == "answer 2");
+}
+
 TEST_CASE("primary: a changed ack-timeout counts at once") {
   PrimaryScenario s({.peers = {"b"}, .in_sync = {"a", "b"}});
   s.pass(std::chrono::milliseconds(100));

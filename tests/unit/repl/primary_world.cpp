@@ -131,6 +131,12 @@ void PrimaryWorld::on(const primary_effect::Admitted& effect) {
   admitted.state = GuestRequest::State::admitted;
 }
 
+PrimaryWorld::Level PrimaryWorld::level_now(bool lasts) const {
+  if (mode_ == Mode::async) return Level::none;
+  if (mode_ == Mode::semi_sync) return lasts ? Level::logged : Level::received;
+  return lasts ? Level::durable : Level::logged;
+}
+
 void PrimaryWorld::guest_writes() {
   for (auto& [id, request] : requests_) {
     if (request.state != GuestRequest::State::admitted || (!healing_ && chance(50))) continue;
@@ -141,9 +147,7 @@ void PrimaryWorld::guest_writes() {
     }
     const bool lasts =
         request.change.kind == FrameType::flush || (request.change.flags & frame_flag_fua) != 0;
-    request.level = mode_ == Mode::async       ? Level::none
-                    : mode_ == Mode::semi_sync ? (lasts ? Level::logged : Level::received)
-                                               : (lasts ? Level::durable : Level::logged);
+    request.level = level_now(lasts);
     step(primary_event::LocalWritten{id, request.wants_answer});
     require(
         request.state == GuestRequest::State::placed || request.state == GuestRequest::State::done,
@@ -373,7 +377,14 @@ void PrimaryWorld::on(const primary_effect::HoldFailed& /*effect*/) {
 }
 
 void PrimaryWorld::settings_change() {
+  const Mode before = mode_;
   if (chance(50)) mode_ = static_cast<Mode>(draw(3));
+  for (auto& [id, request] : requests_) {
+    const bool waits = request.state == GuestRequest::State::placed && !request.synced;
+    const bool is_flush = request.change.kind == FrameType::flush;
+    if (waits && is_flush && before == Mode::async && request.level == Level::none)
+      request.level = level_now(true);
+  }
   if (chance(30)) congestion_ = static_cast<Congestion>(draw(2));
   step(primary_event::SettingsChanged{
       mode_, congestion_, std::chrono::milliseconds(500 + draw(5000)), on_local_error_});

@@ -48,6 +48,7 @@ class PrimaryWorld {
  private:
   static constexpr Sequence base_sequence = 1000;
   enum class Level : std::uint8_t { none, received, logged, durable };
+  [[nodiscard]] Level level_now(bool lasts) const;
   struct GuestRequest {
     enum class State : std::uint8_t { arrived, admitted, placed, done };
     State state = State::arrived;
