@@ -25,6 +25,7 @@ void weigh(Options& options, Fault fault) {
 /// Some bugs need faults to meet that seldom do.
 void provoke(Options& options) {
   if (options.planted == Planted::trusted_cache) {
+    options.fault_weights.fill(0);
     for (const Fault fault : {Fault::disk_error, Fault::daemon_crash, Fault::power_loss})
       weigh(options, fault);
     // Two faults have to meet: what else a world may be like only thins them out.
@@ -32,7 +33,11 @@ void provoke(Options& options) {
     options.guest_moves = false;
   } else if (options.planted == Planted::unwatched_term) {
     options.mode = Mode::async;
-    options.operator_percent = 50;
+    options.ack_timeout = std::chrono::milliseconds(300);
+    options.operator_percent = 80;
+    options.fault_interval = std::chrono::milliseconds(100);
+    options.faults_max = 60;
+    options.fault_weights.fill(0);
     weigh(options, Fault::partition);
   } else if (options.planted == Planted::unrecognised_images) {
     weigh(options, Fault::disk_swap);
