@@ -336,7 +336,7 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void rejoin(const std::shared_ptr<AgentSession>& session,
               const nlohmann::json& request,
               Reply reply);
-  void tell_term();
+  void end_hold(bool missed_term);
   void take_socket_back();
   void serving(const nlohmann::json& request, const Reply& reply);
   void record_in_sync(const nlohmann::json& request, Reply reply);

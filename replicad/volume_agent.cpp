@@ -397,8 +397,9 @@ void Volume::rejoin(const std::shared_ptr<AgentSession>& session,
         const bool reservation_kept = reserved <= self->state().sequence_reserved;
         if (!written && !reservation_kept) return reply(tl::unexpected(written.error()));
         reply(self->claim_result(false));
-        // With a switchover open it stays sealed until that is settled.
-        if (missed_term && !self->state().transfer) self->tell_term();
+        // With a switchover open it stays sealed until that is settled. One that was not on record yet has ended with
+        // the daemon that ran it.
+        if (!self->state().transfer) self->end_hold(missed_term);
       });
 }
 
@@ -415,18 +416,19 @@ void Volume::take_socket_back() {
       log_value(taken.error().message));
 }
 
-void Volume::tell_term() {
-  plugin_request("resume",
-                 {{"epoch", to_json(state().vote.record->epoch)}},
-                 plugin_resume_timeout,
-                 [name = name_](const Result<json>& resumed) {
-                   if (resumed) return;
-                   log(LogLevel::error,
-                       "resume_failed",
-                       "volume={} error={}",
-                       name,
-                       log_value(resumed.error().message));
-                 });
+void Volume::end_hold(bool missed_term) {
+  plugin_request(
+      "resume",
+      missed_term ? json{{"epoch", to_json(state().vote.record->epoch)}} : json::object(),
+      plugin_resume_timeout,
+      [name = name_](const Result<json>& resumed) {
+        if (resumed) return;
+        log(LogLevel::error,
+            "resume_failed",
+            "volume={} error={}",
+            name,
+            log_value(resumed.error().message));
+      });
 }
 
 // --- requests of a plugin that has claimed

@@ -247,12 +247,21 @@ TEST_CASE("agent: a plugin that outlives replicad rejoins, with its own term onl
   json stale = plugin.grant.at("epoch");
   stale["tag"] = stale["tag"].get<std::uint32_t>() ^ 1U;
   CHECK(code_of(rejoin(stale).second) == "stale_epoch");
+  // A hold whose switchover was not on record has ended with the daemon that ran it.
+  const auto check_resumed = [](AgentPeer& peer) {
+    const auto told = peer.receive(std::chrono::seconds(5));
+    REQUIRE(told.has_value());
+    CHECK(told->message.at("op") == "resume");
+    CHECK_FALSE(told->message.contains("epoch"));
+  };
   auto first = rejoin(plugin.grant.at("epoch"));
   CHECK_MESSAGE(first.second.at("ok") == true, first.second.dump());
+  check_resumed(first.first);
   CHECK(host.shows("vm1", "state", "serving"));
   // The same process again: its old connection may not have been seen to end.
   auto second = rejoin(plugin.grant.at("epoch"));
   CHECK_MESSAGE(second.second.at("ok") == true, second.second.dump());
+  check_resumed(second.first);
   first.first.close();
   CHECK(host.shows("vm1", "state", "serving"));
   CHECK(second.first.request("record_in_sync", {{"in_sync", {"a"}}, {"reason", "test"}}).at("ok") ==

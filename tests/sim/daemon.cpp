@@ -339,7 +339,7 @@ void Daemon::rejoin(const std::shared_ptr<Plugin>& plugin) {
     plugin->join(shared_from_this());
     world_.reached("export rejoined");
     // With a switchover open it stays sealed until that is settled.
-    if (missed_term && !state().transfer) plugin->resume(term);
+    if (!state().transfer) plugin->resume(missed_term ? std::optional(term) : std::nullopt);
   }));
 }
 
