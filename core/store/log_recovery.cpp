@@ -294,7 +294,11 @@ Status LogScan::secure(const Candidate& candidate,
     return files_.write(candidate.name, bytes, offset);
   }
   for (const SectorRun& run : differing_sectors(bytes, medium_, offset)) {
-    RD_TRY(files_.write(candidate.name, bytes.subspan(run.begin, run.length), offset + run.begin));
+    // The head of the first sector may be the durable end of an earlier frame.
+    const auto lacking = bytes.subspan(run.begin, run.length);
+    const auto same = std::ranges::mismatch(lacking, std::span(medium_).subspan(run.begin)).in1;
+    const auto kept = static_cast<std::size_t>(same - lacking.begin());
+    RD_TRY(files_.write(candidate.name, lacking.subspan(kept), offset + run.begin + kept));
   }
   return {};
 }

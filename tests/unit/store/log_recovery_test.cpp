@@ -67,6 +67,15 @@ TEST_CASE("log recovery: what only the page cache holds is written again, nothin
             std::byte{0});
   const Writes lacking{{0, 512}, {segment_header_bytes + 512, segment_header_bytes + 1280}};
   CHECK(writes_of(options) == lacking);
+  // Nor one frame in the middle of a sector: what lies before it there was durable and is left alone.
+  log.medium[first] = log.files[first];
+  log.medium[second] = log.files[second];
+  std::fill_n(log.medium[second].begin() + segment_header_bytes + 192, 64, std::byte{0});
+  const Writes middle = writes_of(options);
+  REQUIRE(middle.size() == 1);
+  CHECK(middle.front().first == segment_header_bytes + 192);
+  log.medium[first] = std::vector<std::byte>(memory_segment_bytes);
+  log.medium[second] = std::vector<std::byte>(memory_segment_bytes);
   // Whoever had it open last has synced it; or nothing is to be changed.
   LogRecoveryOptions synced = options;
   synced.is_synced = true;
