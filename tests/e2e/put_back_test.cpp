@@ -31,6 +31,21 @@ struct StateFile {
   void put_back() const { fs::copy_file(copy, path, fs::copy_options::overwrite_existing); }
 };
 
+/// Ends the host and starts it again: at its start it asks the others, and tells them how far its file had come. What it
+/// answers them may come when they have their majority, and is heard by nobody then.
+void tell_others(Cluster& cluster,
+                 const std::string& host,
+                 const std::vector<std::string>& streaming) {
+  cluster.host(host).stop();
+  cluster.host(host).start();
+  cluster.wait_streaming("vm1", streaming);
+  wait_until(host + " has asked the others", Millis(30'000), [&] {
+    const json record = cluster.volume("a").at("vote").at("record");
+    const json vote = cluster.volume(host).at("vote");
+    return vote.at("record") == record && vote.at("chosen") == true;
+  });
+}
+
 void wait_noticed(Cluster& cluster, const std::string& host) {
   json view;
   wait_until(host + " says that its state file is an older copy", Millis(30'000), [&] {
@@ -58,6 +73,7 @@ TEST_CASE("put back: an older state file of a replica is noticed, has no vote, a
   cluster.host("b").start();
   cluster.wait_streaming();
   write_blocks(cluster, 2);
+  tell_others(cluster, "b", {"b", "c"});
   cluster.host("b").stop();
   file.put_back();
   cluster.host("b").start();
@@ -108,6 +124,7 @@ TEST_CASE(
     return cluster.volume("c").at("vote").at("record") ==
            cluster.volume("a").at("vote").at("record");
   });
+  tell_others(cluster, "c", {"b"});
   cluster.host("c").stop();
   file.put_back();
   cluster.host("c").start();
@@ -140,6 +157,7 @@ TEST_CASE("put back: a host that is rolled back whole, with image and log, is no
   cluster.host("b").start();
   cluster.wait_streaming();
   write_blocks(cluster, 2);
+  tell_others(cluster, "b", {"b", "c"});
   cluster.host("b").stop();
   fs::remove_all(state);
   fs::copy(kept, state, fs::copy_options::recursive);
@@ -202,6 +220,7 @@ TEST_CASE("put back: nobody there to tell, the image beside the older state file
   cluster.host("b").start();
   cluster.wait_streaming();
   write_blocks(cluster, 2);
+  tell_others(cluster, "b", {"b", "c"});
   cluster.deactivate();
   for (const char* host : {"b", "a", "c"})
     cluster.host(host).stop();
