@@ -31,8 +31,8 @@ struct StateFile {
   void put_back() const { fs::copy_file(copy, path, fs::copy_options::overwrite_existing); }
 };
 
-/// Ends the host and starts it again: at its start it asks the others, and tells them how far its file had come. What it
-/// answers them may come when they have their majority, and is heard by nobody then.
+/// Ends the host and starts it again: at its start it asks the others, and tells them how far its file had come. What
+/// it answers them may come when they have their majority, and is heard by nobody then.
 void tell_others(Cluster& cluster,
                  const std::string& host,
                  const std::vector<std::string>& streaming) {
