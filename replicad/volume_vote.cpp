@@ -265,7 +265,7 @@ void Volume::watch_voters() {
 /// Those that the plugin does not hear on the stream.
 void Volume::ask_voters() {
   const auto& record = state().vote.record;
-  if (settings_in_force().mode != Mode::async || !record) return;
+  if (!record) return;
   const auto streams = [this](const std::string& host) {
     if (!plugin_status_) return false;
     const auto& peers = plugin_status_->replicas;

@@ -393,9 +393,9 @@ bool Primary::drop_oldest_frame(Effects& effects) {
   return true;
 }
 
-void Primary::on_event(const primary_event::SettingsChanged& event, Instant now, Effects& effects) {
-  // Nobody had to be heard before.
-  if (event.mode == Mode::async && mode_ != Mode::async) note_all_heard(now);
+void Primary::on_event(const primary_event::SettingsChanged& event,
+                       Instant /*now*/,
+                       Effects& effects) {
   const bool leaves_async = mode_ == Mode::async && event.mode != Mode::async;
   mode_ = event.mode;
   if (leaves_async) leave_async();

@@ -230,12 +230,12 @@ void Daemon::follow_role() {
   });
 }
 
-/// For an `async` primary, of voters that it does not hear on the stream.
+/// For a primary that is `async`, or may be soon, of voters that it does not hear on the stream.
 void Daemon::watch_voters() {
   machine_.after(std::min<Duration>(cluster_.options.ack_timeout / 4, std::chrono::seconds(1)),
                  life_.guard([this] { watch_voters(); }));
   const auto serving = plugin();
-  if (!serving || !serving->is_serving() || serving->mode() != Mode::async) return;
+  if (!serving || !serving->is_serving()) return;
   for (HostIndex host = 0; host < cluster_.machines.size(); ++host) {
     const auto peer = serving->core().find_peer(host_name(host));
     const bool streams = peer && serving->core().is_streaming(*peer);

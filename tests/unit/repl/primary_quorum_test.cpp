@@ -121,11 +121,28 @@ TEST_CASE("quorum: the tie-break's holder needs nobody, another mode neither") {
   Lonely sync({{"a", "b", "c"}, ""}, Mode::sync);
   sync.pass(seconds(60));
   CHECK(sync.serves());
-  // With `async` it begins to count.
+  // With `async` it begins to count, also what was heard before.
+  sync.step(primary_event::SettingsChanged{Mode::async, Congestion::detach, seconds(1), {}});
+  CHECK_FALSE(sync.serves());
+  sync.step(primary_event::SettingsChanged{Mode::sync, Congestion::detach, seconds(1), {}});
+  CHECK(sync.serves());
+  sync.hear("b");
   sync.step(primary_event::SettingsChanged{Mode::async, Congestion::detach, seconds(1), {}});
   CHECK(sync.serves());
   sync.pass(milliseconds(1001));
   CHECK_FALSE(sync.serves());
+}
+
+TEST_CASE("quorum: a term that may be over answers nothing because its mode becomes async") {
+  // b has not come, and may be the primary by now.
+  Lonely world({{"a", "b", "c"}, ""}, Mode::sync, {"a", "b"});
+  world.arrive(1);
+  world.pass(seconds(2));
+  world.step(primary_event::SettingsChanged{Mode::async, Congestion::detach, seconds(1), {}});
+  world.written(1);
+  CHECK(world.answered_.empty());
+  world.hear("c");
+  CHECK(world.answered_ == std::vector<RequestId>{1});
 }
 
 TEST_CASE("quorum: a later epoch that was heard of holds everything until there is a new term") {
