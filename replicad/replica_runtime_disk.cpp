@@ -305,11 +305,11 @@ void ReplicaRuntime::save_trail(const HistoryPoint& point, std::function<void()>
        update = make_trail_update(trail_, changes, state.uuid, ++trail_generation_, point)] {
         return write_trail(directory, update);
       },
-      [weak = weak_from_this(), changes, done = std::move(done)](const Status& status) {
-        if (!status) {
+      [weak = weak_from_this(), core = core_serial_, done = std::move(done)](const Status& status) {
+        if (!status)
           log(LogLevel::warn, "trail_not_written", "error={}", log_value(status.error().message));
-          if (const auto self = weak.lock()) self->trail_.put_back(changes);
-        }
+        const auto self = weak.lock();
+        if (self && self->core_serial_ == core) self->trail_.end_save(status.has_value());
         done();
       });
 }

@@ -102,6 +102,11 @@ std::uint64_t Trail::file_page(DiskIndex disk, std::uint32_t page) const {
   return before + page;
 }
 
+void Trail::Changes::add(const Changes& others) {
+  pages.insert(others.pages.begin(), others.pages.end());
+  anew = anew || others.anew;
+}
+
 void Trail::begin(const HistoryPoint& point) {
   changed_.anew = true;
   base_ = point.sequence;
@@ -206,7 +211,16 @@ std::optional<Trail::Parting> Trail::parting(const std::vector<HistoryTerm>& the
 }
 
 Trail::Changes Trail::take_changed() {
-  return std::exchange(changed_, {});
+  Changes changes = std::exchange(changed_, {});
+  if (!taken_.empty()) changes.add(taken_.back());  // which has those before it
+  taken_.push_back(changes);
+  return changes;
+}
+
+void Trail::end_save(bool written) {
+  RD_CHECK(!taken_.empty());
+  if (!written) changed_.add(taken_.front());
+  taken_.pop_front();
 }
 
 std::vector<Range> Trail::changed_since(Sequence sequence) const {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <set>
 #include <span>
@@ -64,6 +65,8 @@ class Trail {
   struct Changes {
     std::set<std::pair<DiskIndex, std::uint32_t>> pages;  ///< by disk, then page
     bool anew = false;  ///< begun anew: the file that is there would take these pages for its own
+
+    void add(const Changes& others);
   };
 
   explicit Trail(std::vector<std::uint64_t> disk_bytes = {},
@@ -84,13 +87,11 @@ class Trail {
   [[nodiscard]] std::uint32_t pages(DiskIndex disk) const;
   /// Of a page, counted over all disks.
   [[nodiscard]] std::uint64_t file_page(DiskIndex disk, std::uint32_t page) const;
-  /// Those that have changed since the last call, all after begin() and adopt().
+  /// Those that have changed since the last call, all after begin() and adopt(); also those of earlier calls whose
+  /// outcome is not known yet: a header counts for all pages, and theirs may not get there.
   [[nodiscard]] Changes take_changed();
-  /// Not written after all.
-  void put_back(const Changes& changes) {
-    changed_.pages.insert(changes.pages.begin(), changes.pages.end());
-    changed_.anew = changed_.anew || changes.anew;
-  }
+  /// What the earliest such call has taken was written, or was not. In the order of the calls.
+  void end_save(bool written);
 
   [[nodiscard]] Sequence base() const { return base_; }
   [[nodiscard]] const std::vector<TrailTerm>& terms() const { return terms_; }
@@ -128,6 +129,7 @@ class Trail {
   std::vector<TrailTerm> terms_;
   HistoryPoint covers_;
   Changes changed_;
+  std::deque<Changes> taken_;  ///< and not known to be written
 };
 
 /// What the activity file of a former primary says of its images, as a trail that leads to where they are now,

@@ -23,6 +23,7 @@ constexpr auto branches = std::to_array<std::string_view>({
     "a stage parked",
     "a staged resync committed",
     "a trail goes on after a restart",
+    "a trail that could not be written",
     "activity map of the term before goes on",
     "all short: the longest is chosen",
     "an export begins with a trail",

@@ -60,6 +60,13 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
     HistoryPoint after;
     std::size_t frame_bytes = 0;
   };
+  struct TrailSave {
+    bool anew = false;
+    std::vector<std::tuple<DiskIndex, std::uint32_t, std::vector<Sequence>>> pages;
+    TrailHeader header;
+    std::uint64_t core = 0;
+    std::function<void()> done;
+  };
   struct CopyFrame {
     WriterModel::Tag tag;
     Sequence sequence;
@@ -127,6 +134,8 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   void stop_images(std::function<void()> done);
   void checkpoint_if_due();
   void save_trail(const HistoryPoint& point, std::function<void()> done);
+  void write_trail();
+  void end_trail_save(int error);
   void record_checkpoint(const HistoryPoint& point, std::uint64_t bytes);
   void fail(const Error& error);
   void stop_all(std::function<void()> done);
@@ -170,6 +179,7 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   Trail trail_;
   HistoryPoint trail_point_;
   std::uint64_t trail_generation_ = 0;
+  std::deque<TrailSave> trail_saves_;  ///< the first one is being written
   std::uint64_t checkpoint_bytes_ = 0;
   bool checkpointing_ = false;
 

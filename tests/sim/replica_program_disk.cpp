@@ -387,35 +387,48 @@ void ReplicaProgram::checkpoint_if_due() {
 
 void ReplicaProgram::save_trail(const HistoryPoint& point, std::function<void()> done) {
   const Trail::Changes changes = trail_.take_changed();
-  std::vector<std::tuple<DiskIndex, std::uint32_t, std::vector<Sequence>>> entries;
+  TrailSave save{changes.anew, {}, trail_.header(point), core_serial_, std::move(done)};
   for (const auto& [disk, page] : changes.pages)
-    entries.emplace_back(disk, page, trail_.entries(disk, page));
-  TrailHeader header = trail_.header(point);
-  header.generation = ++trail_generation_;
+    save.pages.emplace_back(disk, page, trail_.entries(disk, page));
+  save.header.generation = ++trail_generation_;
+  trail_saves_.push_back(std::move(save));
+  if (trail_saves_.size() == 1) write_trail();
+}
+
+/// One behind the other, as a thread that has nothing else to do.
+void ReplicaProgram::write_trail() {
+  const TrailSave& save = trail_saves_.front();
   auto write_pages =
-      [&record = machine_.trail, disks = options_.disks, entries, anew = changes.anew] {
+      [&record = machine_.trail, disks = options_.disks, pages = save.pages, anew = save.anew] {
         if (anew) record = {};
         record.pages.resize(disks);
-        for (const auto& [disk, page, content] : entries) {
+        for (const auto& [disk, page, content] : pages) {
           record.pages[disk].resize(std::max<std::size_t>(record.pages[disk].size(), page + 1));
           record.pages[disk][page] = content;
         }
       };
-  auto give_up = [weak = weak_from_this(), changes, done] {
-    if (const auto self = weak.lock()) self->trail_.put_back(changes);
-    done();
+  auto write_header = [&record = machine_.trail, header = save.header] {
+    record.headers[header.generation % 2] = header;
   };
   machine_.io(write_pages,
-              life_.guard([self = shared_from_this(), header, give_up, done](int error) {
-                if (error != 0) return give_up();
-                self->machine_.io([&record = self->machine_.trail,
-                                   header] { record.headers[header.generation % 2] = header; },
-                                  self->life_.guard([give_up, done](int failed) {
-                                    failed != 0 ? give_up() : done();
+              life_.guard([self = shared_from_this(), write_header](int error) {
+                if (error != 0) return self->end_trail_save(error);
+                self->machine_.io(write_header,
+                                  self->life_.guard([self](int failed) {
+                                    self->end_trail_save(failed);
                                   }),
                                   true);
               }),
               true);
+}
+
+void ReplicaProgram::end_trail_save(int error) {
+  const TrailSave ended = std::move(trail_saves_.front());
+  trail_saves_.pop_front();
+  if (error != 0) world_.reached("a trail that could not be written");
+  if (ended.core == core_serial_) trail_.end_save(error == 0);
+  if (!trail_saves_.empty()) write_trail();
+  ended.done();
 }
 
 void ReplicaProgram::record_checkpoint(const HistoryPoint& point, std::uint64_t bytes) {

@@ -123,6 +123,38 @@ TEST_CASE("trail: it tells for every point behind its base where the images have
   CHECK(trail.changed_since(500).empty());
 }
 
+TEST_CASE("trail: a save holds what those before it may have failed to write") {
+  const std::uint64_t region = trail_region_bytes;
+  const auto first_page = std::pair<DiskIndex, std::uint32_t>{0, 0};
+  const auto second_page = std::pair<DiskIndex, std::uint32_t>{0, 1};
+  Trail trail({2 * trail_entries_per_page * region});
+  trail.begin(at(100));
+  Trail::Changes changes = trail.take_changed();
+  CHECK(changes.anew);
+  CHECK(changes.pages.size() == 2);
+  trail.end_save(true);
+  trail.note(frame(101, {0, 0, 512}));
+  CHECK(trail.take_changed().pages == std::set{first_page});
+  trail.note(frame(102, {0, trail_entries_per_page * region, 512}));
+  // The first one is under way still.
+  changes = trail.take_changed();
+  CHECK(changes.pages == std::set{first_page, second_page});
+  CHECK_FALSE(changes.anew);
+  trail.end_save(false);
+  trail.end_save(true);
+  // Once more than needed, but for the second page.
+  CHECK(trail.take_changed().pages == std::set{first_page});
+  trail.end_save(true);
+  CHECK(trail.take_changed().pages.empty());
+  trail.end_save(true);
+  trail.begin(at(200));
+  CHECK(trail.take_changed().anew);
+  CHECK(trail.take_changed().anew);
+  trail.end_save(false);
+  trail.end_save(false);
+  CHECK(trail.take_changed().anew);
+}
+
 TEST_CASE("trail: terms are told with their last sequences, up to where the file leads") {
   Trail trail({512});
   trail.begin(at(100, {2, 5}));
