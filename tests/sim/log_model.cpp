@@ -63,15 +63,15 @@ void LogModel::stop(std::function<void()> done) {
 }
 
 void LogModel::fail(const Error& error) {
-  if (failed_) return;
-  failed_ = true;
+  if (failure_) return;
+  failure_ = error;
   if (!stopped_) hooks_.on_error(error);
 }
 
 // --- appending
 
 void LogModel::append(std::vector<std::byte> bytes, const HistoryPoint& after) {
-  if (stopped_ || failed_) return;
+  if (stopped_ || failure_) return;
   queue_.push_back({std::move(bytes), after});
   if (pump_scheduled_) return;
   pump_scheduled_ = true;
@@ -82,7 +82,7 @@ void LogModel::append(std::vector<std::byte> bytes, const HistoryPoint& after) {
 }
 
 void LogModel::pump() {
-  if (writing_ || queue_.empty() || stopped_ || failed_) return;
+  if (writing_ || queue_.empty() || stopped_ || failure_) return;
   const bool has_room =
       !segments_.empty() &&
       segments_.back()->end_bytes + queue_.front().bytes.size() <= segments_.back()->file->size();
@@ -157,7 +157,7 @@ void LogModel::on_written(const std::shared_ptr<Segment>& segment,
 }
 
 void LogModel::prepare_spare() {
-  if (creating_ || stopped_ || failed_) return;
+  if (creating_ || stopped_ || failure_) return;
   creating_ = true;
   const std::string name = spare_file_name(next_spare_++);
   io([this, name] { machine_.log.create(name, std::make_shared<File>(options_.segment_bytes)); },
@@ -203,7 +203,9 @@ void LogModel::sync(SyncDone done) {
   auto job = std::make_shared<SyncJob>();
   job->through = logged_.sequence;
   job->done = std::move(done);
+  job->error = failure_;
   job->waits = 1;
+  syncs_.push_back(job);
   if (options_.planted == Planted::sync_without_effect) return finish_sync(job);
   if (names_syncing_) {
     ++job->waits;
@@ -234,19 +236,25 @@ void LogModel::sync_segment(const std::shared_ptr<Segment>& segment,
 
 void LogModel::finish_sync(const std::shared_ptr<SyncJob>& job) {
   if (--job->waits > 0) return;
-  if (job->error) {
-    fail(*job->error);
-    job->done(tl::unexpected(*job->error));
-    return;
+  // In the order of the calls: what one is to promise another one before it may still be at work on.
+  while (!syncs_.empty() && syncs_.front()->waits == 0) {
+    const std::shared_ptr<SyncJob> ended = syncs_.front();
+    syncs_.pop_front();
+    if (ended->error) {
+      if (!syncs_.empty()) syncs_.front()->error = ended->error;
+      fail(*ended->error);
+      ended->done(tl::unexpected(*ended->error));
+      continue;
+    }
+    durable_ = std::max(durable_, ended->through);
+    ended->done(ended->through);
   }
-  durable_ = std::max(durable_, job->through);
-  job->done(job->through);
 }
 
 // --- space
 
 void LogModel::recycle(Sequence through) {
-  if (stopped_ || failed_) return;
+  if (stopped_ || failure_) return;
   while (segments_.size() > 1 && segments_[1]->before.sequence <= through) {
     const std::string name = segments_.front()->name;
     segments_.pop_front();
@@ -266,7 +274,7 @@ void LogModel::recycle(Sequence through) {
 }
 
 void LogModel::drop(std::function<void(Status)> done) {
-  RD_CHECK(queue_.empty() || stopped_ || failed_);
+  RD_CHECK(queue_.empty() || stopped_ || failure_);
   auto status = std::make_shared<Status>();
   io(
       [this, status] {

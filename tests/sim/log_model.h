@@ -88,10 +88,11 @@ class LogModel : public std::enable_shared_from_this<LogModel> {
   bool header_unwritten_ = false;
   bool pump_scheduled_ = false;
   bool names_syncing_ = false;
+  std::deque<std::shared_ptr<SyncJob>> syncs_;  ///< not answered yet, in the order of the calls
   std::vector<std::shared_ptr<SyncJob>> names_waiters_;
   std::size_t in_flight_ = 0;
   bool stopped_ = false;
-  bool failed_ = false;
+  std::optional<Error> failure_;
   std::function<void()> stop_done_;
 };
 
