@@ -30,12 +30,6 @@ struct RecordMessage {
   StateStamps stamps;
 };
 
-/// None of an earlier version.
-Result<StateStamps> parse_stamps(const json* field) {
-  if (field == nullptr) return StateStamps{};
-  return stamps_from_json(*field);
-}
-
 Result<RecordMessage> parse_record_message(const std::string& body) {
   const auto document = parse_json_object(body, Errc::invalid_argument);
   if (!document) return tl::unexpected(document.error());
@@ -44,7 +38,7 @@ Result<RecordMessage> parse_record_message(const std::string& body) {
   message.uuid = fields.text("uuid", 36);
   const json& ballot_field = fields.object("ballot");
   const json& record_field = fields.object("record");
-  const json* stamps_field = fields.optional_object("stamps");
+  message.stamps = fields.stamps("stamps");
   RD_TRY(fields.finish());
   auto ballot = ballot_from_json(ballot_field);
   if (!ballot) return tl::unexpected(ballot.error());
@@ -52,9 +46,6 @@ Result<RecordMessage> parse_record_message(const std::string& body) {
   if (!record) return tl::unexpected(record.error());
   message.ballot = std::move(*ballot);
   message.record = std::move(*record);
-  auto stamps = parse_stamps(stamps_field);
-  if (!stamps) return tl::unexpected(stamps.error());
-  message.stamps = std::move(*stamps);
   return message;
 }
 
@@ -78,14 +69,11 @@ ControlApi::Answer ControlApi::vote_prepare(const std::string& name, const std::
   PrepareRequest request;
   request.fork = static_cast<std::uint32_t>(fields.number("fork", 0, 0xffffffffU));
   const json& ballot_field = fields.object("ballot");
-  const json* stamps_field = fields.optional_object("stamps");
+  request.stamps = fields.stamps("stamps");
   RD_TRY(fields.finish());
   auto ballot = ballot_from_json(ballot_field);
   if (!ballot) return tl::unexpected(ballot.error());
   request.ballot = std::move(*ballot);
-  auto stamps = parse_stamps(stamps_field);
-  if (!stamps) return tl::unexpected(stamps.error());
-  request.stamps = std::move(*stamps);
   const auto volume = find_voting(context_, name, uuid);
   if (!volume) return tl::unexpected(volume.error());
   const auto reply = call_reactor<PrepareReply>(

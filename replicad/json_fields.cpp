@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "core/vote/record_json.h"
+
 namespace replicad {
 
 using nlohmann::json;
@@ -212,6 +214,15 @@ HistoryPoint FieldReader::point(const char* name) {
     error_ = status.error().message;
   }
   return point;
+}
+
+StateStamps FieldReader::stamps(const char* name) {
+  const json* value = optional_object(name);
+  if (value == nullptr) return {};
+  auto stamps = stamps_from_json(*value);
+  if (stamps) return std::move(*stamps);
+  reject(stamps.error());
+  return {};
 }
 
 Status FieldReader::finish_allow_unknown() const {

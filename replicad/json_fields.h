@@ -14,6 +14,7 @@
 
 #include "core/base/result.h"
 #include "core/store/volume_state.h"
+#include "core/vote/state_stamp.h"
 
 namespace replicad {
 
@@ -47,6 +48,8 @@ class FieldReader {
   std::vector<std::string> texts(const char* name, std::size_t items_max, std::size_t bytes_max);
   Epoch epoch(const char* name);
   HistoryPoint point(const char* name);
+  /// None if absent: what another version tells.
+  StateStamps stamps(const char* name);
 
   /// Notes a failure of the caller's own checks.
   void reject(std::string_view what);

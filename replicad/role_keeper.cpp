@@ -5,6 +5,7 @@
 #include "core/vote/fork.h"
 #include "core/vote/record_json.h"
 #include "io/file.h"
+#include "replicad/log_failure.h"
 #include "replicad/peer_client.h"
 #include "replicad/reactor_call.h"
 #include "replicad/settlement.h"
@@ -23,10 +24,6 @@ constexpr auto rival_interval = std::chrono::seconds(5);
 constexpr std::chrono::milliseconds rival_look_timeout{1500};
 /// It ends its export meanwhile.
 constexpr std::chrono::milliseconds rival_answer_timeout{20'000};
-
-void log_failure(const char* what, const std::string& volume, const Error& error) {
-  log(LogLevel::error, what, "volume={} error={}", volume, log_value(error.message));
-}
 
 }  // namespace
 

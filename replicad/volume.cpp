@@ -1,7 +1,6 @@
 #include "replicad/volume.h"
 
 #include <algorithm>
-#include <filesystem>
 
 #include <fcntl.h>
 
@@ -11,6 +10,7 @@
 #include "io/file.h"
 #include "io/image_identity.h"
 #include "replicad/image_check.h"
+#include "replicad/log_failure.h"
 #include "replicad/replica_log_files.h"
 #include "replicad/replica_offload.h"
 
@@ -64,11 +64,7 @@ std::shared_ptr<Volume> Volume::load(VolumeEnvironment& environment, const std::
   auto volume = make(environment, name);
   if (!state) {
     volume->load_error_ = state.error();
-    log(LogLevel::error,
-        "volume_broken",
-        "volume={} error={}",
-        name,
-        log_value(state.error().message));
+    log_failure("volume_broken", name, state.error());
     // Something to show; never written, because every operation on a broken volume is refused.
     VolumeState unknown;
     unknown.name = name;
@@ -240,11 +236,7 @@ Status Volume::note_failed_writes() {
     const Status written = check_written_back(watches_[i].get());
     if (written) continue;
     const std::string mark = environment_.volume_dir(name_) + "/" + failed_sync_name;
-    log(LogLevel::error,
-        "durability_lost",
-        "volume={} error={}",
-        name_,
-        log_value(written.error().message));
+    log_failure("durability_lost", name_, written.error());
     RD_TRY(write_file_durably(mark, state().disks[i].path + "\n"));
   }
   watches_.clear();
@@ -275,13 +267,7 @@ void Volume::look_again() {
 
 void Volume::accept_images(bool trust, Done done) {
   auto change = [host = environment_.options.host, trust](VolumeState& state) -> Status {
-    if (state.primary == host || !trust) {
-      forget_images(state, host);
-      return {};
-    }
-    for (DiskState& disk : state.disks)
-      disk.mark = {};
-    state.marked_at.reset();
+    forget_images(state, host, trust);
     return {};
   };
   update(std::move(change),
@@ -311,7 +297,7 @@ void Volume::note_open(Status status) {
   }
   const Error& error = status.error();
   if (!open_error_ || open_error_->message != error.message) {
-    log(LogLevel::error, "volume_not_open", "volume={} error={}", name_, log_value(error.message));
+    log_failure("volume_not_open", name_, error);
   }
   open_error_ = error;
   // In use, away, of another size: that is seen before anything is read. Others do not heal by

@@ -9,6 +9,7 @@
 #include "core/base/log.h"
 #include "io/file.h"
 #include "replicad/image_check.h"
+#include "replicad/log_failure.h"
 #include "replicad/replica_offload.h"
 #include "replicad/volume.h"
 #include "replicad/vote_driver.h"
@@ -293,13 +294,7 @@ void Volume::undo_claim() {
         return {};
       },
       [self](const Status& written) {
-        if (!written) {
-          log(LogLevel::error,
-              "undo_failed",
-              "volume={} error={}",
-              self->name_,
-              log_value(written.error().message));
-        }
+        if (!written) log_failure("undo_failed", self->name_, written.error());
         self->drop_session();
         self->take_role();
       });
@@ -423,11 +418,7 @@ void Volume::end_hold(bool missed_term) {
       plugin_resume_timeout,
       [name = name_](const Result<json>& resumed) {
         if (resumed) return;
-        log(LogLevel::error,
-            "resume_failed",
-            "volume={} error={}",
-            name,
-            log_value(resumed.error().message));
+        log_failure("resume_failed", name, resumed.error());
       });
 }
 

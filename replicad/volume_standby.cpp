@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "core/base/log.h"
 #include "io/file.h"
+#include "replicad/log_failure.h"
 #include "replicad/volume.h"
 #include "replicad/vote_driver.h"
 
@@ -58,11 +58,7 @@ void Volume::follow_handover() {
                  plugin_resume_timeout,
                  [name = name_](const Result<json>& told) {
                    if (told) return;
-                   log(LogLevel::error,
-                       "mode_not_told",
-                       "volume={} error={}",
-                       name,
-                       log_value(told.error().message));
+                   log_failure("mode_not_told", name, told.error());
                  });
 }
 

@@ -5,9 +5,9 @@
 #include <random>
 #include <thread>
 
-#include "core/base/log.h"
 #include "core/vote/record_json.h"
 #include "io/file.h"
+#include "replicad/log_failure.h"
 #include "replicad/peer_client.h"
 #include "replicad/reactor_call.h"
 
@@ -29,12 +29,6 @@ std::string vote_path(const std::string& volume, const char* verb) {
   return "/v1/volumes/" + volume + "/vote/" + verb;
 }
 
-Result<StateStamps> read_stamps(FieldReader& fields) {
-  const json* stamps = fields.optional_object(stamps_field);
-  if (stamps == nullptr) return StateStamps{};
-  return stamps_from_json(*stamps);
-}
-
 Result<PrepareReply> parse_prepare_reply(const json& body) {
   FieldReader fields(body);
   PrepareReply reply;
@@ -43,9 +37,7 @@ Result<PrepareReply> parse_prepare_reply(const json& body) {
   auto state = voter_from_json(fields.object("state"));
   if (!state) return tl::unexpected(state.error());
   reply.state = std::move(*state);
-  auto stamps = read_stamps(fields);
-  if (!stamps) return tl::unexpected(stamps.error());
-  reply.stamps = std::move(*stamps);
+  reply.stamps = fields.stamps(stamps_field);
   RD_TRY(fields.finish_allow_unknown());
   return reply;
 }
@@ -57,9 +49,7 @@ Result<AcceptReply> parse_accept_reply(const json& body) {
   auto promised = ballot_from_json(fields.object("promised"));
   if (!promised) return tl::unexpected(promised.error());
   reply.promised = std::move(*promised);
-  auto stamps = read_stamps(fields);
-  if (!stamps) return tl::unexpected(stamps.error());
-  reply.stamps = std::move(*stamps);
+  reply.stamps = fields.stamps(stamps_field);
   RD_TRY(fields.finish_allow_unknown());
   return reply;
 }
@@ -213,11 +203,7 @@ void VoteDriver::send(const proposer_effect::SendChosen& effect, const std::shar
       run->volume->vote_chosen(effect.notice, std::move(done));
     });
     if (!learnt) {
-      log(LogLevel::error,
-          "vote_not_learnt",
-          "volume={} error={}",
-          run->volume->name(),
-          log_value(learnt.error().message));
+      log_failure("vote_not_learnt", run->volume->name(), learnt.error());
     }
     return;
   }

@@ -563,7 +563,7 @@ void begin_writing(VolumeState& state) {
     disk.mark.modified_ns.reset();
 }
 
-void forget_images(VolumeState& state, std::string_view host) {
+void forget_images(VolumeState& state, std::string_view host, bool trust) {
   for (DiskState& disk : state.disks)
     disk.mark = {};
   state.marked_at.reset();
@@ -571,6 +571,7 @@ void forget_images(VolumeState& state, std::string_view host) {
     state.clean = false;
     return;
   }
+  if (trust) return;
   state.consistent = false;
   state.resync.reset();
   state.rewind.reset();

@@ -123,9 +123,9 @@ constexpr std::size_t volume_state_bytes_max = 1 * mib;
 void begin_writing(VolumeState& state);
 /// The mode that the primary answers by: `sync` while a handover is on record.
 [[nodiscard]] Mode mode_in_force(const VolumeState& state);
-/// The images count as nothing that is known: at a replica as nothing that a disk ever had, at the primary as what an
-/// unclean end has left.
-void forget_images(VolumeState& state, std::string_view host);
+/// Nothing tells the images from others any more: at a replica they count as nothing that a disk ever had, or, with
+/// `trust`, for what they should be; at the primary as what an unclean end has left.
+void forget_images(VolumeState& state, std::string_view host, bool trust = false);
 /// Of a state that takes part again: whatever was told of it before its file was put back stands before it.
 void begin_anew(VolumeState& state, std::uint64_t generation);
 /// Whether `hosts` names `host`.

@@ -179,14 +179,8 @@ void Daemon::readmit() {
   if (is_busy()) return;
   world_.note("operator: readmit the images of {}", machine_.name);
   update(
-      [](VolumeState& state) -> Status {
-        for (DiskState& disk : state.disks)
-          disk.mark = {};
-        state.marked_at.reset();
-        state.consistent = false;
-        state.resync.reset();
-        state.rewind.reset();
-        state.stage_bytes.reset();
+      [host = machine_.name](VolumeState& state) -> Status {
+        forget_images(state, host);
         return {};
       },
       [this](const Status& written) {
