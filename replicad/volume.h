@@ -133,6 +133,8 @@ class Volume : public std::enable_shared_from_this<Volume> {
   void vote_prepare(const PrepareRequest& request, std::function<void(Result<PrepareReply>)> done);
   void vote_accept(const AcceptRequest& request, std::function<void(Result<AcceptReply>)> done);
   void vote_chosen(const ChosenNotice& notice, Done done);
+  /// What another voter told of the state files that it knows (docs/decisions/0013), with a request or an answer.
+  void hear_stamps(const StateStamps& heard);
   /// What goes along with a vote: of this host's state file, and what it remembers of others'.
   [[nodiscard]] StateStamps stamps() const;
   /// The state file was put back to an older copy (docs/decisions/0013).
@@ -284,7 +286,6 @@ class Volume : public std::enable_shared_from_this<Volume> {
   [[nodiscard]] Status check_voting() const;
   [[nodiscard]] Status check_vote() const;
   [[nodiscard]] Error put_back_error() const;
-  void hear_stamps(const StateStamps& heard);
   void note_put_back(std::uint64_t generation);
   [[nodiscard]] bool is_refused() const;
   void watch_voters();

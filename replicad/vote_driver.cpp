@@ -142,6 +142,11 @@ void VoteDriver::start_thread(std::function<void()> work) {
   }).detach();
 }
 
+/// Also what comes when the proposal has its majority.
+void VoteDriver::tell_stamps(const std::shared_ptr<Volume>& volume, const StateStamps& stamps) {
+  environment_.reactor.post([volume, stamps] { volume->hear_stamps(stamps); });
+}
+
 void VoteDriver::send(const proposer_effect::SendPrepare& effect, const std::shared_ptr<Run>& run) {
   start_thread([this, effect, run] {
     const bool local = effect.to.host == environment_.options.host;
@@ -162,6 +167,7 @@ void VoteDriver::send(const proposer_effect::SendPrepare& effect, const std::sha
     }();
     const Ballot& ballot = effect.request.ballot;
     if (reply) {
+      if (!local) tell_stamps(run->volume, reply->stamps);
       run->post(proposer_event::PrepareAnswered{effect.to.host, ballot, std::move(*reply)});
     } else {
       run->post(proposer_event::Lost{effect.to.host, ballot, reply.error().message});
@@ -189,6 +195,7 @@ void VoteDriver::send(const proposer_effect::SendAccept& effect, const std::shar
     }();
     const Ballot& ballot = effect.request.ballot;
     if (reply) {
+      if (!local) tell_stamps(run->volume, reply->stamps);
       run->post(proposer_event::AcceptAnswered{effect.to.host, ballot, std::move(*reply)});
     } else {
       run->post(proposer_event::Lost{effect.to.host, ballot, reply.error().message});

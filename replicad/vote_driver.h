@@ -50,10 +50,10 @@ class VoteDriver {
   void wait_idle();
 
  private:
-  struct Mailbox;
   class Run;
 
   void start_thread(std::function<void()> work);
+  void tell_stamps(const std::shared_ptr<Volume>& volume, const StateStamps& stamps);
   void send(const proposer_effect::SendPrepare& effect, const std::shared_ptr<Run>& run);
   void send(const proposer_effect::SendAccept& effect, const std::shared_ptr<Run>& run);
   void send(const proposer_effect::SendChosen& effect, const std::shared_ptr<Run>& run);

@@ -12,14 +12,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void write_blocks(Cluster& cluster, unsigned char value) {
-  NbdClient client(cluster.uri());
-  const std::vector<std::byte> content(block_bytes, std::byte{value});
-  for (std::uint64_t i = 0; i < 8; ++i)
-    client.write((3 * i + 1) * block_bytes, content);
-  client.flush();
-}
-
 /// b's image has been replaced, its replicad is started.
 void check_refused(Cluster& cluster, const std::string& reason) {
   cluster.host("b").start();
@@ -131,21 +123,7 @@ TEST_CASE("image: a primary's that was replaced is not served, another member ta
   CHECK(refused.exit_code != 0);
   CHECK_MESSAGE(refused.err.find("somebody has written to it") != std::string::npos,
                 refused.text());
-  CHECK(cluster.ctl({"readmit", "vm1", "--host=a"}).exit_code == 3);
-  cluster.ctl_ok({"failover", "vm1"});
-  CHECK(cluster.primary_host() != "a");
-  {
-    NbdClient client(cluster.uri());
-    std::vector<std::byte> content(block_bytes);
-    client.read(block_bytes, content);
-    CHECK(content == std::vector<std::byte>(block_bytes, std::byte{5}));
-  }
-  // It is a replica now, and is compared like any other one.
-  wait_until("a can be readmitted", Millis(60'000), [&] {
-    return cluster.ctl({"readmit", "vm1", "--host=a"}).exit_code == 0;
-  });
-  cluster.ctl_ok({"wait", "vm1", "--for=in-sync", "--timeout=60"});
-  cluster.stop_and_compare();
+  fail_over_and_readmit(cluster, "a", 5);
 }
 
 }  // namespace

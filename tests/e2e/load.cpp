@@ -26,6 +26,35 @@ std::uint64_t test_seed() {
   return fixed != nullptr ? std::strtoull(fixed, nullptr, 10) : std::random_device{}();
 }
 
+void write_blocks(Cluster& cluster, unsigned char value) {
+  NbdClient client(cluster.uri());
+  const std::vector<std::byte> content(block_bytes, std::byte{value});
+  for (std::uint64_t i = 0; i < 8; ++i)
+    client.write((3 * i + 1) * block_bytes, content);
+  client.flush();
+}
+
+void fail_over_and_readmit(Cluster& cluster, const std::string& former, unsigned char value) {
+  const auto readmit = [&] { return cluster.ctl({"readmit", "vm1", "--host=" + former}); };
+  if (const Finished refused = readmit(); refused.exit_code != 3)
+    throw HarnessError("a primary was readmitted without --force: " + refused.text());
+  cluster.ctl_ok({"failover", "vm1"});
+  if (cluster.primary_host() == former) throw HarnessError(former + " is the primary still");
+  {
+    NbdClient client(cluster.uri());
+    std::vector<std::byte> content(block_bytes);
+    client.read(block_bytes, content);
+    if (content != std::vector<std::byte>(block_bytes, std::byte{value}))
+      throw HarnessError(fmt::format("a block does not hold {}", value));
+  }
+  // It is a replica now, and is compared like any other one.
+  wait_until(former + " can be readmitted", Millis(60'000), [&] {
+    return readmit().exit_code == 0;
+  });
+  cluster.ctl_ok({"wait", "vm1", "--for=in-sync", "--timeout=60"});
+  cluster.stop_and_compare();
+}
+
 Load::Load(const Cluster& cluster, LoadOptions options)
     : cluster_(cluster), options_(std::move(options)), losses_(options_.lost_bytes_max) {
   if (options_.seed == 0) options_.seed = test_seed();

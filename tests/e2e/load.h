@@ -21,6 +21,13 @@
 
 namespace replicad::e2e {
 
+/// Writes some blocks of vm1 full of `value`, and flushes.
+void write_blocks(Cluster& cluster, unsigned char value);
+
+/// `former`, the primary of vm1, does not take its own images any more, which hold what write_blocks() wrote last:
+/// `value`. Fails over, reads that, readmits `former`, and ends with equal images. Throws where that goes wrong.
+void fail_over_and_readmit(Cluster& cluster, const std::string& former, unsigned char value);
+
 /// RD_SEED, or a random one. Printed by tests with INFO.
 std::uint64_t test_seed();
 

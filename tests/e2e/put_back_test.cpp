@@ -10,14 +10,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void write_blocks(Cluster& cluster, unsigned char value) {
-  NbdClient client(cluster.uri());
-  const std::vector<std::byte> content(block_bytes, std::byte{value});
-  for (std::uint64_t i = 0; i < 8; ++i)
-    client.write((3 * i + 1) * block_bytes, content);
-  client.flush();
-}
-
 /// The state file of a host that is down.
 struct StateFile {
   std::string path;
@@ -31,19 +23,16 @@ struct StateFile {
   void put_back() const { fs::copy_file(copy, path, fs::copy_options::overwrite_existing); }
 };
 
-/// Ends the host and starts it again: at its start it asks the others, and tells them how far its file had come. What
-/// it answers them may come when they have their majority, and is heard by nobody then.
-void tell_others(Cluster& cluster,
-                 const std::string& host,
-                 const std::vector<std::string>& streaming) {
-  cluster.host(host).stop();
-  cluster.host(host).start();
-  cluster.wait_streaming("vm1", streaming);
-  wait_until(host + " has asked the others", Millis(30'000), [&] {
-    const json record = cluster.volume("a").at("vote").at("record");
-    const json vote = cluster.volume(host).at("vote");
-    return vote.at("record") == record && vote.at("chosen") == true;
-  });
+/// What b's state file was before its last start: since then the record has changed twice (b is in sync again, then
+/// not), and b has voted for it. b is down.
+StateFile copy_and_go_on(Cluster& cluster) {
+  cluster.host("b").stop();
+  StateFile file(cluster, "b");
+  cluster.host("b").start();
+  cluster.wait_streaming();
+  write_blocks(cluster, 2);
+  cluster.host("b").stop();
+  return file;
 }
 
 void wait_noticed(Cluster& cluster, const std::string& host) {
@@ -67,15 +56,7 @@ TEST_CASE("put back: an older state file of a replica is noticed, has no vote, a
   cluster.activate();
   cluster.wait_streaming();
   write_blocks(cluster, 1);
-  cluster.host("b").stop();
-  const StateFile file(cluster, "b");
-  // The record changes twice: b is in sync again, then not.
-  cluster.host("b").start();
-  cluster.wait_streaming();
-  write_blocks(cluster, 2);
-  tell_others(cluster, "b", {"b", "c"});
-  cluster.host("b").stop();
-  file.put_back();
+  copy_and_go_on(cluster).put_back();
   cluster.host("b").start();
   wait_noticed(cluster, "b");
   // What is marked stays marked.
@@ -124,7 +105,6 @@ TEST_CASE(
     return cluster.volume("c").at("vote").at("record") ==
            cluster.volume("a").at("vote").at("record");
   });
-  tell_others(cluster, "c", {"b"});
   cluster.host("c").stop();
   file.put_back();
   cluster.host("c").start();
@@ -157,7 +137,6 @@ TEST_CASE("put back: a host that is rolled back whole, with image and log, is no
   cluster.host("b").start();
   cluster.wait_streaming();
   write_blocks(cluster, 2);
-  tell_others(cluster, "b", {"b", "c"});
   cluster.host("b").stop();
   fs::remove_all(state);
   fs::copy(kept, state, fs::copy_options::recursive);
@@ -193,20 +172,7 @@ TEST_CASE(
   const Finished refused = cluster.ctl({"activate", "vm1"});
   CHECK(refused.exit_code != 0);
   CHECK_MESSAGE(contains(refused.err, "older copy that was put back"), refused.text());
-  CHECK(cluster.ctl({"readmit", "vm1", "--host=a"}).exit_code == 3);
-  cluster.ctl_ok({"failover", "vm1"});
-  CHECK(cluster.primary_host() != "a");
-  {
-    NbdClient client(cluster.uri());
-    std::vector<std::byte> content(block_bytes);
-    client.read(block_bytes, content);
-    CHECK(content == std::vector<std::byte>(block_bytes, std::byte{2}));
-  }
-  wait_until("a can be readmitted", Millis(60'000), [&] {
-    return cluster.ctl({"readmit", "vm1", "--host=a"}).exit_code == 0;
-  });
-  cluster.ctl_ok({"wait", "vm1", "--for=in-sync", "--timeout=60"});
-  cluster.stop_and_compare();
+  fail_over_and_readmit(cluster, "a", 2);
 }
 
 TEST_CASE("put back: nobody there to tell, the image beside the older state file does") {
@@ -215,14 +181,9 @@ TEST_CASE("put back: nobody there to tell, the image beside the older state file
   cluster.activate();
   cluster.wait_streaming();
   write_blocks(cluster, 1);
-  cluster.host("b").stop();
-  const StateFile file(cluster, "b");
-  cluster.host("b").start();
-  cluster.wait_streaming();
-  write_blocks(cluster, 2);
-  tell_others(cluster, "b", {"b", "c"});
+  const StateFile file = copy_and_go_on(cluster);
   cluster.deactivate();
-  for (const char* host : {"b", "a", "c"})
+  for (const char* host : {"a", "c"})
     cluster.host(host).stop();
   file.put_back();
   cluster.host("b").start();
