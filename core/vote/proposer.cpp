@@ -185,12 +185,27 @@ void Proposer::begin_accept(Effects& effects) {
       known_members_.insert_or_assign(item.host, item);
   }
   phase_ = Phase::accepting;
-  asked_ = hosts_to_ask(proposal_);
+  asked_.clear();
   yes_.clear();
   no_.clear();
   refused_ = false;
-  for (const std::string& host : asked_)
-    effects.push_back(proposer_effect::SendAccept{member(host), {ballot_, proposal_, stamps()}});
+  takes_role_ = proposal_.primary == host_ && best_.record->primary != host_;
+  if (takes_role_) {
+    ask_to_accept(host_, effects);
+  } else {
+    ask_others_to_accept(effects);
+  }
+}
+
+void Proposer::ask_to_accept(const std::string& host, Effects& effects) {
+  asked_.push_back(host);
+  effects.push_back(proposer_effect::SendAccept{member(host), {ballot_, proposal_, stamps()}});
+}
+
+void Proposer::ask_others_to_accept(Effects& effects) {
+  for (const std::string& host : hosts_to_ask(proposal_)) {
+    if (!has(asked_, host)) ask_to_accept(host, effects);
+  }
 }
 
 void Proposer::on_event(const proposer_event::AcceptAnswered& event, Effects& effects) {
@@ -208,6 +223,11 @@ void Proposer::on_event(const proposer_event::AcceptAnswered& event, Effects& ef
 }
 
 void Proposer::evaluate_accept(Effects& effects) {
+  if (takes_role_) {
+    if (!has(yes_, host_)) return end_round(proposal_, effects);
+    takes_role_ = false;
+    ask_others_to_accept(effects);
+  }
   if (has_quorum(proposal_, yes_, false)) return on_chosen(effects);
   if (!is_possible(proposal_, false)) end_round(proposal_, effects);
 }

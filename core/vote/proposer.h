@@ -5,6 +5,9 @@
 // record is built on the chosen one before it, and a record that changes the voters needs quorums
 // of both kinds of voters exactly until it is known to be chosen.
 //
+// A host that is to become the primary by its own proposal accepts it, durably, before the others are asked: once they
+// have chosen it, its copy takes nothing of an earlier term any more, also if it knows nothing of that choice.
+//
 //   preparing --quorum--> accepting --quorum--> done (or preparing again, after a completion)
 //       |  refused by a higher ballot  |
 //       +----------> backing off <-----+      Retry -> preparing with a higher ballot
@@ -121,6 +124,8 @@ class Proposer {
   void drop_put_back();
   void evaluate_prepare(Effects& effects);
   void begin_accept(Effects& effects);
+  void ask_to_accept(const std::string& host, Effects& effects);
+  void ask_others_to_accept(Effects& effects);
   void evaluate_accept(Effects& effects);
   void on_chosen(Effects& effects);
   void tell_chosen(Effects& effects);
@@ -153,6 +158,7 @@ class Proposer {
   bool refused_ = false;  ///< by a higher ballot
   Record proposal_;
   bool completing_ = false;
+  bool takes_role_ = false;  ///< this host's own acceptance is awaited before anybody else is asked
 
   std::optional<Record> wanted_;  ///< what the change made of the record, once it was sent
 };

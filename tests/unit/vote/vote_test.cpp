@@ -136,6 +136,8 @@ struct Table {
   std::optional<Record> done;
   std::optional<Error> failed;
   unsigned back_offs = 0;
+  std::string cannot_accept;            ///< promises, and then its disk is full
+  std::vector<std::string> accept_sent;  ///< to whom, in order
 
   void play(Proposer& proposer, const ProposerEvent& event) {
     std::vector<ProposerEffect> effects;
@@ -154,6 +156,9 @@ struct Table {
     } else if (const auto* accept = std::get_if<proposer_effect::SendAccept>(&effect)) {
       const auto found = states.find(accept->to.host);
       const Ballot& ballot = accept->request.ballot;
+      accept_sent.push_back(accept->to.host);
+      if (accept->to.host == cannot_accept)
+        return play(proposer, proposer_event::Lost{accept->to.host, ballot, "no space"});
       if (found == states.end())
         return play(proposer, proposer_event::Lost{accept->to.host, ballot, "no route"});
       const auto reply = answer_accept(found->second, accept->request);
@@ -181,6 +186,51 @@ TEST_CASE("vote: without a quorum the proposer names who is awaited and why") {
   CHECK(table.failed->code == Errc::unreachable);
   CHECK(table.failed->message == "no quorum of the 3 voters: awaited b (no route), c (no route)");
   CHECK(proposer.is_over());
+}
+
+TEST_CASE("vote: who takes the role has accepted that before anybody else is asked") {
+  const VoterState founding = founding_state(record_of({"a", "b", "c"}));
+  for (const bool fails : {false, true}) {
+    CAPTURE(fails);
+    Table table;
+    for (const char* host : {"a", "b", "c"})
+      table.states[host] = founding;
+    if (fails) table.cannot_accept = "b";
+    Proposer proposer("b", 1, change_failover({"b", {}, 8, false}));
+    table.play(proposer, proposer_event::Start{founding});
+    if (!fails) {
+      REQUIRE(table.done);
+      CHECK(table.done->primary == "b");
+      CHECK(table.accept_sent == std::vector<std::string>{"b", "a", "c"});
+      continue;
+    }
+    REQUIRE(table.failed);
+    CHECK(table.failed->message == "no quorum of the 3 voters: awaited b (no space)");
+    CHECK(table.accept_sent == std::vector<std::string>{"b"});
+    // Nobody can complete it.
+    for (const char* host : {"a", "b", "c"})
+      CHECK(table.states[host].record == founding.record);
+  }
+}
+
+TEST_CASE("vote: who keeps the role, or does not get it, is one voter among others") {
+  const VoterState founding = founding_state(record_of({"a", "b", "c"}));
+  for (const bool claims : {false, true}) {
+    CAPTURE(claims);
+    Table table;
+    for (const char* host : {"a", "b", "c"})
+      table.states[host] = founding;
+    table.cannot_accept = claims ? "a" : "b";
+    // b gives the role to nobody: it proposes what a primary would.
+    Proposer proposer(claims ? "a" : "b",
+                      1,
+                      claims ? change_claim({"a", 2, 0, true})
+                             : change_in_sync("a", founding.record->epoch, {"a", "b"}));
+    table.play(proposer, proposer_event::Start{founding});
+    REQUIRE(table.done);
+    CHECK(table.done->primary == "a");
+    CHECK(table.accept_sent.size() == 3);
+  }
 }
 
 TEST_CASE("vote: the primary of two goes on alone, the other does not") {
