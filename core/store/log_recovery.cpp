@@ -88,11 +88,13 @@ class LogScan {
   void note_touched(const Range& range);
   Status check_checkpoint(const HistoryPoint& point) const;
   Status check_proven() const;
+  Status remove_obsolete();
   Status cut_tail();
   Status sync();
 
   LogDirectory& files_;
   const LogRecoveryOptions& options_;
+  std::vector<std::string> obsolete_;  ///< wholly before the checkpoint
   std::vector<Candidate> candidates_;  ///< from the one that holds the checkpoint on
   FoundLog log_;
   HistoryPoint point_;        ///< what has been followed so far
@@ -114,13 +116,14 @@ Result<FoundLog> LogScan::run() {
     RD_TRY(follow());
     RD_TRY(check_proven());
     log_.logged = point_;
+    if (!options_.look_only) RD_TRY(remove_obsolete());
     if (!options_.look_only) RD_TRY(cut_tail());
   }
   if (!options_.look_only) RD_TRY(sync());
   return std::move(log_);
 }
 
-/// Segments wholly before the checkpoint become spares: the image holds what is in them.
+/// Segments wholly before the checkpoint are not needed: the image holds what is in them.
 Status LogScan::open_candidates(const Listing& listing) {
   const Sequence next = options_.checkpoint.sequence + 1;
   auto start = listing.segments.upper_bound(next);
@@ -136,12 +139,12 @@ Status LogScan::open_candidates(const Listing& listing) {
   }
   --start;
   for (auto at = listing.segments.begin(); at != listing.segments.end(); ++at) {
-    const auto bytes = files_.open(at->second);
-    if (!bytes) return tl::unexpected(bytes.error());
     if (at->first < start->first) {
-      log_.spares.push_back(at->second);
+      obsolete_.push_back(at->second);
       continue;
     }
+    const auto bytes = files_.open(at->second);
+    if (!bytes) return tl::unexpected(bytes.error());
     Candidate candidate{at->first, at->second, *bytes, fail(Errc::corrupt, "it is too short")};
     if (*bytes >= segment_header_bytes) {
       std::array<std::byte, segment_header_bytes> header{};
@@ -363,6 +366,14 @@ Status LogScan::check_proven() const {
 }
 
 /// Removes what lies behind the last frame, so that nothing of it can ever be taken for a part of the log.
+/// Lowest first, and before the tail is cut: those that are left, if it ends here, are a log that goes on from the
+/// checkpoint. One that ends before it would pass for damage.
+Status LogScan::remove_obsolete() {
+  for (const std::string& name : obsolete_)
+    RD_TRY(files_.remove(name));
+  return {};
+}
+
 Status LogScan::cut_tail() {
   // What holds nothing is not needed; the next frame begins a new segment.
   while (!log_.segments.empty() && log_.segments.back().end_bytes == segment_header_bytes) {

@@ -80,11 +80,11 @@ struct FoundLog {
   std::vector<bool> touched = {};  ///< which watched ranges the frames behind the checkpoint change
 };
 
-/// Finds the segments, follows the history from the checkpoint, cuts the torn tail (files behind it are removed)
-/// and brings the rest to stable storage. The result is a strict prefix of what was appended.
+/// Finds the segments, follows the history from the checkpoint, cuts the torn tail (files behind it are removed, and
+/// those that the checkpoint makes needless) and brings the rest to stable storage. The result is a strict prefix of what was appended.
 /// Errors: Errc::corrupt (names file and offset) when something is missing or damaged that was on stable
 /// storage: behind the checkpoint, or before what a later segment knows to be durable; those of `files`.
-/// On error no file was changed, except that a torn tail may be cut already.
+/// On error no file was changed, except that needless files may be gone and a torn tail cut already.
 [[nodiscard]] Result<FoundLog> find_log(LogDirectory& files, const LogRecoveryOptions& options);
 
 /// Removes every segment and spare, durably.

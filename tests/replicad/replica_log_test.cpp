@@ -187,12 +187,12 @@ TEST_CASE("replica log: a later segment continues only an unbroken history") {
     CHECK(recovered->apply_offset == log.offsets[4]);
     CHECK(recovered->backlog_bytes == 64 + 70 + 2 * 164);
   }
-  SUBCASE("from a checkpoint between the segments the first one is spare") {
+  SUBCASE("from a checkpoint between the segments the first one is needless") {
     const auto recovered = log.recover(log.primary.points[5]);
     REQUIRE(recovered.has_value());
     CHECK(recovered->logged == log.primary.point);
     CHECK(recovered->segments.size() == 1);
-    CHECK(recovered->spares.size() == 1);
+    CHECK(recovered->spares.empty());
     CHECK(recovered->apply_offset == segment_header_bytes);
   }
   SUBCASE("a hole behind what was durable cuts the rest off") {

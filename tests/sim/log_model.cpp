@@ -30,7 +30,6 @@ void LogModel::adopt(const FoundLog& found) {
   }
   spares_ = found.spares;
   next_spare_ = found.next_spare;
-  // Names of spares that recovery made of segments are theirs until they are used again.
   logged_ = found.logged;
   durable_ = logged_.sequence;
   while (spares_.size() > spares_max) {

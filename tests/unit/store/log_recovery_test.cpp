@@ -16,6 +16,7 @@ TEST_CASE("log recovery: what an interrupted removal leaves is no damage") {
       add_segment(log, point, 4);
     log.removes_left = removed;
     CHECK(remove_log_files(log).has_value() == (removed == 3));
+    log.removes_left = 1000;
     // The images hold everything, as whenever a log is dropped.
     const auto found =
         find_log(log, {.directory = "log", .volume_uuid = memory_uuid, .checkpoint = point});
@@ -23,6 +24,33 @@ TEST_CASE("log recovery: what an interrupted removal leaves is no damage") {
     CHECK(found->logged == point);
     CHECK(found->backlog_bytes == 0);
     CHECK(found->segments.size() == static_cast<std::size_t>(removed == 3 ? 0 : 1));
+  }
+}
+
+TEST_CASE(
+    "log recovery: segments before the checkpoint go, and no crash in between makes damage of it") {
+  for (int removed = 0; removed <= 4; ++removed) {
+    CAPTURE(removed);
+    MemoryLog log;
+    HistoryPoint point;
+    for (int segment = 0; segment < 3; ++segment)
+      add_segment(log, point, 4);
+    log.files[spare_file_name(6)] = std::vector<std::byte>(memory_segment_bytes);
+    // Begun right behind the checkpoint, and torn.
+    log.files[segment_file_name(point.sequence + 1)] = std::vector<std::byte>(memory_segment_bytes);
+    const LogRecoveryOptions options{
+        .directory = "log", .volume_uuid = memory_uuid, .checkpoint = point};
+    log.removes_left = removed;
+    CHECK(find_log(log, options).has_value() == (removed == 4));
+    log.removes_left = 1000;
+    for (int again = 0; again < 2; ++again) {
+      const auto found = find_log(log, options);
+      REQUIRE_MESSAGE(found, found.error().message);
+      CHECK(found->logged == point);
+      CHECK(found->spares == std::vector<std::string>{spare_file_name(6)});
+      CHECK(found->next_spare == 7);
+    }
+    CHECK(log.files.size() == 1);
   }
 }
 
