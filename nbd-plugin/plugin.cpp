@@ -13,6 +13,7 @@
 #include <nbdkit-plugin.h>
 
 #include "core/base/log.h"
+#include "io/sudden_end.h"
 #include "nbd-plugin/exported.h"
 
 namespace {
@@ -90,6 +91,7 @@ const DiskImage& image_of(void* handle) {
 
 void load() {
   replicad::set_log_sink(&log_to_nbdkit);
+  replicad::end_rather_than_guess();
 }
 
 void unload() {

@@ -7,6 +7,7 @@
 #include "core/base/log.h"
 #include "core/store/volume_state.h"
 #include "io/file.h"
+#include "io/sudden_end.h"
 #include "replicad/daemon.h"
 #include "replicad/offline.h"
 #include "replicad/service_manager.h"
@@ -78,6 +79,7 @@ int run(const std::vector<std::string>& arguments) {
   ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   // A limit on file sizes (ulimit -f) is an error of the write, not the end of the process.
   std::signal(SIGXFSZ, SIG_IGN);
+  end_rather_than_guess();
   auto daemon = Daemon::start(parsed->options, std::move(given));
   if (!daemon) return report(daemon.error(), exit_failed);
   notify_service_manager("READY=1");

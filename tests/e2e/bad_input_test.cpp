@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <random>
 
 #include <doctest/doctest.h>
@@ -17,6 +18,7 @@
 #include "io/file.h"
 #include "io/net.h"
 #include "tests/e2e/load.h"
+#include "tests/e2e/sanitizer.h"
 
 namespace replicad::e2e {
 namespace {
@@ -349,6 +351,78 @@ TEST_CASE("bad input: a replica without descriptors takes no connection, loses n
   }
   CHECK(b.running());
   cluster.wait_streaming();
+  cluster.stop_and_compare();
+}
+
+/// From now on the process gets no more memory than it has.
+void starve(pid_t pid) {
+  std::ifstream status(fmt::format("/proc/{}/status", pid));
+  for (std::string line; std::getline(status, line);) {
+    unsigned long long kib_used = 0;
+    if (std::sscanf(line.c_str(), "VmData: %llu kB", &kib_used) != 1) continue;
+    rlimit limit{};
+    REQUIRE(::prlimit(pid, RLIMIT_DATA, nullptr, &limit) == 0);
+    limit.rlim_cur = kib_used * 1024;
+    REQUIRE(::prlimit(pid, RLIMIT_DATA, &limit, nullptr) == 0);
+    return;
+  }
+  FAIL("no VmData of process ", pid);
+}
+
+TEST_CASE("bad input: a process without memory ends and says so, or goes on, and loses nothing") {
+  if (sanitizer_slowdown > 1) {
+    MESSAGE("a sanitizer's own memory would run out first");
+    return;
+  }
+  Cluster cluster(2);
+  cluster.create({.members = {"a", "b"}});
+  cluster.activate();
+  cluster.wait_streaming();
+  Load load(cluster, {});
+  load.start();
+  load.wait_answered(50);
+  Host& b = cluster.host("b");
+  starve(b.pid());
+  const std::string body(100'000, ' ');
+  wait_until("b has ended", Millis(60'000), [&] {
+    run({"curl", "-s", "-m", "2", "-d", body, "http://" + b.control() + "/v1/volumes"});
+    return !b.running();
+  });
+  CHECK_MESSAGE((contains(b.log(), "event=out_of_memory") || contains(b.log(), "event=sudden_end")),
+                b.log());
+  load.wait_answered(200);  // without b
+  load.stop();
+  b.start();
+  cluster.wait_streaming();
+  load.check_through_nbd();
+
+  // The export: nbdkit may have no buffer for a request, which then fails.
+  std::map<std::uint64_t, std::vector<std::byte>> answered;
+  {
+    NbdClient client(cluster.uri());
+    starve(cluster.export_pid());
+    for (std::uint64_t i = 0; i < 64; ++i) {
+      std::vector<std::byte> content((i % 16 + 1) * block_bytes, std::byte(i + 1));
+      const std::uint64_t offset = i * content.size() % (16 << 20);
+      try {
+        client.write(offset, content);
+        for (std::size_t at = 0; at < content.size(); at += block_bytes)
+          answered[offset + at].assign(block_bytes, std::byte(i + 1));
+      } catch (const NbdError& error) {
+        if (error.connection_lost) break;
+        CHECK(error.sys_errno == ENOMEM);
+      }
+    }
+  }
+  CHECK(!answered.empty());
+  cluster.deactivate();
+  cluster.activate();
+  NbdClient client(cluster.uri());
+  for (const auto& [offset, content] : answered) {
+    std::vector<std::byte> found(block_bytes);
+    client.read(offset, found);
+    CHECK(found == content);
+  }
   cluster.stop_and_compare();
 }
 

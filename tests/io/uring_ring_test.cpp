@@ -142,5 +142,48 @@ TEST_CASE(
   CHECK(received == std::array<char, 2>{'a', 'b'});
 }
 
+TEST_CASE("io_uring: more operations end than the completion queue holds, and each end is told") {
+  constexpr std::uint64_t reads = 200;
+  constexpr std::uint64_t receives = 50;
+  const TemporaryDirectory directory;
+  auto created = create_uring_ring(4);  // its completion queue has 16 entries
+  REQUIRE(created.has_value());
+  Ring& ring = **created;
+  REQUIRE(ring.enable().has_value());
+  const Fd file(::open(directory.file("image").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  REQUIRE(::pwrite(file.get(), "ab", 2, 0) == 2);
+  auto [left, right] = socket_pair();
+  std::array<char, 2> buffer{};
+  const auto prepare = [&](RingOpcode opcode, int fd, std::uint64_t user_data) {
+    const RingOperation operation{
+        .opcode = opcode, .fd = fd, .address = buffer.data(), .length = 2, .user_data = user_data};
+    if (ring.prepare(operation)) return;
+    CHECK(ring.submit() > 0);
+    REQUIRE(ring.prepare(operation));
+  };
+  for (std::uint64_t i = 0; i < receives; ++i)
+    prepare(RingOpcode::recv, left.get(), i);
+  for (std::uint64_t i = 0; i < reads; ++i)
+    prepare(RingOpcode::read, file.get(), receives + i);
+  CHECK(ring.submit() > 0);
+  const std::string sent(2 * receives, 'x');
+  REQUIRE(::write(right.get(), sent.data(), sent.size()) == static_cast<ssize_t>(sent.size()));
+  // Nobody has looked so far.
+  std::vector<unsigned> ends(receives + reads);
+  std::size_t told = 0;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (told < ends.size() && std::chrono::steady_clock::now() < deadline) {
+    CHECK(ring.submit_and_wait(std::chrono::milliseconds(100)) != -EINVAL);
+    std::array<RingCompletion, 8> completions;
+    const std::size_t count = ring.reap(completions);
+    for (std::size_t i = 0; i < count; ++i) {
+      CHECK(completions[i].result == 2);
+      ++ends.at(completions[i].user_data);
+    }
+    told += count;
+  }
+  CHECK(ends == std::vector<unsigned>(receives + reads, 1));
+}
+
 }  // namespace
 }  // namespace replicad
