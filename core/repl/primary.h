@@ -516,8 +516,8 @@ class Primary {
     Lack lack;
     /// Where it attached, on this history and consistent; no copy has changed its images since.
     std::optional<Sequence> stands_at;
-    bool offers_stage = false;  ///< it has kept what a copy of this term has brought
-    bool offers_image = false;  ///< likewise, in its image, which is inconsistent
+    bool offers_stage = false;          ///< it has kept what a copy of this term has brought
+    bool offers_image = false;          ///< likewise, in its image, which is inconsistent
     std::optional<Resync> interrupted;  ///< the last copy, if it ended without copy_done
     BlockMap handed;  ///< blocks that it, and those it went on with, have handed to the link
     Sequence handed_from = 0;             ///< it was sent numbered frames behind this

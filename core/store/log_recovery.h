@@ -81,7 +81,8 @@ struct FoundLog {
 };
 
 /// Finds the segments, follows the history from the checkpoint, cuts the torn tail (files behind it are removed, and
-/// those that the checkpoint makes needless) and brings the rest to stable storage. The result is a strict prefix of what was appended.
+/// those that the checkpoint makes needless) and brings the rest to stable storage. The result is a strict prefix of
+/// what was appended.
 /// Errors: Errc::corrupt (names file and offset) when something is missing or damaged that was on stable
 /// storage: behind the checkpoint, or before what a later segment knows to be durable; those of `files`.
 /// On error no file was changed, except that needless files may be gone and a torn tail cut already.

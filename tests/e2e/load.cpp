@@ -48,9 +48,8 @@ void fail_over_and_readmit(Cluster& cluster, const std::string& former, unsigned
       throw HarnessError(fmt::format("a block does not hold {}", value));
   }
   // It is a replica now, and is compared like any other one.
-  wait_until(former + " can be readmitted", Millis(60'000), [&] {
-    return readmit().exit_code == 0;
-  });
+  wait_until(
+      former + " can be readmitted", Millis(60'000), [&] { return readmit().exit_code == 0; });
   cluster.ctl_ok({"wait", "vm1", "--for=in-sync", "--timeout=60"});
   cluster.stop_and_compare();
 }

@@ -413,11 +413,10 @@ void ReplicaProgram::write_trail() {
   machine_.io(write_pages,
               life_.guard([self = shared_from_this(), write_header](int error) {
                 if (error != 0) return self->end_trail_save(error);
-                self->machine_.io(write_header,
-                                  self->life_.guard([self](int failed) {
-                                    self->end_trail_save(failed);
-                                  }),
-                                  true);
+                self->machine_.io(
+                    write_header,
+                    self->life_.guard([self](int failed) { self->end_trail_save(failed); }),
+                    true);
               }),
               true);
 }

@@ -136,7 +136,7 @@ struct Table {
   std::optional<Record> done;
   std::optional<Error> failed;
   unsigned back_offs = 0;
-  std::string cannot_accept;            ///< promises, and then its disk is full
+  std::string cannot_accept;             ///< promises, and then its disk is full
   std::vector<std::string> accept_sent;  ///< to whom, in order
 
   void play(Proposer& proposer, const ProposerEvent& event) {
