@@ -28,6 +28,8 @@ namespace {
 constexpr std::uint64_t dead_seconds_default = 300;
 constexpr auto look_interval = std::chrono::milliseconds(500);
 constexpr useconds_t retry_us = 200'000;
+/// The kernel notes each request that takes longer ("Possible stuck request"), each time that this passes.
+constexpr unsigned look_for_lost_ms = 2'000;
 
 /// Also what detach looks for: it must do without a daemon.
 std::string identifier_of(const std::string& volume, const std::string& disk) {
@@ -74,6 +76,9 @@ void tune_queue(std::uint32_t index) {
   const std::string queue = fmt::format("/sys/block/nbd{}/queue/", index);
   std::ofstream(queue + "scheduler") << "none\n";
   std::ofstream(queue + "max_sectors_kb") << "512\n";
+  // How often the driver looks whether the connection that a request was sent on is still the device's, and sends it
+  // again if not: every 30 s unless told. Nothing fails when it is over.
+  std::ofstream(queue + "io_timeout") << look_for_lost_ms << "\n";
 }
 
 /// One line, to the terminal or, in the background, to syslog.
