@@ -34,10 +34,10 @@ Guest::Guest(std::string directory) : directory_(std::move(directory)) {
   input_ = Fd(::open(input_path().c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
 }
 
-Guest::Guest(const std::string& directory, const std::vector<std::string>& disk_arguments)
+Guest::Guest(const std::string& directory, const std::vector<std::string>& arguments)
     : Guest(directory) {
   std::vector<std::string> words = {"qemu-system-x86_64", "-pidfile", directory_ + "/qemu.pid"};
-  for (const auto& more : {machine(), disk_arguments})
+  for (const auto& more : {machine(), arguments})
     words.insert(words.end(), more.begin(), more.end());
   const std::string log = directory_ + "/qemu.log";
   process_ = std::make_unique<e2e::Process>(words, log, log);
@@ -116,7 +116,7 @@ std::string Guest::run(const std::string& command, Millis limit) {
 }
 
 void Guest::start(const std::string& command) {
-  send(fmt::format("{} &", command));
+  send(fmt::format("{} & job=$!", command));
 }
 
 unsigned long Guest::acked() const {
@@ -133,8 +133,35 @@ void Guest::wait_acked(unsigned long count, Millis limit) {
 }
 
 unsigned long Guest::stop_writer() {
-  run("killall -TERM records; wait");
-  return static_cast<unsigned long>(std::max(0L, last_number(console(), "pause ")));
+  end_job("TERM");
+  return static_cast<unsigned long>(std::max(0L, last_said("pause ")));
+}
+
+void Guest::end_job(const std::string& signal) {
+  run(fmt::format("kill -{} $job; wait $job", signal));
+}
+
+void Guest::wait_said(const std::string& text, Millis limit) {
+  try {
+    wait_until("the guest says: " + text, limit, [&] { return e2e::contains(console(), text); });
+  } catch (const HarnessError& error) {
+    throw HarnessError(fmt::format("{}\nconsole: {}", error.what(), console()));
+  }
+}
+
+long Guest::last_said(const std::string& word) const {
+  return last_number(console(), word);
+}
+
+Millis Guest::longest_request() {
+  const std::size_t from = console().size();
+  run("kill -USR1 $job");
+  long longest = -1;
+  wait_until("the writer says its pause", guest_patience, [&] {
+    longest = last_number(console().substr(from), "pause ");
+    return longest >= 0;
+  });
+  return Millis(longest);
 }
 
 std::string Guest::disk_errors() {
