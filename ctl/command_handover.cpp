@@ -3,9 +3,15 @@
 // g++ 12 takes the any_cast inside Boost's typed_value::notify for one that may give null.
 #pragma GCC diagnostic ignored "-Wnull-dereference"
 
+#include <algorithm>
+#include <chrono>
+
+#include <unistd.h>
+
 #include "core/base/names.h"
 #include "core/control/plan.h"
 #include "core/control/text.h"
+#include "ctl/api_client.h"
 #include "ctl/commands.h"
 #include "ctl/executor.h"
 
@@ -16,11 +22,15 @@ using Json = nlohmann::json;
 
 namespace {
 
+constexpr auto role_patience = std::chrono::seconds(60);
+constexpr useconds_t take_again_us = 200'000;
+
 Result<HandoverRequest> handover_request(const OptionValues& values) {
   HandoverRequest request;
   request.to = text_option(values, "to");
   if (request.to.empty())
-    return fail(Errc::invalid_argument, "--to HOST (the host that the VM migrates to), or --end");
+    return fail(Errc::invalid_argument,
+                "--to HOST (the host that the VM migrates to), --finish or --end");
   if (!is_valid_name(request.to)) {
     return fail(Errc::invalid_argument, "--to: '{}' is no name of a host", printable(request.to));
   }
@@ -33,12 +43,39 @@ Result<HandoverRequest> handover_request(const OptionValues& values) {
 std::string prepared_text(const Json& answer) {
   const Json nbd = answer.is_object() ? answer.value("export", Json()) : Json();
   return fmt::format(
-      "prepared: {} is open on {}, at {}; migrate the VM now\n"
-      "its first write there moves the role; afterwards `replicactl handover {} --end`\n",
+      "prepared: {0} is open on {1}, at {2}; migrate the VM now\n"
+      "its first write there moves the role; when it runs there `replicactl handover {0} "
+      "--finish`, "
+      "if it does not `--end`\n",
       printable(text_of(answer, "volume")),
       printable(text_of(answer, "to")),
-      printable(text_of(nbd, "uri")),
-      printable(text_of(answer, "volume")));
+      printable(text_of(nbd, "uri")));
+}
+
+/// Until the role has moved. The guest may ask for it at the same time, and while it moves no host may be the primary.
+Status move_role(Context& context) {
+  const auto end = std::chrono::steady_clock::now() + role_patience;
+  while (true) {
+    const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
+    const auto plan = plan_finish_handover(context.volume(), reports);
+    const bool is_over = std::ranges::none_of(reports, [](const MemberReport& report) {
+      return report.volume && report.volume->vote.record && report.volume->vote.record->handover;
+    });
+    if (!plan && is_over) return tl::unexpected(plan.error());
+    std::optional<Error> error;
+    if (plan) {
+      if (plan->steps.size() == 1) return {};
+      const Step& take = plan->steps.front();
+      Timeouts timeouts = context.cluster().timeouts();
+      timeouts.answer_ms = std::max(timeouts.answer_ms, take.answer_ms);
+      const ApiAnswer answer = call_api(take.address, take.request, timeouts);
+      if (!answer.body) error = answer.body.error();
+    } else {
+      error = plan.error();
+    }
+    if (error && std::chrono::steady_clock::now() >= end) return tl::unexpected(*error);
+    if (error) ::usleep(take_again_us);
+  }
 }
 
 }  // namespace
@@ -49,28 +86,32 @@ void add_handover_options(OptionSpecs& specs) {
       "deadline",
       po::value<std::string>()->value_name("TIME"),
       "how long the guest's writes may be held while it is prepared (default 30s)")(
-      "end", "end it: after the migration, or instead of it");
+      "finish", "the VM runs there: let the role move, unless it has, and end it")(
+      "end", "end it where it stands: the VM has not been migrated");
 }
 
 Status run_handover(Context& context, const OptionValues& values) {
   const bool ends = values.count("end") > 0;
-  if (ends && values.count("to") > 0)
-    return fail(Errc::invalid_argument, "--to and --end exclude each other");
+  const bool finishes = values.count("finish") > 0;
+  if ((values.count("to") > 0 ? 1 : 0) + (ends ? 1 : 0) + (finishes ? 1 : 0) > 1)
+    return fail(Errc::invalid_argument, "--to, --finish and --end exclude each other");
   HandoverRequest request;
-  if (!ends) {
+  if (!ends && !finishes) {
     auto given = handover_request(values);
     if (!given) return tl::unexpected(given.error());
     request = std::move(*given);
   }
+  if (finishes && !context.options().dry_run) RD_TRY(move_role(context));
   const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
-  const auto plan = ends ? plan_end_handover(context.volume(), reports)
-                         : plan_handover(context.volume(), request, reports);
+  const auto plan = ends       ? plan_end_handover(context.volume(), reports)
+                    : finishes ? plan_finish_handover(context.volume(), reports)
+                               : plan_handover(context.volume(), request, reports);
   if (!plan) return tl::unexpected(plan.error());
   std::string text;
   const Status status = run_plan(
       context, *plan, [&](const Step& /*step*/, const Json& answer, PlanResult& result) -> Status {
         result.result = {{"handover", answer}};
-        if (!ends) text = prepared_text(answer);
+        if (!ends && !finishes) text = prepared_text(answer);
         return {};
       });
   if (!text.empty() && !context.options().json && !context.options().quiet)

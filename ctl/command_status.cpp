@@ -91,7 +91,9 @@ std::string volume_text(Context& context, const VolumeReport& report) {
   if (known.vote.record && known.vote.record->handover) {
     const HandoverState& prepared = *known.vote.record->handover;
     text += fmt::format(
-        "  handover: from {} to {}, {}; `replicactl handover {} --end` ends it\n",
+        "  handover: from {0} to {1}, {2}; `replicactl handover {3} --finish` if the VM runs on "
+        "{1}, "
+        "else `--end`\n",
         printable(prepared.from),
         printable(prepared.to),
         prepared.term == 0 ? "the role moves with the first write there" : "the role has moved",

@@ -30,13 +30,14 @@ const char* const handover_details =
     "HOST opens the volume's disks at once, writable in name, and a hypervisor may start its half "
     "of\n"
     "a live migration there: reads are answered with what the guest has written so far, the first\n"
-    "write moves the role, with all the checks of `switchover`. Until `--end` the volume is "
-    "`sync`,\n"
-    "whatever its mode is. If the migration fails, the source's next write takes the role back, "
-    "as\n"
-    "long as no write of the target's guest was let in.\n\n"
+    "write moves the role, with all the checks of `switchover`. Until it is finished or ended the "
+    "volume\n"
+    "is `sync`, whatever its mode is. If the migration fails, the source's next write takes the "
+    "role\n"
+    "back, as long as no write of the target's guest was let in.\n\n"
     "  replicactl handover vm1 --to b      # then migrate\n"
-    "  replicactl handover vm1 --end       # afterwards, or instead";
+    "  replicactl handover vm1 --finish    # the VM runs on b: the role moves if it has not\n"
+    "  replicactl handover vm1 --end       # the VM was not migrated: all stays as it is";
 
 const char* const failover_details =
     "Asks a majority of the voters for a new epoch, which fences the old primary, lets the most\n"

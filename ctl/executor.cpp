@@ -1,12 +1,17 @@
 #include "ctl/executor.h"
 
+#include <chrono>
 #include <optional>
+
+#include <unistd.h>
 
 #include "core/control/text.h"
 
 namespace replicad::ctl {
 
 namespace {
+
+constexpr useconds_t busy_retry_us = 100'000;
 
 struct Outcome {
   const char* state = "not run";  ///< planned, done, failed, undone, not undone, not run
@@ -55,12 +60,22 @@ class Execution {
     }
   }
 
+  static ApiAnswer ask(const Step& step, const Timeouts& timeouts) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(step.busy_ms);
+    while (true) {
+      ApiAnswer answer = call_api(step.address, step.request, timeouts);
+      const bool busy = !answer.body && answer.body.error().code == Errc::busy;
+      if (!busy || std::chrono::steady_clock::now() >= end) return answer;
+      ::usleep(busy_retry_us);
+    }
+  }
+
   bool run_step(std::size_t index) {
     const Step& step = plan_.steps[index];
     Outcome& outcome = outcomes_[index];
     Timeouts timeouts = context_.cluster().timeouts();
     timeouts.answer_ms = std::max(timeouts.answer_ms, step.answer_ms);
-    const ApiAnswer answer = call_api(step.address, step.request, timeouts);
+    const ApiAnswer answer = ask(step, timeouts);
     Status status;
     if (!answer.body) {
       status = tl::unexpected(answer.body.error());

@@ -33,6 +33,8 @@ struct Step {
   /// What takes it back, if it was done or may have been done, when a later required step fails.
   std::optional<ApiRequest> undo;
   std::uint32_t answer_ms = 60'000;  ///< how long the host may take
+  std::uint32_t busy_ms =
+      0;  ///< for so long it is asked again while something else is under way there
 };
 
 /// A host that should have had a step but cannot be reached: the command does the rest and then
@@ -99,12 +101,16 @@ struct HandoverRequest {
       switchover_deadline_ms_default;  ///< of the pause while it is prepared
 };
 
-/// One step, at the primary: prepares the move of a running VM's disks to `to`, or with `end` takes that back.
+/// One step, at the primary: prepares the move of a running VM's disks to `to`.
 [[nodiscard]] Result<Plan> plan_handover(const std::string& volume,
                                          const HandoverRequest& request,
                                          const std::vector<MemberReport>& reports);
+/// Whether the role has moved or not.
 [[nodiscard]] Result<Plan> plan_end_handover(const std::string& volume,
                                              const std::vector<MemberReport>& reports);
+/// The VM has been migrated: the role's move, unless a write of the guest has caused it, and the end.
+[[nodiscard]] Result<Plan> plan_finish_handover(const std::string& volume,
+                                                const std::vector<MemberReport>& reports);
 
 struct FailoverOptions {
   std::string to;  ///< empty = the most complete in-sync replica, then the best host

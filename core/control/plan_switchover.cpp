@@ -181,23 +181,65 @@ Result<Plan> plan_handover(const std::string& volume,
   return plan;
 }
 
+namespace {
+
+/// At the primary that `reports` name.
+Result<HandoverState> handover_on_record(const std::string& volume, const MemberReport& primary) {
+  const auto& record = primary.volume->vote.record;
+  if (record && record->handover) return *record->handover;
+  return refuse(fmt::format("no handover of {} is prepared", volume),
+                fmt::format("`replicactl handover {} --to HOST` prepares one", volume));
+}
+
+/// A move that is under way is waited for.
+Step end_step(const std::string& volume, const MemberReport& primary, const std::string& standby) {
+  Step step = planning::make_step(
+      primary,
+      {"POST", planning::volume_path(volume, "/handover/end"), nlohmann::json::object()},
+      fmt::format("take the handover from the record, close the disks on {}", printable(standby)));
+  step.busy_ms = promotion_ms_max;
+  return step;
+}
+
+}  // namespace
+
 Result<Plan> plan_end_handover(const std::string& volume,
                                const std::vector<MemberReport>& reports) {
   const auto found = find_primary(volume, reports);
   if (!found) return tl::unexpected(found.error());
-  const auto& record = (*found)->volume->vote.record;
-  if (!record || !record->handover) {
-    return refuse(fmt::format("no handover of {} is prepared", volume),
-                  fmt::format("`replicactl handover {} --to HOST` prepares one", volume));
-  }
+  const auto handover = handover_on_record(volume, **found);
+  if (!handover) return tl::unexpected(handover.error());
   Plan plan;
   plan.volume = volume;
-  const std::string& standby =
-      record->handover->term == 0 ? record->handover->to : record->handover->from;
-  plan.steps.push_back(planning::make_step(
-      **found,
-      {"POST", planning::volume_path(volume, "/handover/end"), nlohmann::json::object()},
-      fmt::format("take the handover from the record, close the disks on {}", printable(standby))));
+  plan.steps.push_back(
+      end_step(volume, **found, handover->term == 0 ? handover->to : handover->from));
+  return plan;
+}
+
+Result<Plan> plan_finish_handover(const std::string& volume,
+                                  const std::vector<MemberReport>& reports) {
+  const auto found = find_primary(volume, reports);
+  if (!found) return tl::unexpected(found.error());
+  const auto handover = handover_on_record(volume, **found);
+  if (!handover) return tl::unexpected(handover.error());
+  Plan plan;
+  plan.volume = volume;
+  const MemberReport* target = *found;
+  if (handover->term == 0) {
+    if (std::optional<Error> reason = why_not(*(*found)->volume, handover->to, reports))
+      return tl::unexpected(std::move(*reason));
+    Step step =
+        planning::make_step(**found,
+                            {"POST",
+                             planning::volume_path(volume, "/handover/take"),
+                             {{"id", handover->id}, {"to", handover->to}}},
+                            fmt::format("hold the guest's writes, drain, compare, hand over to {}",
+                                        printable(handover->to)));
+    step.answer_ms = switchover_deadline_ms_default + promotion_ms_max;
+    plan.steps.push_back(std::move(step));
+    target = report_of(reports, handover->to);
+  }
+  plan.steps.push_back(end_step(volume, *target, handover->from));
   return plan;
 }
 

@@ -163,6 +163,38 @@ TEST_CASE("handover: there, and with another one back") {
   cluster.stop_and_compare();
 }
 
+TEST_CASE("handover: finished before the target has written, the role moves and it goes on") {
+  Cluster cluster(3);
+  PreparedMove move(cluster, {.mode = "async"});
+  CHECK(move.target->read(0) == block_of(1));
+  const json planned = cluster.ctl_json({"handover", "vm1", "--finish", "--dry-run"});
+  CHECK(planned.at("steps").size() == 2);
+  CHECK(cluster.serving_host() == "a");
+  cluster.ctl_ok({"handover", "vm1", "--finish"});
+  CHECK(cluster.serving_host() == "b");
+  CHECK(move.target->read(0) == block_of(1));
+  move.target->write(0, 2);
+  CHECK(move.target->read(0) == block_of(2));
+  for (const std::string& host : cluster.host_names())
+    wait_ended(cluster, host);
+  CHECK(cluster.ctl({"handover", "vm1", "--finish"}).exit_code != 0);
+  cluster.wait_streaming();
+  cluster.stop_and_compare();
+}
+
+TEST_CASE("handover: finished while the target's first write moves the role") {
+  Cluster cluster(3);
+  PreparedMove move(cluster);
+  auto write = later([&] { move.target->write(0, 2); });
+  cluster.ctl_ok({"handover", "vm1", "--finish"});
+  answer_of(write);
+  CHECK(cluster.serving_host() == "b");
+  CHECK(move.target->read(0) == block_of(2));
+  wait_ended(cluster, "b");
+  cluster.wait_streaming();
+  cluster.stop_and_compare();
+}
+
 TEST_CASE("handover: cancelled before the target wrote, the source goes on") {
   Cluster cluster(3);
   PreparedMove move(cluster);
@@ -297,6 +329,7 @@ TEST_CASE("handover: what does not go with one on record is refused, and says wh
   CHECK_MESSAGE(contains(again.err, "no handover of vm1 is prepared"), again.text());
   CHECK(cluster.ctl({"handover", "vm1"}).exit_code != 0);
   CHECK(cluster.ctl({"handover", "vm1", "--to=b", "--end"}).exit_code != 0);
+  CHECK(cluster.ctl({"handover", "vm1", "--finish", "--end"}).exit_code != 0);
   CHECK(cluster.ctl({"handover", "vm1", "--to=a"}).exit_code != 0);
   move.source->write(1, 2);
   cluster.stop_and_compare();

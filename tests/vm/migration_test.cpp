@@ -141,8 +141,7 @@ class MovingGuest {
     there_.qmp->ask("quit");
     there_.guest->wait_off();
     there_ = {};
-    cluster_.ctl_ok({"wait", "vm1", "--for", "primary=" + host, "--timeout", "60"}, patience);
-    cluster_.ctl_ok({"handover", "vm1", "--end"});
+    cluster_.ctl_ok({"handover", "vm1", "--finish"}, patience);
     return times;
   }
 

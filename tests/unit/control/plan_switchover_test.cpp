@@ -195,5 +195,24 @@ TEST_CASE("handover: one on record keeps others away, and is ended at the primar
   CHECK(plan_end_handover("vm1", three()).error().code == Errc::refused);
 }
 
+TEST_CASE("handover: finished by the role's move, if that is still to come, and the end") {
+  const auto idle = plan_finish_handover("vm1", with_handover());
+  REQUIRE(idle.has_value());
+  REQUIRE(idle->steps.size() == 2);
+  CHECK(idle->steps[0].host == "a");
+  CHECK(idle->steps[0].request.path == "/v1/volumes/vm1/handover/take");
+  CHECK(idle->steps[0].request.body == nlohmann::json{{"id", 7}, {"to", "b"}});
+  CHECK(idle->steps[1].host == "b");
+  CHECK(idle->steps[1].request.path == "/v1/volumes/vm1/handover/end");
+  std::vector<MemberReport> reports = with_handover();
+  for (MemberReport& report : reports)
+    report.volume->vote.record->handover->term = 2;
+  const auto moved = plan_finish_handover("vm1", reports);
+  REQUIRE(moved.has_value());
+  REQUIRE(moved->steps.size() == 1);
+  CHECK(moved->steps[0].request.path == "/v1/volumes/vm1/handover/end");
+  CHECK(plan_finish_handover("vm1", three()).error().code == Errc::refused);
+}
+
 }  // namespace
 }  // namespace replicad
