@@ -52,19 +52,21 @@ std::string prepared_text(const Json& answer) {
       printable(text_of(nbd, "uri")));
 }
 
-/// Until the role has moved. The guest may ask for it at the same time, and while it moves no host may be the primary.
-Status move_role(Context& context) {
+/// How it ends. While the role moves, which the guest may cause at any moment, that is not clear: waits for it. With
+/// `finish`, and unless it is a dry run, the role has moved then.
+Result<Plan> ending(Context& context, bool finish) {
   const auto end = std::chrono::steady_clock::now() + role_patience;
   while (true) {
     const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
-    const auto plan = plan_finish_handover(context.volume(), reports);
+    auto plan = finish ? plan_finish_handover(context.volume(), reports)
+                       : plan_end_handover(context.volume(), reports);
     const bool is_over = std::ranges::none_of(reports, [](const MemberReport& report) {
       return report.volume && report.volume->vote.record && report.volume->vote.record->handover;
     });
-    if (!plan && is_over) return tl::unexpected(plan.error());
+    const bool is_known = plan && (plan->steps.size() == 1 || context.options().dry_run);
+    if (is_known || is_over) return plan;
     std::optional<Error> error;
     if (plan) {
-      if (plan->steps.size() == 1) return {};
       const Step& take = plan->steps.front();
       Timeouts timeouts = context.cluster().timeouts();
       timeouts.answer_ms = std::max(timeouts.answer_ms, take.answer_ms);
@@ -73,8 +75,9 @@ Status move_role(Context& context) {
     } else {
       error = plan.error();
     }
-    if (error && std::chrono::steady_clock::now() >= end) return tl::unexpected(*error);
-    if (error) ::usleep(take_again_us);
+    if (!error) continue;
+    if (std::chrono::steady_clock::now() >= end) return tl::unexpected(*error);
+    ::usleep(take_again_us);
   }
 }
 
@@ -101,11 +104,11 @@ Status run_handover(Context& context, const OptionValues& values) {
     if (!given) return tl::unexpected(given.error());
     request = std::move(*given);
   }
-  if (finishes && !context.options().dry_run) RD_TRY(move_role(context));
-  const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
-  const auto plan = ends       ? plan_end_handover(context.volume(), reports)
-                    : finishes ? plan_finish_handover(context.volume(), reports)
-                               : plan_handover(context.volume(), request, reports);
+  const auto plan =
+      ends || finishes
+          ? ending(context, finishes)
+          : plan_handover(
+                context.volume(), request, context.cluster().ask_volume(context.volume()));
   if (!plan) return tl::unexpected(plan.error());
   std::string text;
   const Status status = run_plan(

@@ -59,6 +59,9 @@ Result<Plan> plan_restart(const std::string& volume, const std::vector<MemberRep
 
 namespace {
 
+/// A replica starts and ends a standby by itself, which is soon over.
+constexpr std::uint32_t settings_busy_ms_max = 10'000;
+
 /// A replica judges by the mode that it knows whether it may lack what it acknowledged: in `async` that does not
 /// matter, in `sync` the end of its process takes nothing away. Neither may be believed at a replica while the
 /// primary answers by another mode.
@@ -83,6 +86,7 @@ Result<Plan> plan_set(const std::string& volume,
   const bool replicas_first = is_for_replicas_first(view, settings);
   for (const MemberReport* other : other_members(**primary, reports, plan)) {
     Step step = make_step(*other, request, "change the settings");
+    step.busy_ms = settings_busy_ms_max;
     step.required = replicas_first && view.is_in_sync(other->host);
     plan.steps.push_back(std::move(step));
   }

@@ -183,12 +183,23 @@ Result<Plan> plan_handover(const std::string& volume,
 
 namespace {
 
-/// At the primary that `reports` name.
+/// At the primary that `reports` name. Errc::busy while the role moves: the old primary may have accepted the record of
+/// that, and be the primary still.
 Result<HandoverState> handover_on_record(const std::string& volume, const MemberReport& primary) {
   const auto& record = primary.volume->vote.record;
-  if (record && record->handover) return *record->handover;
-  return refuse(fmt::format("no handover of {} is prepared", volume),
-                fmt::format("`replicactl handover {} --to HOST` prepares one", volume));
+  if (!record || !record->handover) {
+    return refuse(fmt::format("no handover of {} is prepared", volume),
+                  fmt::format("`replicactl handover {} --to HOST` prepares one", volume));
+  }
+  RD_TRY(planning::check_not_moving(*primary.volume));
+  if (record->primary == primary.host) return *record->handover;
+  return tl::unexpected(Error{Errc::busy,
+                              0,
+                              fmt::format("{} is moving from {} to {}",
+                                          volume,
+                                          printable(primary.host),
+                                          printable(record->primary)),
+                              "try again in a moment"});
 }
 
 /// A move that is under way is waited for.

@@ -204,12 +204,22 @@ TEST_CASE("handover: finished by the role's move, if that is still to come, and 
   CHECK(idle->steps[0].request.body == nlohmann::json{{"id", 7}, {"to", "b"}});
   CHECK(idle->steps[1].host == "b");
   CHECK(idle->steps[1].request.path == "/v1/volumes/vm1/handover/end");
+  // The old primary has accepted the record of the move, and is not told of its end yet.
   std::vector<MemberReport> reports = with_handover();
-  for (MemberReport& report : reports)
+  for (MemberReport& report : reports) {
     report.volume->vote.record->handover->term = 2;
+    report.volume->vote.record->primary = "b";
+  }
+  CHECK(plan_finish_handover("vm1", reports).error().code == Errc::busy);
+  CHECK(plan_end_handover("vm1", reports).error().code == Errc::busy);
+  for (MemberReport& report : reports) {
+    report.volume->role = report.host == "b" ? Role::primary : Role::replica;
+    report.volume->primary = "b";
+  }
   const auto moved = plan_finish_handover("vm1", reports);
   REQUIRE(moved.has_value());
   REQUIRE(moved->steps.size() == 1);
+  CHECK(moved->steps[0].host == "b");
   CHECK(moved->steps[0].request.path == "/v1/volumes/vm1/handover/end");
   CHECK(plan_finish_handover("vm1", three()).error().code == Errc::refused);
 }
