@@ -103,6 +103,7 @@ Result<std::shared_ptr<AgentClient>> AgentClient::claim(const std::string& socke
                      {"volume", volume},
                      {"pid", ::getpid()},
                      {"version", REPLICAD_VERSION}};
+  const Instant asked_at = boot_time_now();
   RD_TRY(write_fully(socket->get(), encode_json_frame(FrameType::agent_request, text_of(request))));
   const Instant deadline = boot_time_now() + claim_deadline;
   auto reply = read_reply(socket->get(), [&] { return boot_time_now() >= deadline; });
@@ -114,6 +115,7 @@ Result<std::shared_ptr<AgentClient>> AgentClient::claim(const std::string& socke
   auto decoded = decode_grant(*result);
   if (!decoded) return tl::unexpected(decoded.error());
   grant = std::move(*decoded);
+  grant.asked_at = asked_at;
   auto client = std::shared_ptr<AgentClient>(new AgentClient(socket_path, std::move(*socket)));
   client->next_id_ = 2;
   return client;

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/base/modes.h"
+#include "core/base/time.h"
 #include "core/vote/record.h"
 #include "core/wire/messages.h"
 
@@ -49,6 +50,7 @@ struct Grant {
   std::string directory;  ///< of the volume's state on this host
   std::uint32_t standby =
       0;  ///< id of the handover that this export is the standby of; 0: it is the primary's
+  Instant asked_at;  ///< when it was asked for
 };
 
 /// Errors of all: Errc::protocol naming the field.

@@ -33,6 +33,7 @@ PrimaryConfig config_from(const Grant& grant) {
   }
   config.in_sync = grant.in_sync;
   config.voters = grant.voters;
+  config.asked_at = grant.asked_at;
   config.host = grant.host;
   config.mode = grant.settings.mode;
   config.congestion = grant.settings.congestion;

@@ -185,7 +185,11 @@ void Volume::on_voter(const json& fields) {
     log(LogLevel::warn, "bad_voter_notice", "volume={}", name_);
     return;
   }
-  const Instant asked = boot_time_now() - std::chrono::milliseconds(*ago_ms);
+  // The clock is the host's: how long the notice was under way, or this process stood still, does not matter. Earlier
+  // versions of replicad say `ago_ms` alone.
+  const auto asked_ns = number_field(fields, "asked_ns");
+  const Instant asked = asked_ns ? Instant(std::chrono::nanoseconds(*asked_ns))
+                                 : boot_time_now() - std::chrono::milliseconds(*ago_ms);
   bridge_->step(primary_event::VoterHeard{*host, asked, *fence});
 }
 

@@ -299,7 +299,11 @@ void Volume::tell_fence(const std::string& host, Instant asked, const Epoch& fen
   if (phase_ != Phase::serving) return;
   const auto ago =
       std::chrono::ceil<std::chrono::milliseconds>(environment_.reactor.now() - asked).count();
-  session_->notify("voter", {{"host", host}, {"fence", to_json(fence)}, {"ago_ms", ago}});
+  session_->notify("voter",
+                   {{"host", host},
+                    {"fence", to_json(fence)},
+                    {"asked_ns", asked.time_since_epoch().count()},
+                    {"ago_ms", ago}});
   if (fence.number <= state().epoch.number) return;
   recheck_ = true;
   environment_.wake_keeper();

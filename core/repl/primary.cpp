@@ -62,7 +62,8 @@ Primary::Primary(const PrimaryConfig& config, Instant now)
     }
     peers_.push_back(std::move(peer));
   }
-  note_all_heard(now);  // a majority has just granted this term
+  // A majority has granted this term since it was asked for.
+  set_voters(config.voters, std::min(config.asked_at.value_or(now), now));
 }
 
 void Primary::step(const PrimaryEvent& event, Instant now, Effects& effects) {

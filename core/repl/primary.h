@@ -77,7 +77,9 @@ struct PrimaryConfig {
   OnLocalError on_local_error = OnLocalError::hold;
   std::uint64_t ring_bytes = ring_bytes_default;
   Duration ack_timeout{};
-  VoterSet voters;          ///< in `async` a majority of them must be heard; no hosts: of nobody
+  VoterSet voters;  ///< in `async` a majority of them must be heard; no hosts: of nobody
+  /// When the term was asked for: they have been heard since. nullopt: now.
+  std::optional<Instant> asked_at;
   std::vector<Term> terms;  ///< earlier terms of this history, beside that of `history`
   std::vector<KnownLack>
       lacks;  ///< of members; one that is not named lacks nothing since `history`
@@ -215,6 +217,7 @@ struct VoterHeard {
   Instant at;
   Epoch fence;
 };
+/// Of those that were no voters before nobody has heard yet.
 struct VotersChanged {
   VoterSet voters;
 };
@@ -623,7 +626,8 @@ class Primary {
   void on_event(const primary_event::VotersChanged& event, Instant now, Effects& effects);
   void on_event(const primary_event::LaterEpoch& event, Instant now, Effects& effects);
   void note_heard(std::string_view host, Instant at);
-  void note_all_heard(Instant now);
+  void set_voters(VoterSet voters, Instant unknown_heard);
+  [[nodiscard]] Instant latest_majority() const;
   void look_at_quorum(Instant now, Effects& effects);
 
   // primary_hold.cpp: hold, seal, resume
@@ -666,8 +670,8 @@ class Primary {
   std::deque<Waiting> wait_durable_;
 
   VoterSet voters_;
-  std::map<std::string, Instant, std::less<>>
-      heard_;  ///< voters; this host's own vote always counts
+  /// When each voter was last heard; this host's own vote always counts.
+  std::map<std::string, Instant, std::less<>> heard_;
   Instant
       majority_heard_;  ///< a majority was heard then or later; that of this host alone always is
   bool is_quorum_alone_ = false;  ///< this host's own vote is a majority

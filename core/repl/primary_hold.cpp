@@ -70,7 +70,6 @@ void Primary::on_event(const primary_event::Resume& event, Instant now, Effects&
     terms_.push_back({epoch_, ring_.sealed_point().sequence, true});
     epoch_ = *event.epoch;
     overtaken_ = false;
-    note_all_heard(now);
     inherited_ = ring_.sealed_point();
     for (PeerIndex index = 0; index < peers_.size(); ++index) {
       Peer& peer = peers_[index];

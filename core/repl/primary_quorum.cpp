@@ -8,6 +8,13 @@
 
 namespace replicad {
 
+namespace {
+
+/// Longer ago than any timeout.
+constexpr Instant never_heard{-std::chrono::hours(24 * 365)};
+
+}  // namespace
+
 void Primary::on_event(const primary_event::VoterHeard& event, Instant now, Effects& /*effects*/) {
   if (event.fence.number > epoch_.number) {
     overtaken_ = true;
@@ -17,11 +24,10 @@ void Primary::on_event(const primary_event::VoterHeard& event, Instant now, Effe
 }
 
 void Primary::on_event(const primary_event::VotersChanged& event,
-                       Instant now,
+                       Instant /*now*/,
                        Effects& /*effects*/) {
-  voters_ = event.voters;
-  // Only a majority could change them.
-  note_all_heard(now);
+  // Not even that a majority has made the change: how long ago that was is not known.
+  set_voters(event.voters, never_heard);
 }
 
 void Primary::on_event(const primary_event::LaterEpoch& event,
@@ -30,18 +36,26 @@ void Primary::on_event(const primary_event::LaterEpoch& event,
   if (event.epoch == epoch_) overtaken_ = true;
 }
 
-void Primary::note_all_heard(Instant now) {
+void Primary::set_voters(VoterSet voters, Instant unknown_heard) {
+  voters_ = std::move(voters);
   is_quorum_alone_ = voters_.hosts.empty() || has_quorum(voters_, {host_});
-  heard_.clear();
-  for (const std::string& host : voters_.hosts)
-    heard_[host] = now;
-  majority_heard_ = now;
+  const auto heard_before = std::exchange(heard_, {});
+  for (const std::string& host : voters_.hosts) {
+    const auto known = heard_before.find(host);
+    heard_[host] = known == heard_before.end() ? unknown_heard : known->second;
+  }
+  majority_heard_ = latest_majority();
 }
 
 void Primary::note_heard(std::string_view host, Instant at) {
   const auto voter = heard_.find(host);
   if (voter == heard_.end() || voter->second >= at) return;
   voter->second = at;
+  majority_heard_ = latest_majority();
+}
+
+/// The latest time since when so many have been heard as make a majority with this host.
+Instant Primary::latest_majority() const {
   std::vector<std::pair<Instant, std::string>> latest;
   for (const auto& [name, heard] : heard_)
     latest.emplace_back(heard, name);
@@ -49,10 +63,9 @@ void Primary::note_heard(std::string_view host, Instant at) {
   std::vector<std::string> yes{host_};
   for (const auto& [heard, name] : latest) {
     yes.push_back(name);
-    if (!has_quorum(voters_, yes)) continue;
-    majority_heard_ = std::max(majority_heard_, heard);
-    return;
+    if (has_quorum(voters_, yes)) return heard;
   }
+  return never_heard;
 }
 
 /// Before each event, so that none is answered too late, and behind it.

@@ -1,6 +1,7 @@
 // The agent socket, with a plugin played by the test.
 
 #include "core/wire/messages.h"
+#include "io/clock.h"
 #include "tests/replicad/daemon_fixture.h"
 
 namespace replicad {
@@ -510,6 +511,9 @@ TEST_CASE("agent: what a voter accepts for another primary is told to the plugin
   }));
   CHECK(told.at("host") == "a");
   CHECK(told.at("fence") == record["epoch"]);
+  const Instant asked{std::chrono::nanoseconds(told.at("asked_ns").get<std::int64_t>())};
+  CHECK(asked <= boot_time_now());
+  CHECK(asked > boot_time_now() - std::chrono::minutes(5));
   CHECK(host.ask("GET", "/v1/volumes/vm1/vote").body.at("fence") == record["epoch"]);
 }
 

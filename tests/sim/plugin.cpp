@@ -34,6 +34,7 @@ std::shared_ptr<Daemon> Plugin::daemon() const {
 void Plugin::start() {
   join(cluster_.daemons[host_]);
   if (!daemon()) return die();
+  asked_at_ = machine_.clock();
   daemon()->claim(shared_from_this(),
                   life_.guard([self = weak_from_this()](const Result<ClaimGrant>& grant) {
                     if (const auto plugin = self.lock()) plugin->on_claimed(grant);
@@ -106,6 +107,7 @@ void Plugin::serve(const ClaimGrant& grant, ActivityModel::Known known) {
   }
   config.in_sync = grant.in_sync;
   if (options.planted != Planted::unwatched_term) config.voters = grant.voters;
+  config.asked_at = asked_at_;
   config.on_local_error = OnLocalError::fail;
   config.host = machine_.name;
   config.mode = mode_;

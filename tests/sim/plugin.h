@@ -194,6 +194,7 @@ class Plugin : public std::enable_shared_from_this<Plugin> {
   Life life_;
   std::weak_ptr<Daemon> daemon_;
   std::shared_ptr<ActivityModel> activity_;
+  Instant asked_at_;
   Instant joined_at_;
   std::optional<Primary> primary_;
   std::vector<std::byte> ring_;

@@ -15,21 +15,24 @@ class Lonely {
  public:
   explicit Lonely(VoterSet voters,
                   Mode mode = Mode::async,
-                  std::vector<std::string> in_sync = {"a"})
-      : primary_(PrimaryConfig{.epoch = {5, 55},
-                               .history = {{5, 55}, 10, {}},
-                               .reserved = 1000,
-                               .disk_bytes = {64 * mib},
-                               .peers = {"b", "c"},
-                               .in_sync = std::move(in_sync),
-                               .host = "a",
-                               .mode = mode,
-                               .congestion = Congestion::detach,
-                               .ack_timeout = seconds(1),
-                               .voters = std::move(voters),
-                               .terms = {},
-                               .lacks = {}},
-                 now_) {}
+                  std::vector<std::string> in_sync = {"a"},
+                  std::optional<Duration> asked_ago = std::nullopt)
+      : primary_(
+            PrimaryConfig{.epoch = {5, 55},
+                          .history = {{5, 55}, 10, {}},
+                          .reserved = 1000,
+                          .disk_bytes = {64 * mib},
+                          .peers = {"b", "c"},
+                          .in_sync = std::move(in_sync),
+                          .host = "a",
+                          .mode = mode,
+                          .congestion = Congestion::detach,
+                          .ack_timeout = seconds(1),
+                          .voters = std::move(voters),
+                          .asked_at = asked_ago ? std::optional(now_ - *asked_ago) : std::nullopt,
+                          .terms = {},
+                          .lacks = {}},
+            now_) {}
 
   void step(const PrimaryEvent& event) {
     effects_.clear();
@@ -204,6 +207,44 @@ TEST_CASE("quorum: a change of the mode lets no flush of async be answered unhea
   CHECK(world.answered_.empty());
   world.step(primary_event::Recorded{});
   CHECK(world.answered_ == std::vector<RequestId>{1});
+}
+
+TEST_CASE("quorum: a term counts from when it was asked for, however late its primary begins") {
+  Lonely late({{"a", "b", "c"}, ""}, Mode::async, {"a"}, milliseconds(1001));
+  CHECK_FALSE(late.serves());
+  late.hear("b");
+  CHECK(late.serves());
+  Lonely soon({{"a", "b", "c"}, ""}, Mode::async, {"a"}, milliseconds(600));
+  soon.pass(milliseconds(399));
+  CHECK(soon.serves());
+  soon.pass(milliseconds(2));
+  CHECK_FALSE(soon.serves());
+  // Nothing is heard in the future.
+  Lonely early({{"a", "b", "c"}, ""}, Mode::async, {"a"}, milliseconds(-600));
+  early.pass(milliseconds(1001));
+  CHECK_FALSE(early.serves());
+}
+
+TEST_CASE("quorum: neither a new term nor other voters count as heard when one is told of them") {
+  Lonely world({{"a", "b", "c"}, ""});
+  world.hear("b");
+  world.pass(seconds(2));
+  world.step(primary_event::Resume{Epoch{6, 66}});
+  CHECK_FALSE(world.serves());
+  world.hear("c");
+  CHECK(world.serves());
+  // b stays as it is, d was never heard, c is none any more.
+  world.step(primary_event::VotersChanged{{{"a", "b", "d"}, ""}});
+  CHECK_FALSE(world.serves());
+  world.hear("c");
+  CHECK_FALSE(world.serves());
+  world.hear("d");
+  CHECK(world.serves());
+  world.pass(milliseconds(600));
+  world.step(primary_event::VotersChanged{{{"a", "d", "e"}, ""}});
+  CHECK(world.serves());
+  world.pass(milliseconds(600));
+  CHECK_FALSE(world.serves());
 }
 
 TEST_CASE("quorum: new voters are heard anew") {
