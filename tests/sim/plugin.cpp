@@ -522,7 +522,9 @@ void Plugin::hold(HostIndex target,
 }
 
 void Plugin::finish_hold(Result<HistoryPoint> result) {
-  if (result) cluster_.check_held(*this, *result);
+  // It may have ended since: then it cannot be sealed.
+  if (result && primary_->hold_phase() == Primary::HoldPhase::reached)
+    cluster_.check_held(*this, *result);
   if (!hold_done_) return;
   std::exchange(hold_done_, nullptr)(std::move(result));
 }
