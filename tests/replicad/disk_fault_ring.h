@@ -26,6 +26,8 @@ struct DiskFaults {
   std::atomic<unsigned> late_percent{0};
   /// Completions of fdatasync wait as long as this is set.
   std::atomic<bool> hold_syncs{false};
+  /// Completions of writev likewise.
+  std::atomic<bool> hold_writes{false};
   /// So many of the next fdatasyncs fail with EIO.
   std::atomic<int> failing_syncs{0};
   /// The n-th writev from now on fails with EIO; 0: none does.
@@ -49,19 +51,19 @@ class DiskFaultRing final : public Ring {
   int submit() override { return ring_->submit(); }
   [[nodiscard]] bool prepare(const RingOperation& operation) override {
     if (operation.opcode == RingOpcode::fdatasync && take(faults_->failing_syncs)) {
-      held_.push_back({{operation.user_data, -EIO}, 0, false});
+      held_.push_back({{operation.user_data, -EIO}, 0, {}});
       return true;
     }
     if (operation.opcode == RingOpcode::writev && take(faults_->failing_write) &&
         faults_->failing_write == 0) {
-      held_.push_back({{operation.user_data, -EIO}, 0, false});
+      held_.push_back({{operation.user_data, -EIO}, 0, {}});
       return true;
     }
     const bool is_change = operation.opcode == RingOpcode::writev ||
                            operation.opcode == RingOpcode::fdatasync ||
                            operation.opcode == RingOpcode::fallocate;
     if (is_change && take(faults_->failing_io) && faults_->failing_io == 0) {
-      held_.push_back({{operation.user_data, -faults_->io_error}, 0, false});
+      held_.push_back({{operation.user_data, -faults_->io_error}, 0, {}});
       return true;
     }
     RingOperation changed = operation;
@@ -83,7 +85,9 @@ class DiskFaultRing final : public Ring {
     std::size_t count = 0;
     for (std::size_t i = 0; i < held_.size() && count < completions.size();) {
       Held& held = held_[i];
-      const bool waits = held.turns > 0 || (held.is_sync && faults_->hold_syncs);
+      const bool waits = held.turns > 0 ||
+                         (held.of == RingOpcode::fdatasync && faults_->hold_syncs) ||
+                         (held.of == RingOpcode::writev && faults_->hold_writes);
       if (held.turns > 0) --held.turns;
       if (waits) {
         ++i;
@@ -99,7 +103,7 @@ class DiskFaultRing final : public Ring {
   struct Held {
     RingCompletion completion;
     unsigned turns;
-    bool is_sync;
+    std::optional<RingOpcode> of;  ///< a disk operation that was not failed
   };
   struct InFlight {
     RingOpcode opcode;
@@ -158,7 +162,7 @@ class DiskFaultRing final : public Ring {
       for (std::size_t i = 0; i < count; ++i) {
         const auto found = in_flight_.find(taken[i].user_data);
         const bool disk = found != in_flight_.end() && is_disk(found->second.opcode);
-        const bool is_sync = disk && found->second.opcode == RingOpcode::fdatasync;
+        const auto of = disk ? std::optional(found->second.opcode) : std::nullopt;
         if (found != in_flight_.end()) finished_.push_back(std::move(found->second));
         if (found != in_flight_.end()) in_flight_.erase(found);
         unsigned turns = 0;
@@ -166,7 +170,7 @@ class DiskFaultRing final : public Ring {
           turns = static_cast<unsigned>(1 + random_() % 16);
           ++faults_->delayed;
         }
-        held_.push_back({taken[i], turns, is_sync});
+        held_.push_back({taken[i], turns, of});
       }
     }
     finished_.clear();

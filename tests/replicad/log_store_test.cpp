@@ -11,8 +11,15 @@ namespace {
 /// A log without anything around it.
 class OpenLog {
  public:
-  OpenLog() : reactor(faulty_reactor(faults)), worker_(Worker::create()) {
-    reactor.call([this] {
+  explicit OpenLog(int spares = 0) : reactor(faulty_reactor(faults)), worker_(Worker::create()) {
+    RecoveredLog empty;
+    for (int i = 0; i < spares; ++i) {
+      auto spare = create_log_file(
+          directory_.path(), spare_file_name(empty.next_spare++), segment_bytes_min);
+      REQUIRE(spare.has_value());
+      empty.spares.push_back(*spare);
+    }
+    reactor.call([&] {
       store = std::make_shared<LogStore>(
           *reactor,
           *worker_,
@@ -26,12 +33,13 @@ class OpenLog {
                               [] {
                                 return LogStore::Limits{segment_bytes_min, 16 * segment_bytes_min};
                               }});
-      store->adopt({});
+      store->adopt(std::move(empty));
     });
   }
   OpenLog(const OpenLog&) = delete;
   OpenLog& operator=(const OpenLog&) = delete;
   ~OpenLog() {
+    release_worker();
     std::promise<void> ended;
     reactor.call([&] { store->stop([&] { ended.set_value(); }); });
     ended.get_future().wait();
@@ -39,11 +47,28 @@ class OpenLog {
   }
 
   void append() {
-    const auto& frame = primary_.write_pattern(0, 0, 4096, primary_.point.sequence);
-    reactor.call([&] {
-      store->append(frame, primary_.point, std::make_shared<std::vector<std::byte>>(frame));
-    });
+    begin_append(4096);
     REQUIRE(wait_until([&] { return logged() == primary_.point.sequence; }));
+  }
+  void begin_append(std::size_t length) {
+    const auto& frame = primary_.write_pattern(0, 0, length, primary_.point.sequence);
+    reactor.call([&] {
+      const auto owner = std::make_shared<std::vector<std::byte>>(frame);
+      store->append(*owner, primary_.point, owner);
+    });
+  }
+  /// Nothing that the worker is to do is done before release_worker(): the sync of the directory, for one.
+  void hold_worker() {
+    worker_->post([released = held_worker_.get_future().share()] { released.wait(); });
+  }
+  void release_worker() {
+    if (!std::exchange(worker_released_, true)) held_worker_.set_value();
+  }
+  [[nodiscard]] std::size_t segments() const {
+    std::size_t count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(directory_.path()))
+      count += entry.path().extension() == ".seg" ? 1U : 0U;
+    return count;
   }
   std::shared_ptr<std::optional<Result<Sequence>>> sync() {
     auto answer = std::make_shared<std::optional<Result<Sequence>>>();
@@ -68,6 +93,8 @@ class OpenLog {
  private:
   TempDirectory directory_;
   std::unique_ptr<Worker> worker_;
+  std::promise<void> held_worker_;
+  bool worker_released_ = false;
   FakePrimary primary_{{64 * kib}};
 };
 
@@ -88,6 +115,30 @@ TEST_CASE("log store: a sync with nothing of its own to do waits for the one bef
   CHECK((**first).value() == 1);
   CHECK((**second).value() == 1);
   CHECK(log.durable() == 1);
+}
+
+TEST_CASE("log store: a segment gets its name, and is durable, behind the name of the one before") {
+  constexpr std::uint64_t length = 60 * kib;
+  constexpr std::uint64_t room =
+      segment_bytes_min - segment_header_bytes - (frame_header_bytes + 4096);
+  constexpr Sequence first_has = 1 + room / (frame_header_bytes + length);
+  OpenLog log(2);
+  log.hold_worker();
+  log.append();
+  const auto synced = log.sync();
+  for (Sequence i = 1; i < first_has + 3; ++i)
+    log.begin_append(length);
+  REQUIRE(wait_until([&] { return log.logged() >= first_has; }));
+  for (int i = 0; i < 50; ++i)
+    CHECK(log.logged() == first_has);
+  CHECK(log.segments() == 1);
+  CHECK_FALSE(log.is_answered(synced));
+  CHECK(log.durable() == 0);
+  log.release_worker();
+  REQUIRE(wait_until([&] { return log.logged() == first_has + 3; }));
+  CHECK(log.segments() == 2);
+  REQUIRE(wait_until([&] { return log.is_answered(synced); }));
+  CHECK((**synced).value() == 1);
 }
 
 TEST_CASE("log store: a sync that fails takes the ones behind it along") {

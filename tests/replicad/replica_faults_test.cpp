@@ -299,6 +299,33 @@ TEST_CASE("replica faults: a log is not removed before the mark of the copy is r
   CHECK_FALSE(host.state().consistent);
 }
 
+TEST_CASE("replica faults: a log is not removed while writes from it into an image are in flight") {
+  FaultyReactor faulty;
+  const TempDirectory directory;
+  ReplicaHost host(faulty.reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.resume(host);
+  faulty.faults->hold_syncs = true;
+  primary.send(primary.write_pattern(0, 0, 4096, 1, frame_flag_fua));
+  primary.wait_marks([](const Watermarks& at) { return at.logged == 1; });
+  faulty.faults->hold_writes = true;
+  faulty.faults->hold_syncs = false;
+  primary.wait_marks([](const Watermarks& at) { return at.durable == 1; });
+  REQUIRE(wait_until([&] { return host.image(0) == primary.images[0]; }));
+  const auto files = host.log_files();
+  primary.send(encode_start({.copy = true, .after = primary.point.sequence, .in_place = true}));
+  REQUIRE(wait_until([&] { return !host.state().consistent; }));
+  // The reports of a copy that waits.
+  for (int reports = 0; reports < 3; ++reports)
+    REQUIRE(primary.receive().value().header.type == FrameType::watermarks);
+  CHECK(host.log_files() == files);
+  faulty.faults->hold_writes = false;
+  REQUIRE(wait_until([&] { return host.log_files().empty(); }));
+  primary.finish_copy();
+  primary.check_images(host);
+}
+
 TEST_CASE("replica faults: a copy is not reported as done before that is recorded") {
   FaultyReactor faulty;
   const TempDirectory directory;
@@ -317,6 +344,76 @@ TEST_CASE("replica faults: a copy is not reported as done before that is recorde
   host.hold_updates(false);
   primary.receive_copy_done();
   CHECK(host.state().consistent);
+}
+
+TEST_CASE("replica faults: a segment is not used again before the checkpoint is recorded") {
+  ReactorThread reactor;
+  const TempDirectory directory;
+  ReplicaHost host(reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.resume(host);
+  host.hold_updates(true);
+  for (std::uint64_t i = 0; i < 12; ++i)
+    primary.send(primary.write_pattern(0, i * 4096, 700'000, i));
+  primary.send(primary.flush());
+  primary.wait_applied();
+  REQUIRE(wait_until([&] { return host.held_updates() == 1; }));
+  // It goes on meanwhile.
+  for (std::uint64_t i = 0; i < 6; ++i)
+    primary.send(primary.write_pattern(0, i * 4096, 700'000, i));
+  primary.send(primary.flush());
+  primary.wait_applied();
+  CHECK(host.held_updates() == 1);
+  CHECK(std::filesystem::exists(host.log_dir() + "/" + segment_file_name(1)));
+  CHECK(host.state().checkpoint.sequence == 0);
+  host.hold_updates(false);
+  REQUIRE(wait_until(
+      [&] { return !std::filesystem::exists(host.log_dir() + "/" + segment_file_name(1)); }));
+  CHECK(host.state().checkpoint.sequence > 0);
+}
+
+TEST_CASE("replica faults: a stage is kept, and no log behind it applied, before it is recorded") {
+  ReactorThread reactor;
+  const TempDirectory directory;
+  ReplicaHost host(reactor, directory.path(), one_disk);
+  REQUIRE(host.open().has_value());
+  FakePrimary primary(one_disk);
+  primary.write_pattern(0, 0, 8192, 1);
+  const std::vector<std::byte> old_image = host.image(0);
+  const auto has_stage = [&] { return std::filesystem::exists(host.log_dir() + "/resync.stage"); };
+  const auto wait_held = [&] { return wait_until([&] { return host.held_updates() == 1; }); };
+  primary.attach(host);
+  host.hold_updates(true);
+  primary.send(encode_start({.copy = true, .after = primary.point.sequence}));
+  const std::vector<std::byte> data(primary.images[0].begin(), primary.images[0].begin() + 8192);
+  primary.send(primary.frame(FrameType::copy_data, {0, 0, 8192}, data));
+  // The mark: nothing is staged before it.
+  REQUIRE(wait_held());
+  CHECK_FALSE(has_stage());
+  host.make_one_update();
+  REQUIRE(wait_until(has_stage));
+  primary.send(encode_copy_end({primary.point}));
+  // The commit: nothing comes into the image before it.
+  REQUIRE(wait_held());
+  for (int reports = 0; reports < 3; ++reports)
+    REQUIRE(primary.receive().value().header.type == FrameType::watermarks);
+  CHECK((host.image(0) == old_image));
+  host.make_one_update();
+  primary.receive_copy_done();
+  // That it is in the image.
+  REQUIRE(wait_held());
+  CHECK((host.image(0) == primary.images[0]));
+  const std::vector<std::byte> copied_image = host.image(0);
+  primary.send(primary.write_pattern(0, 1 * mib, 4096, 2, frame_flag_fua));
+  primary.wait_marks([&](const Watermarks& at) { return at.durable == primary.point.sequence; });
+  CHECK(primary.marks.applied == 0);
+  CHECK((host.image(0) == copied_image));
+  CHECK(has_stage());
+  host.hold_updates(false);
+  primary.wait_applied();
+  primary.check_images(host);
+  REQUIRE(wait_until([&] { return !has_stage(); }));
 }
 
 }  // namespace replicad
