@@ -131,19 +131,23 @@ void ReplicaProgram::perform(const replica_effect::SendAttached& effect) {
   send(effect.session, encode_attached(told_message));
 }
 
+void ReplicaProgram::check_log_has(const Watermarks& marks) {
+  world_.require(marks.logged <= log_->logged().sequence,
+                 "P1 logged: {} says that {} is logged, its log ends at {}",
+                 machine_.name,
+                 marks.logged,
+                 log_->logged().sequence);
+  world_.require(marks.durable <= log_->durable(),
+                 "P1 durable: {} says that {} is durable, its log is so up to {}",
+                 machine_.name,
+                 marks.durable,
+                 log_->durable());
+}
+
 void ReplicaProgram::perform(const replica_effect::SendWatermarks& effect) {
   const Watermarks& marks = effect.marks;
   if (core_->is_consistent() && !core_->is_copying()) {
-    world_.require(marks.logged <= log_->logged().sequence,
-                   "P1 logged: {} says that {} is logged, its log ends at {}",
-                   machine_.name,
-                   marks.logged,
-                   log_->logged().sequence);
-    world_.require(marks.durable <= log_->durable(),
-                   "P1 durable: {} says that {} is durable, its log is so up to {}",
-                   machine_.name,
-                   marks.durable,
-                   log_->durable());
+    if (log_) check_log_has(marks);  // it may have failed in this very step
     machine_.told_durable = std::max(machine_.told_durable, marks.durable);
     Watermarks& told = machine_.told[core_->promised().number];
     told.received = std::max(told.received, marks.received);

@@ -115,6 +115,7 @@ class ReplicaProgram : public std::enable_shared_from_this<ReplicaProgram> {
   void perform(const replica_effect::SyncLog& effect);
   void perform(const replica_effect::DropLog& effect);
   void perform(const replica_effect::SyncImages& effect);
+  void check_log_has(const Watermarks& marks);
   void perform(const replica_effect::RestartLog& effect);
   void perform(const replica_effect::RecordState& effect);
   void perform(const replica_effect::PromotionDone& effect);
