@@ -124,6 +124,9 @@ TEST_CASE("vote: a change whose condition does not hold says what stands") {
   CHECK(shrunk->in_sync == std::vector<std::string>{"a", "b"});
   CHECK(change_failover({"c", {}, 1, false})(*shrunk, {}).error().code == Errc::refused);
   CHECK(change_failover({"c", {}, 1, true})(*shrunk, {}).has_value());
+  const auto stranger = change_failover({"z", {}, 1, true})(base, {});
+  REQUIRE_FALSE(stranger);
+  CHECK(stranger.error().message == "z has no images of the volume");
   CHECK(change_remove_member("a", "a")(base, {}).error().code == Errc::refused);
   const auto unchanged = change_in_sync("a", base.epoch, {"a", "b", "c"})(base, {});
   REQUIRE(unchanged);
