@@ -62,6 +62,10 @@ class Cluster {
   void operate(Random& random);
   void fail_over(HostIndex host);
   void switch_over(HostIndex host);
+  [[nodiscard]] VolumeView view_of(HostIndex host) const;
+  [[nodiscard]] std::vector<MemberReport> ask_hosts() const;
+  void fail_over_by_plan(Random& random);
+  void switch_over_by_plan(Random& random);
   void cut_power_behind_stop(Random& random);
   void cut_power_when_stopped(HostIndex stopped, HostIndex chosen, unsigned looks);
   void crash_plugin(HostIndex host);

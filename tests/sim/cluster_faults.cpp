@@ -181,12 +181,15 @@ void Cluster::operate(Random& random) {
     if (random.chance(50)) return fail_over(host);
     return switch_over(host);
   }
-  if (draw >= 10) return fail_over(host);
+  if (draw >= 12) return fail_over(host);
+  if (draw >= 10) return fail_over_by_plan(random);
   const auto primary = primary_host();
   if (!primary) return;
   const auto& plugin = plugins[*primary];
-  if (draw < 6) {
+  if (draw < 4) {
     switch_over(host);
+  } else if (draw < 6) {
+    switch_over_by_plan(random);
   } else if (draw < 8) {
     world.note("operator: resync {}", machines[host]->name);
     plugin->request_copy(host);
