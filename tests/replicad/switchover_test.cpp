@@ -284,6 +284,7 @@ class ControlProxy {
   std::atomic<bool> swallow_answer{false};  ///< `promote` passes, its answer does not
   std::atomic<bool> cut_by_offer{false};    ///< `promote` sets `cut`
   ControlProxy* also_cut = nullptr;         ///< with it
+  std::function<void()> at_offer;           ///< before `promote` passes
   std::atomic<int> offers{0};
 
  private:
@@ -294,6 +295,7 @@ class ControlProxy {
   void handle(const httplib::Request& request, httplib::Response& response) {
     const bool offer = request.path.ends_with("/promote");
     if (offer) ++offers;
+    if (offer && at_offer) at_offer();
     if (offer && cut_by_offer) cut = true;
     if (offer && also_cut != nullptr) also_cut->cut = true;
     if (cut || (offer && swallow_offer)) return hang_up(response);
@@ -320,6 +322,21 @@ void create_with(const std::vector<const TestHost*>& hosts, const std::vector<js
         host->ask("POST", "/v1/volumes", create_body("vm1", hosts.front()->name(), members));
     REQUIRE_MESSAGE(made.ok(), made.body.dump());
   }
+}
+
+TEST_CASE("switchover: that a move is under way is on the disk before the target is asked") {
+  const TestHost a("a");
+  const TestHost b("b");
+  ControlProxy proxy(b);
+  std::optional<TransferState> found;
+  proxy.at_offer = [&] { found = a.disk_state("vm1").transfer; };
+  create_with({&a, &b}, {a.member(), proxy.member()});
+  REQUIRE(a.post("vm1", "activate").ok());
+  const PeerAnswer answer = a.post("vm1", "switchover", {{"to", "b"}});
+  CHECK_MESSAGE(answer.ok(), answer.body.dump());
+  REQUIRE(found);
+  CHECK(found->to == "b");
+  CHECK_FALSE(a.disk_state("vm1").transfer.has_value());
 }
 
 TEST_CASE("switchover: an offer without an answer is settled by the voters: it was taken") {
