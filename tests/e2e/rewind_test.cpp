@@ -201,6 +201,9 @@ TEST_CASE("rewind: without space to keep it nothing is replaced, and it goes on 
   const std::string before = cluster.directory() + "/before.raw";
   std::filesystem::copy_file(image, before);
   const std::string ballast = mount + "/ballast";
+  // Nothing is rewound before the disk is full.
+  const pid_t primary = cluster.export_pid();
+  REQUIRE(::kill(primary, SIGSTOP) == 0);
   cluster.host("a").start();
   {
     // More than is to be kept, but a host needs it for its state files.
@@ -209,6 +212,7 @@ TEST_CASE("rewind: without space to keep it nothing is replaced, and it goes on 
     REQUIRE(left > (4U << 20));
     REQUIRE(::fallocate(fd.get(), 0, 0, static_cast<off_t>(left - (3U << 20))) == 0);
   }
+  REQUIRE(::kill(primary, SIGCONT) == 0);
   wait_until("it says what is missing", Millis(60'000), [&] {
     return cluster.ctl({"status", "vm1"}).out.find("no space to keep what only this host has") !=
            std::string::npos;
