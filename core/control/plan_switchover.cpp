@@ -183,16 +183,25 @@ Result<Plan> plan_handover(const std::string& volume,
 
 namespace {
 
-/// At the primary that `reports` name. Errc::busy while the role moves: the old primary may have accepted the record of
+struct FoundHandover {
+  const MemberReport* primary = nullptr;
+  HandoverState handover;
+};
+
+/// The one on record at the primary. Errc::busy while the role moves: the old primary may have accepted the record of
 /// that, and be the primary still.
-Result<HandoverState> handover_on_record(const std::string& volume, const MemberReport& primary) {
+Result<FoundHandover> find_handover(const std::string& volume,
+                                    const std::vector<MemberReport>& reports) {
+  const auto found = find_primary(volume, reports);
+  if (!found) return tl::unexpected(found.error());
+  const MemberReport& primary = **found;
   const auto& record = primary.volume->vote.record;
   if (!record || !record->handover) {
     return refuse(fmt::format("no handover of {} is prepared", volume),
                   fmt::format("`replicactl handover {} --to HOST` prepares one", volume));
   }
   RD_TRY(planning::check_not_moving(*primary.volume));
-  if (record->primary == primary.host) return *record->handover;
+  if (record->primary == primary.host) return FoundHandover{&primary, *record->handover};
   return tl::unexpected(Error{Errc::busy,
                               0,
                               fmt::format("{} is moving from {} to {}",
@@ -216,41 +225,39 @@ Step end_step(const std::string& volume, const MemberReport& primary, const std:
 
 Result<Plan> plan_end_handover(const std::string& volume,
                                const std::vector<MemberReport>& reports) {
-  const auto found = find_primary(volume, reports);
+  const auto found = find_handover(volume, reports);
   if (!found) return tl::unexpected(found.error());
-  const auto handover = handover_on_record(volume, **found);
-  if (!handover) return tl::unexpected(handover.error());
+  const HandoverState& handover = found->handover;
   Plan plan;
   plan.volume = volume;
   plan.steps.push_back(
-      end_step(volume, **found, handover->term == 0 ? handover->to : handover->from));
+      end_step(volume, *found->primary, handover.term == 0 ? handover.to : handover.from));
   return plan;
 }
 
 Result<Plan> plan_finish_handover(const std::string& volume,
                                   const std::vector<MemberReport>& reports) {
-  const auto found = find_primary(volume, reports);
+  const auto found = find_handover(volume, reports);
   if (!found) return tl::unexpected(found.error());
-  const auto handover = handover_on_record(volume, **found);
-  if (!handover) return tl::unexpected(handover.error());
+  const HandoverState& handover = found->handover;
   Plan plan;
   plan.volume = volume;
-  const MemberReport* target = *found;
-  if (handover->term == 0) {
-    if (std::optional<Error> reason = why_not(*(*found)->volume, handover->to, reports))
+  const MemberReport* target = found->primary;
+  if (handover.term == 0) {
+    if (std::optional<Error> reason = why_not(*target->volume, handover.to, reports))
       return tl::unexpected(std::move(*reason));
     Step step =
-        planning::make_step(**found,
+        planning::make_step(*target,
                             {"POST",
                              planning::volume_path(volume, "/handover/take"),
-                             {{"id", handover->id}, {"to", handover->to}}},
+                             {{"id", handover.id}, {"to", handover.to}}},
                             fmt::format("hold the guest's writes, drain, compare, hand over to {}",
-                                        printable(handover->to)));
+                                        printable(handover.to)));
     step.answer_ms = switchover_deadline_ms_default + promotion_ms_max;
     plan.steps.push_back(std::move(step));
-    target = report_of(reports, handover->to);
+    target = report_of(reports, handover.to);
   }
-  plan.steps.push_back(end_step(volume, *target, handover->from));
+  plan.steps.push_back(end_step(volume, *target, handover.from));
   return plan;
 }
 
