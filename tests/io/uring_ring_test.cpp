@@ -11,10 +11,10 @@
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "io/ring.h"
+#include "tests/io/child_process.h"
 #include "tests/io/io_fixture.h"
 
 namespace replicad {
@@ -35,13 +35,7 @@ bool forbid(unsigned number, int sys_errno) {
 
 /// What probe_io_uring says in a process where system call `number` fails.
 std::string said_where_forbidden(unsigned number, int sys_errno) {
-  std::array<int, 2> ends{};
-  REQUIRE(::pipe(ends.data()) == 0);
-  const Fd reading(ends[0]);
-  Fd writing(ends[1]);
-  const pid_t child = ::fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
+  const ChildEnd end = run_child([&](int words) {
     std::string said = "no filter possible";
     if (forbid(number, sys_errno)) {
       const Status probed = probe_io_uring();
@@ -51,17 +45,9 @@ std::string said_where_forbidden(unsigned number, int sys_errno) {
                                   probed.error().message,
                                   probed.error().hint);
     }
-    const ssize_t written = ::write(writing.get(), said.data(), said.size());
-    ::_exit(written < 0 ? 1 : 0);
-  }
-  writing.reset();
-  std::string said(4096, '\0');
-  const ssize_t count = ::read(reading.get(), said.data(), said.size());
-  int status = 0;
-  REQUIRE(::waitpid(child, &status, 0) == child);
-  REQUIRE(count >= 0);
-  said.resize(static_cast<std::size_t>(count));
-  return said;
+    if (::write(words, said.data(), said.size()) < 0) ::_exit(1);
+  });
+  return end.said;
 }
 
 TEST_CASE("io_uring: the probe is content here and leaves no descriptor behind") {
