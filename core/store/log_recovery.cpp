@@ -116,8 +116,10 @@ Result<FoundLog> LogScan::run() {
     RD_TRY(follow());
     RD_TRY(check_proven());
     log_.logged = point_;
-    if (!options_.look_only) RD_TRY(remove_obsolete());
-    if (!options_.look_only) RD_TRY(cut_tail());
+    if (!options_.look_only) {
+      RD_TRY(remove_obsolete());
+      RD_TRY(cut_tail());
+    }
   }
   if (!options_.look_only) RD_TRY(sync());
   return std::move(log_);
@@ -365,7 +367,6 @@ Status LogScan::check_proven() const {
               log_.cut.empty() ? "no frame follows" : log_.cut);
 }
 
-/// Removes what lies behind the last frame, so that nothing of it can ever be taken for a part of the log.
 /// Lowest first, and before the tail is cut: those that are left, if it ends here, are a log that goes on from the
 /// checkpoint. One that ends before it would pass for damage.
 Status LogScan::remove_obsolete() {
@@ -374,6 +375,7 @@ Status LogScan::remove_obsolete() {
   return {};
 }
 
+/// Removes what lies behind the last frame, so that nothing of it can ever be taken for a part of the log.
 Status LogScan::cut_tail() {
   // What holds nothing is not needed; the next frame begins a new segment.
   while (!log_.segments.empty() && log_.segments.back().end_bytes == segment_header_bytes) {

@@ -18,7 +18,7 @@ constexpr Duration act_delay = std::chrono::milliseconds(20);
 
 }  // namespace
 
-/// What GET /v1/volumes/NAME says there (replicad/volume_report.cpp).
+/// What GET /v1/volumes/NAME says there (replicad/control_common.cpp).
 VolumeView Cluster::view_of(HostIndex host) const {
   const Daemon& daemon = *daemons[host];
   const VolumeState& state = daemon.state();
