@@ -58,13 +58,17 @@ Status check_not_moving(const VolumeView& volume) {
 Status check_no_handover(const VolumeView& volume) {
   const auto& record = volume.vote.record;
   if (!record || !record->handover) return {};
-  return tl::unexpected(Error{Errc::busy,
-                              0,
-                              fmt::format("a handover of {} from {} to {} is prepared",
-                                          volume.name,
-                                          printable(record->handover->from),
-                                          printable(record->handover->to)),
-                              fmt::format("`replicactl handover {} --end` ends it", volume.name)});
+  const HandoverState& handover = *record->handover;
+  const std::string to = printable(handover.to);
+  const std::string finish = fmt::format("`replicactl handover {} --finish`", volume.name);
+  std::string hint = finish + " ends it";
+  if (handover.term == 0) hint = fmt::format("if the VM runs on {}: {}, else `--end`", to, finish);
+  return tl::unexpected(Error{
+      Errc::busy,
+      0,
+      fmt::format(
+          "a handover of {} from {} to {} is prepared", volume.name, printable(handover.from), to),
+      std::move(hint)});
 }
 
 }  // namespace replicad::planning

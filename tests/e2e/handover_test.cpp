@@ -318,7 +318,8 @@ TEST_CASE("handover: what does not go with one on record is refused, and says wh
                                                   {"handover", "vm1", "--to=c"}}) {
     const Finished refused = cluster.ctl(command);
     CHECK_MESSAGE(refused.exit_code != 0, refused.text());
-    CHECK_MESSAGE(contains(refused.err, "replicactl handover vm1 --end"), refused.text());
+    CHECK_MESSAGE(contains(refused.err, "`replicactl handover vm1 --finish`, else `--end`"),
+                  refused.text());
   }
   CHECK(contains(cluster.ctl_ok({"status", "vm1"}).out, "handover: from a to b"));
   CHECK(cluster.ctl_json({"status", "vm1"}).at("volumes")[0].at("handover").at("moved") == false);

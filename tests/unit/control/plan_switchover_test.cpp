@@ -181,13 +181,17 @@ TEST_CASE("handover: one request to the primary, refused for the reasons of a sw
 }
 
 TEST_CASE("handover: one on record keeps others away, and is ended at the primary") {
-  const std::string hint = "`replicactl handover vm1 --end` ends it";
+  const std::string hint = "if the VM runs on b: `replicactl handover vm1 --finish`, else `--end`";
   CHECK(plan_handover("vm1", {"c"}, with_handover()).error().hint == hint);
   CHECK(plan_switchover("vm1", {"b", 30000}, with_handover(), {}).error().hint == hint);
   CHECK(plan_deactivate("vm1", with_handover()).error().hint == hint);
   CHECK(plan_restart("vm1", with_handover()).error().hint == hint);
   CHECK(plan_delete("vm1", true, with_handover()).error().hint == hint);
   CHECK(plan_activate("vm1", with_handover()).has_value());
+  std::vector<MemberReport> moved = with_handover();
+  for (MemberReport& report : moved)
+    report.volume->vote.record->handover->term = 2;
+  CHECK(plan_deactivate("vm1", moved).error().hint == "`replicactl handover vm1 --finish` ends it");
   const auto plan = plan_end_handover("vm1", with_handover());
   REQUIRE(plan.has_value());
   CHECK(plan->steps[0].host == "a");
