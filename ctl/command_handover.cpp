@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
+#include <string>
 
 #include <unistd.h>
 
@@ -23,6 +25,8 @@ using Json = nlohmann::json;
 namespace {
 
 constexpr auto role_patience = std::chrono::seconds(60);
+/// A host that is silent for so long is not just slow.
+constexpr auto silence_patience = std::chrono::seconds(5);
 constexpr useconds_t take_again_us = 200'000;
 
 Result<HandoverRequest> handover_request(const OptionValues& values) {
@@ -52,10 +56,43 @@ std::string prepared_text(const Json& answer) {
       printable(text_of(nbd, "uri")));
 }
 
-/// How it ends. While the role moves, which the guest may cause at any moment, that is not clear: waits for it. With
-/// `finish`, and unless it is a dry run, the role has moved then.
+/// How long to go on asking for what is not clear yet, and what is said of that.
+class Waiting {
+ public:
+  explicit Waiting(Context& context) : context_(context) {}
+
+  /// Nothing is known because of `error`. Returns after a moment, unless it has lasted too long: false.
+  [[nodiscard]] bool goes_on(const Error& error) {
+    const auto now = Clock::now();
+    const bool silent = error.code == Errc::unreachable;
+    if (!silent) {
+      silent_since_.reset();
+    } else if (!silent_since_) {
+      silent_since_ = now;
+    }
+    const auto patience = silent ? silence_patience : role_patience;
+    if (now - silent_since_.value_or(began_) >= patience) return false;
+    if (said_ != error.message) {
+      said_ = error.message;
+      context_.say(fmt::format("waits, {} s at most: {}", patience.count(), said_));
+    }
+    ::usleep(take_again_us);
+    return true;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  Context& context_;
+  Clock::time_point began_ = Clock::now();
+  std::optional<Clock::time_point> silent_since_;
+  std::string said_;
+};
+
+/// How it ends. While the role moves, which the guest may cause at any moment, that is not clear: says so, and waits.
+/// With `finish`, and unless it is a dry run, the role has moved then.
 Result<Plan> ending(Context& context, bool finish) {
-  const auto end = std::chrono::steady_clock::now() + role_patience;
+  Waiting waiting(context);
   while (true) {
     const std::vector<MemberReport> reports = context.cluster().ask_volume(context.volume());
     auto plan = finish ? plan_finish_handover(context.volume(), reports)
@@ -75,9 +112,7 @@ Result<Plan> ending(Context& context, bool finish) {
     } else {
       error = plan.error();
     }
-    if (!error) continue;
-    if (std::chrono::steady_clock::now() >= end) return tl::unexpected(*error);
-    ::usleep(take_again_us);
+    if (error && !waiting.goes_on(*error)) return tl::unexpected(*error);
   }
 }
 

@@ -306,6 +306,22 @@ TEST_CASE("handover: the source is lost before the move, reads wait, failover le
   cluster.stop_and_compare();
 }
 
+TEST_CASE("handover: a command that cannot end it yet says what it waits for") {
+  Cluster cluster(3);
+  PreparedMove move(cluster, {.create_options = {"--set=ack-timeout=4s"}});
+  cluster.host("b").signal(SIGSTOP);
+  auto write = later([&] { move.source->write(1, 2); });
+  // Until the primary has gone on without b, which ends the handover.
+  const Finished finished = cluster.ctl({"handover", "vm1", "--finish", "--timeout=1s"});
+  CHECK(finished.exit_code != 0);
+  CHECK_MESSAGE(contains(finished.out, " s at most: b cannot take over"), finished.text());
+  answer_of(write);
+  cluster.host("b").signal(SIGCONT);
+  wait_ended(cluster, "b");
+  cluster.wait_streaming();
+  cluster.stop_and_compare();
+}
+
 TEST_CASE("handover: what does not go with one on record is refused, and says what to do") {
   Cluster cluster(3);
   CHECK(cluster.ctl({"handover", "vm1", "--to=b"}).exit_code != 0);
