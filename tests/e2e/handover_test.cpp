@@ -322,6 +322,85 @@ TEST_CASE("handover: a command that cannot end it yet says what it waits for") {
   cluster.stop_and_compare();
 }
 
+/// kill -9 of all that runs on b, which serves.
+void kill_target(Cluster& cluster) {
+  const pid_t exporter = cluster.export_pid();
+  cluster.host("b").kill9();
+  ::kill(exporter, SIGKILL);
+}
+
+TEST_CASE("handover: the target is lost behind its first write, the source waits for a failover") {
+  Cluster cluster(3);
+  PreparedMove move(cluster, {.create_options = {"--set=ack-timeout=1s"}});
+  move.target->write(0, 9);
+  kill_target(cluster);
+  move.target->kill();
+  auto read = later([&] { return move.source->read(0); });
+  VmDisk writer(cluster, "a");
+  auto write = later([&] { writer.write(1, 5); });
+  wait_until("a is without its primary", patience, [&] {
+    return cluster.volume("a").at("state") == "disconnected";
+  });
+  CHECK(is_held(read));
+  CHECK(is_held(write));
+  const Finished end = cluster.ctl({"handover", "vm1", "--end"});
+  CHECK(end.exit_code == 4);
+  CHECK_MESSAGE(contains(end.err, "`replicactl failover vm1`"), end.text());
+  // What the VM on a holds must not reach the disk: it ends before a takes over.
+  move.source->kill();
+  writer.kill();
+  CHECK_THROWS(answer_of(read));
+  CHECK_THROWS(answer_of(write));
+  cluster.ctl_ok({"failover", "vm1", "--to=a"});
+  CHECK(handover_at(cluster, "a").is_null());
+  VmDisk anew(cluster, "a");
+  CHECK(anew.read(0) == block_of(9));
+  CHECK(anew.read(1) == block_of(0));
+  anew.write(1, 6);
+  cluster.host("b").start();
+  wait_ended(cluster, "b");
+  cluster.wait_streaming();
+  CHECK(cluster.serving_host() == "a");
+  cluster.stop_and_compare();
+}
+
+TEST_CASE("handover: the target is lost behind its first write, there is no majority without it") {
+  for (const bool force : {true, false}) {
+    CAPTURE(force);
+    Cluster cluster(2);
+    PreparedMove move(cluster, {.members = {"a", "b"}, .create_options = {"--set=ack-timeout=1s"}});
+    move.target->write(0, 9);
+    kill_target(cluster);
+    move.target->kill();
+    move.source->kill();
+    const Finished refused = cluster.ctl({"failover", "vm1", "--to=a"});
+    CHECK_MESSAGE(refused.exit_code == 4, refused.text());
+    CHECK(contains(refused.err, "--force"));
+    const std::string host = force ? "a" : "b";
+    if (force) {
+      cluster.ctl_ok({"failover", "vm1", "--to=a", "--force"});
+    } else {
+      cluster.host("b").start();
+      cluster.ctl_ok({"activate", "vm1"});
+    }
+    VmDisk anew(cluster, host);
+    CHECK(anew.read(0) == block_of(9));
+    anew.write(1, 6);
+    if (force) {
+      cluster.host("b").start();
+      wait_until("b's history is known", patience, [&] {
+        return cluster.volume("b").at("state") == "split";
+      });
+      cluster.ctl_ok({"resolve", "vm1", "--keep=a"});
+    }
+    for (const std::string& member : cluster.host_names())
+      wait_ended(cluster, member);
+    cluster.wait_streaming();
+    CHECK(cluster.serving_host() == host);
+    cluster.stop_and_compare();
+  }
+}
+
 TEST_CASE("handover: what does not go with one on record is refused, and says what to do") {
   Cluster cluster(3);
   CHECK(cluster.ctl({"handover", "vm1", "--to=b"}).exit_code != 0);
