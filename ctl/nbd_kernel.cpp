@@ -20,7 +20,8 @@ namespace replicad::ctl {
 namespace {
 
 constexpr std::uint64_t logical_block_bytes = 512;
-/// Not in the kernel's header before Linux 6.14 (NBD_FLAG_SEND_WRITE_ZEROES); older kernels do not look at it.
+/// Not in the header of kernels that do not know it, such as Debian 12's (NBD_FLAG_SEND_WRITE_ZEROES); they do not look
+/// at it.
 constexpr std::uint16_t flag_send_write_zeroes = 1U << 6U;
 
 struct MessageDeleter {

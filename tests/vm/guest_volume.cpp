@@ -32,6 +32,14 @@ std::vector<std::string> disk_arguments(Cluster& cluster, const std::string& hos
   return arguments;
 }
 
+void wait_served_for_a_while() {
+  constexpr Millis lives_at_least(3'200);
+  const auto began = Clock::now();
+  wait_until("it has served for a while", patience, [&] {
+    return Clock::now() - began >= lives_at_least;
+  });
+}
+
 void check_file_systems(Cluster& cluster) {
   for (const std::string& host : cluster.host_names()) {
     const e2e::Finished checked = e2e::run({"e2fsck", "-fn", cluster.image_path(host)},

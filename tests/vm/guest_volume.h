@@ -27,6 +27,8 @@ void install(Cluster& cluster,
              const std::vector<std::uint64_t>& more_disks = {});
 /// QEMU's options for the disks of vm1, as they are on `host`.
 std::vector<std::string> disk_arguments(Cluster& cluster, const std::string& host);
+/// An export that has ended sooner is started again later and later (tests/e2e/endpoint_test.cpp).
+void wait_served_for_a_while();
 /// The volume is stopped: every host's image is a clean file system.
 void check_file_systems(Cluster& cluster);
 

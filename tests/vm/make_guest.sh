@@ -1,24 +1,32 @@
 #!/bin/bash
 # make_guest.sh DIR RECORDS PROGRAM..: Debian's kernel, an initramfs with what it takes to find a disk, a root file
 # system image (raw, ext4) with busybox and the program RECORDS, and an image with PROGRAMs and their libraries, each at
-# its own path: DIR/kernel, DIR/initramfs, DIR/root.raw, DIR/tools.raw. The kernel package is fetched once.
+# its own path: DIR/kernel, DIR/initramfs, DIR/root.raw, DIR/tools.raw. The kernel package is fetched once; KERNEL=FILE.deb
+# takes another one.
 set -euo pipefail
 dir=$1 records=$(realpath "$2")
 shift 2
 programs=()
 for program; do programs+=("$(realpath "$program")"); done
+kernel=${KERNEL:+$(realpath "$KERNEL")}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$dir/packages"
 cd "$dir"
 
-if [[ ! -s kernel ]]; then
-  package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
-  [[ -n $package ]] || { echo "make_guest: no kernel package is known; apt-get update?" >&2; exit 1; }
-  (cd packages && apt-get download "$package" 2>/dev/null)
+if [[ ! -s kernel || $(cat kernel.from 2>/dev/null) != "$kernel" ]]; then
+  package=$kernel
+  if [[ -z $package ]]; then
+    name=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
+    [[ -n $name ]] || { echo "make_guest: no kernel package is known; apt-get update?" >&2; exit 1; }
+    (cd packages && apt-get download "$name" 2>/dev/null)
+    package=$(echo packages/"$name"_*.deb)
+  fi
   rm -rf tree
-  dpkg-deb -x packages/"$package"_*.deb tree
+  dpkg-deb -x "$package" tree
+  find tree/lib/modules -name '*.ko.xz' -exec xz -d {} +
   cp tree/boot/vmlinuz-* kernel.new
   mv kernel.new kernel
+  printf %s "$kernel" >kernel.from
 fi
 
 # In the order of what they need; those that the kernel has built in have no file.
@@ -56,5 +64,5 @@ cp /bin/busybox tools.dir/bin/sh
 cp tools.dir/bin/sh tools.dir/bin/busybox
 cp /etc/mke2fs.conf tools.dir/etc/
 echo 'root:x:0:0::/:/bin/sh' >tools.dir/etc/passwd
-truncate -s 192M tools.raw
+truncate -s 384M tools.raw
 mke2fs -q -t ext4 -F -L tools -d tools.dir tools.raw
