@@ -58,7 +58,7 @@ std::vector<std::string> Guest::machine() const {
           "none",
           "-chardev",
           // Two files: a FIFO for what is typed, a plain file for what is said.
-          "pipe,id=console,path=" + directory_ + "/console",
+          "pipe,id=console,path=" + console_path(),
           "-serial",
           "chardev:console",
           "-kernel",
@@ -66,7 +66,7 @@ std::vector<std::string> Guest::machine() const {
           "-initrd",
           guest + "/initramfs",
           "-append",
-          "console=ttyS0 quiet panic=-1 no_timer_check"};
+          kernel_options};
 }
 
 void Guest::send(const std::string& line) {

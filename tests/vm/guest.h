@@ -24,6 +24,9 @@ class Guest {
   /// A guest that something else starts, a script for instance, with the options machine().
   explicit Guest(std::string directory);
 
+  static constexpr const char* kernel_options = "console=ttyS0 quiet panic=-1 no_timer_check";
+  /// Of a pair of pipes, PATH.in and PATH.out, as QEMU has them.
+  [[nodiscard]] std::string console_path() const { return directory_ + "/console"; }
   /// QEMU's options but for disks and files of its process.
   [[nodiscard]] std::vector<std::string> machine() const;
 
@@ -48,7 +51,7 @@ class Guest {
   /// The number behind the last `word` that it has said, or -1.
   [[nodiscard]] long last_said(const std::string& word) const;
   /// Of what the console has said.
-  [[nodiscard]] std::string output_path() const { return directory_ + "/console.out"; }
+  [[nodiscard]] std::string output_path() const { return console_path() + ".out"; }
   /// Unmounts and switches off.
   void shutdown(const std::string& pid_file = {});
   /// `pid_file`: of a QEMU that something else has started, here as above.
@@ -60,7 +63,7 @@ class Guest {
   void kill9();
 
  private:
-  [[nodiscard]] std::string input_path() const { return directory_ + "/console.in"; }
+  [[nodiscard]] std::string input_path() const { return console_path() + ".in"; }
   void send(const std::string& line);
 
   std::string directory_;

@@ -1,0 +1,67 @@
+// Guests under libvirt: the scripts of docs/examples with DRIVER=virsh. Each host has a libvirtd of its own.
+#include <map>
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include "tests/vm/guest_volume.h"
+#include "tests/vm/libvirt_host.h"
+#include "tests/vm/site.h"
+
+namespace replicad::vm {
+namespace {
+
+TEST_CASE(
+    "vm: under libvirt its host is killed, vm-failover.sh starts it elsewhere with every record, "
+    "vm-return.sh brings it back") {
+  Cluster cluster(3, scenario_limit);
+  install(cluster, {"a", "b", "c"});
+  Site site(cluster, "virsh");
+  std::map<std::string, LibvirtHost> libvirt;
+  std::map<std::string, Guest> guests;
+  for (const std::string& host : cluster.host_names()) {
+    libvirt.emplace(host, cluster.directory() + "/" + host);
+    const auto guest = guests.emplace(host, cluster.directory() + "/guest-" + host).first;
+    libvirt.at(host).define(guest->second, disk_arguments(cluster, host));
+  }
+  libvirt.at("a").virsh({"start", "vm1"});
+  Guest& guest = guests.at("a");
+  guest.wait_boot();
+  guest.start("records write /data/records 0");
+  guest.wait_acked(200);
+  const pid_t exporter = cluster.export_pid();
+  libvirt.at("a").kill9();
+  cluster.host("a").kill9();
+  ::kill(exporter, SIGKILL);
+  const unsigned long written = guest.acked();
+
+  const auto began = Clock::now();
+  site.run({"vm-failover.sh", "a"});
+  MESSAGE("failover and `virsh start` by the script: ",
+          std::chrono::duration_cast<Millis>(Clock::now() - began).count(),
+          " ms");
+  CHECK(site.fenced() == "a\n");
+  const std::string host = cluster.primary_host();  // while a cannot say that it still is
+  Guest& elsewhere = guests.at(host);
+  elsewhere.wait_boot();
+  MESSAGE(elsewhere.run(fmt::format("records verify /data/records {}", written)));
+  elsewhere.start("records write /data/records 0");
+  elsewhere.wait_acked(written + 100);
+
+  cluster.host("a").start();
+  libvirt.at("a").start();
+  Guest home(cluster.directory() + "/guest-home");
+  libvirt.at("a").define(home, disk_arguments(cluster, "a"));
+  site.run({"vm-return.sh", "a", "vm1"});
+  elsewhere.wait_off(libvirt.at(host).pid_file());
+  CHECK(cluster.serving_host() == "a");
+  home.wait_boot();
+  MESSAGE(home.run(fmt::format("records verify /data/records {}", elsewhere.acked())));
+  CHECK(home.disk_errors().empty());
+  home.shutdown(libvirt.at("a").pid_file());
+  cluster.stop_and_compare();
+  check_file_systems(cluster);
+}
+
+}  // namespace
+}  // namespace replicad::vm
