@@ -142,6 +142,57 @@ TEST_CASE("vm: nbdkit is killed 20 times under a running guest, which sees a pau
   check_file_systems(cluster);
 }
 
+TEST_CASE("vm: a disk through qemu-storage-daemon and vhost-user-blk outlives its export") {
+  Cluster cluster(2, scenario_limit);
+  install(cluster, {"a", "b"});
+  const std::string socket = cluster.directory() + "/vda.vhost";
+  const std::string log = cluster.directory() + "/bridge.log";
+  // As docs/hypervisors/cloud-hypervisor.md says it.
+  e2e::Process bridge({"qemu-storage-daemon",
+                       "--blockdev",
+                       disk_arguments(cluster, "a").at(1),
+                       "--export",
+                       "type=vhost-user-blk,id=vda,node-name=vda,addr.type=unix,addr.path=" +
+                           socket + ",writable=on,num-queues=2"},
+                      log,
+                      log);
+  wait_until("the bridge listens", patience, [&] {
+    if (!bridge.running()) throw HarnessError(read_text(log));
+    return std::filesystem::exists(socket);
+  });
+  Guest guest(cluster.directory() + "/guest",
+              {"-object",
+               "memory-backend-memfd,id=memory,size=192M,share=on",
+               "-machine",
+               "memory-backend=memory",
+               "-chardev",
+               "socket,id=vda,path=" + socket,
+               "-device",
+               "vhost-user-blk-pci,chardev=vda,num-queues=1"});
+  guest.wait_boot();
+  guest.start("records churn /data/churn 256");
+  guest.wait_acked(20);
+  pid_t pid = cluster.export_pid();
+  for (int round = 0; round < 3; ++round) {
+    CAPTURE(round);
+    wait_served_for_a_while();
+    ::kill(pid, SIGKILL);
+    pid = wait_other_export(cluster, pid);
+    guest.wait_acked(guest.acked() + 20);
+  }
+  cluster.ctl_ok({"restart", "vm1"});
+  guest.wait_acked(guest.acked() + 20);
+  MESSAGE("longest request of the guest: ", guest.longest_request().count(), " ms");
+  guest.end_job("TERM");
+  CHECK(guest.last_said("verified ") == 256);
+  guest.run("fstrim /");
+  CHECK(guest.disk_errors().empty());
+  guest.shutdown();
+  cluster.wait_streaming();
+  cluster.stop_and_compare();
+  check_file_systems(cluster);
+}
+
 TEST_CASE("vm: replicad and export are exchanged under a running guest, which sees no error") {
   Cluster cluster(2, scenario_limit);
   install(cluster, {"a", "b"});
