@@ -4,6 +4,7 @@
 #
 #   DRIVER=virsh             # or qemu: see guest-qemu.sh. A guest is named like its volume
 #   STOP_TIMEOUT=120         # seconds that a guest may take to shut down
+#   PRESS_INTERVAL=20        # its power button is pressed again after so many: a guest that is booting misses it
 #   SYNC_TIMEOUT=600         # seconds to wait until every replica is in sync
 #   FAILOVER_TIMEOUT=60      # seconds to go on asking while a failover is refused
 #   SSH=ssh                  # runs a command on a host: $SSH HOST COMMAND
@@ -13,7 +14,7 @@
 : "${VM_CONF:=/etc/replicad/vm.conf}"
 # shellcheck disable=SC1090
 [ ! -r "$VM_CONF" ] || . "$VM_CONF"
-: "${DRIVER:=virsh}" "${STOP_TIMEOUT:=120}" "${SYNC_TIMEOUT:=600}" "${FAILOVER_TIMEOUT:=60}" "${SSH:=ssh}"
+: "${DRIVER:=virsh}" "${STOP_TIMEOUT:=120}" "${PRESS_INTERVAL:=20}" "${SYNC_TIMEOUT:=600}" "${FAILOVER_TIMEOUT:=60}" "${SSH:=ssh}"
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -46,5 +47,11 @@ esac
 
 guest_is_off() { [ "$(guest_state "$1" "$2")" = off ]; }
 guest_stop() {
-  guest_press "$1" "$2" && within "$STOP_TIMEOUT" guest_is_off "$1" "$2"
+  _until=$(($(date +%s) + STOP_TIMEOUT))
+  while guest_press "$1" "$2"; do
+    within "$PRESS_INTERVAL" guest_is_off "$1" "$2" && return
+    [ "$(date +%s)" -lt "$_until" ] || return
+    say "$1 runs on; pressing its power button again"
+  done
+  guest_is_off "$1" "$2"
 }

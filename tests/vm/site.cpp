@@ -31,7 +31,7 @@ Site::Site(Cluster& cluster, const std::string& driver)
                     cluster.directory()));
   std::filesystem::permissions(dir_ + "/ssh", std::filesystem::perms::owner_all);
   write(dir_ + "/vm.conf",
-        fmt::format("DRIVER={} SSH={}/ssh STOP_TIMEOUT=120 SYNC_TIMEOUT=120\n"
+        fmt::format("DRIVER={} SSH={}/ssh STOP_TIMEOUT=120 PRESS_INTERVAL=10 SYNC_TIMEOUT=120\n"
                     "fence() {{ echo \"$1\" >>{}/fenced; }}\n",
                     driver,
                     dir_,

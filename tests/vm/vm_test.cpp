@@ -38,7 +38,8 @@ TEST_CASE("vm: moved on purpose by vm-move.sh, every record is there and the fil
     guest.wait_acked(300);
     Guest moved(cluster.directory() + "/guest-b");
     site.set_guest(moved);
-    site.run({"vm-move.sh", "vm1", "b"});
+    guest.run("touch /tmp/miss-press");
+    CHECK(e2e::contains(site.run({"vm-move.sh", "vm1", "b"}), "pressing its power button again"));
     guest.wait_off(site.pid_file("a"));
     written = guest.acked();
     CHECK(cluster.serving_host() == "b");
