@@ -26,7 +26,9 @@ program=$(sed -n 's/^ExecStart=\([^ ]*\).*/\1/p' "$unit")
 if command -v systemd-analyze >/dev/null; then
   # The program is not installed on this machine: let the unit name the unpacked one, and no page.
   sed -e "s|^ExecStart=|ExecStart=$root|" -e '/^Documentation=/d' "$unit" >"$root/replicad.service"
-  systemd-analyze verify "$root/replicad.service" || complain "systemd finds fault with the unit"
+  sed '/^Documentation=/d' "${unit%/*}/replica-nbd@.socket" >"$root/replica-nbd@vm1.socket"
+  systemd-analyze verify "$root/replicad.service" "$root/replica-nbd@vm1.socket" \
+    || complain "systemd finds fault with the units"
 fi
 
 for page in "$root"/usr/share/man/man*/*; do

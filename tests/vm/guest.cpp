@@ -48,7 +48,8 @@ std::vector<std::string> Guest::machine() const {
   return {"-M",
           "pc,accel=tcg",
           "-cpu",
-          "max",
+          // QEMU 7.2 spoils the flags of cmpxchg16b, which Linux 6.12 uses from its start.
+          "max,-cx16",
           "-m",
           "192",
           "-nodefaults",

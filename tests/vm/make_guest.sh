@@ -48,6 +48,7 @@ for applet in $(busybox --list); do
 done
 cp "$records" root.dir/bin/records
 install -m 755 "$here/guest_init" root.dir/sbin/init
+install -m 755 "$here/guest_console" root.dir/sbin/guest_console
 install -D -m 755 "$here/guest_power_button" root.dir/etc/acpi/PWRF/00000080
 rm -f root.raw
 truncate -s 192M root.raw
