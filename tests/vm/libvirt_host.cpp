@@ -64,6 +64,13 @@ void LibvirtHost::virsh(const std::vector<std::string>& words) {
     throw e2e::HarnessError(finished.text() + read_text(directory_ + "/libvirt/libvirtd.log"));
 }
 
+std::string LibvirtHost::seen_by_guests(std::string text) const {
+  const std::string own = directory_ + "/run";
+  if (const auto at = text.find(own); at != std::string::npos)
+    text.replace(at, own.size(), "/run/replica");
+  return text;
+}
+
 void LibvirtHost::define(const Guest& guest, const std::vector<std::string>& disk_arguments) {
   std::string disks;
   for (std::size_t i = 0; i + 1 < disk_arguments.size(); i += 2) {
@@ -72,9 +79,7 @@ void LibvirtHost::define(const Guest& guest, const std::vector<std::string>& dis
     if (disk_arguments[i] == "-object") continue;
     if (const auto at = word.find(",iothread="); at != std::string::npos)
       word.erase(at, word.find(',', at + 1) - at);
-    // On every host the same path.
-    if (const auto at = word.find(directory_ + "/run"); at != std::string::npos)
-      word.replace(at, directory_.size() + 4, "/run/replica");
+    word = seen_by_guests(word);
     if (word.starts_with("virtio-blk-pci")) word += ",bus=pci.0,addr=0x1e";
     disks += fmt::format("    <qemu:arg value='{}'/>\n    <qemu:arg value='{}'/>\n",
                          disk_arguments[i],
@@ -91,7 +96,8 @@ void LibvirtHost::define(const Guest& guest, const std::vector<std::string>& dis
       "    <type arch='x86_64' machine='pc'>hvm</type>\n"
       "    <kernel>{0}/kernel</kernel>\n"
       "    <initrd>{0}/initramfs</initrd>\n"
-      "    <cmdline>{1}</cmdline>\n"
+      // The directory is what a test finds its processes by.
+      "    <cmdline>{1} started_by={4}</cmdline>\n"
       "  </os>\n"
       "  <features><acpi/></features>\n"
       "  <cpu mode='maximum'/>\n"
@@ -106,8 +112,9 @@ void LibvirtHost::define(const Guest& guest, const std::vector<std::string>& dis
       "</domain>\n",
       files,
       Guest::kernel_options,
-      guest.console_path(),
-      disks);
+      seen_by_guests(guest.console_path()),
+      disks,
+      directory_);
   virsh({"define", path});
 }
 

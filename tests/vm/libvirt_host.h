@@ -27,6 +27,8 @@ class LibvirtHost {
 
  private:
   [[nodiscard]] std::string run() const { return directory_ + "/libvirt/run"; }
+  /// A path below `directory`/run is the same on every host then.
+  [[nodiscard]] std::string seen_by_guests(std::string text) const;
 
   std::string directory_;
   std::unique_ptr<e2e::Process> process_;

@@ -1,5 +1,6 @@
 // Guests under libvirt: the scripts of docs/examples with DRIVER=virsh. Each host has a libvirtd of its own.
 #include <map>
+#include <memory>
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -10,6 +11,40 @@
 
 namespace replicad::vm {
 namespace {
+
+TEST_CASE("vm: under libvirt it is moved live by vm-move.sh --live, there and back") {
+  Cluster cluster(2, scenario_limit);
+  install(cluster, {"a", "b"});
+  Site site(cluster, "virsh");
+  std::map<std::string, LibvirtHost> libvirt;
+  for (const std::string& host : cluster.host_names())
+    libvirt.emplace(host, cluster.directory() + "/" + host);
+  // The domain has the same paths everywhere, its console's too.
+  const auto console_on = [&](const std::string& host) {
+    return std::make_unique<Guest>(cluster.host(host).run_directory() + "/guest");
+  };
+  auto guest = console_on("a");
+  libvirt.at("a").define(*guest, disk_arguments(cluster, "a"));
+  libvirt.at("a").virsh({"start", "vm1"});
+  guest->wait_boot();
+  guest->start("records churn /data/churn 256");
+  guest->wait_acked(20);
+  for (const std::string host : {"b", "a"}) {
+    auto moved = console_on(host);
+    site.run({"vm-move.sh", "--live", "vm1", host});
+    CHECK(cluster.serving_host() == host);
+    guest = std::move(moved);
+    guest->wait_acked(guest->acked() + 20);
+    MESSAGE("to ", host, ": longest request ", guest->longest_request().count(), " ms");
+  }
+  guest->end_job("TERM");
+  CHECK(guest->last_said("verified ") == 256);
+  CHECK(guest->disk_errors().empty());
+  guest->shutdown(libvirt.at("a").pid_file());
+  cluster.wait_streaming();
+  cluster.stop_and_compare();
+  check_file_systems(cluster);
+}
 
 TEST_CASE(
     "vm: under libvirt its host is killed, vm-failover.sh starts it elsewhere with every record, "

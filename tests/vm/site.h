@@ -15,12 +15,16 @@ class Site {
   /// NAME/libvirt/run/libvirt-sock.
   explicit Site(Cluster& cluster, const std::string& driver = "qemu");
 
-  /// The options of the next guest that guest-qemu.sh starts.
-  void set_guest(const Guest& guest) const;
+  /// The options of the next guest that guest-qemu.sh starts, and `more` of them.
+  void set_guest(const Guest& guest, const std::string& more = "") const;
   /// On the primary, by guest-qemu.sh.
   void start_guest();
   /// Runs one of docs/examples; what it says. Throws on a status.
-  std::string run(std::vector<std::string> words, const std::vector<std::string>& environment = {});
+  std::string run(const std::vector<std::string>& words,
+                  const std::vector<std::string>& environment = {});
+  /// The same, with any status.
+  e2e::Finished try_run(std::vector<std::string> words,
+                        const std::vector<std::string>& environment = {});
   /// Of a guest that guest-qemu.sh has started on `host`.
   [[nodiscard]] std::string pid_file(const std::string& host) const;
   /// The hosts that were fenced, a line each.
@@ -28,6 +32,7 @@ class Site {
 
  private:
   void write_hosts() const;
+  void write_program(const std::string& name, const std::string& text) const;
 
   Cluster& cluster_;
   std::string dir_;

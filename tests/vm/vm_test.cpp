@@ -52,6 +52,40 @@ TEST_CASE("vm: moved on purpose by vm-move.sh, every record is there and the fil
   check_file_systems(cluster);
 }
 
+TEST_CASE("vm: moved live by vm-move.sh --live, it goes on where it is when that fails") {
+  Cluster cluster(2, scenario_limit);
+  install(cluster, {"a", "b"});
+  Site site(cluster);
+  Guest guest(cluster.directory() + "/guest-a");
+  site.set_guest(guest);
+  site.start_guest();
+  guest.wait_boot();
+  guest.start("records churn /data/churn 256");
+  guest.wait_acked(20);
+  Guest moved(cluster.directory() + "/guest-b");
+  // Another machine: QEMU refuses to take the guest in.
+  site.set_guest(moved, "-m 256");
+  const e2e::Finished failed = site.try_run({"vm-move.sh", "--live", "vm1", "b"});
+  CHECK_MESSAGE(failed.exit_code == 1, failed.text());
+  CHECK_MESSAGE(e2e::contains(failed.err, "vm1 runs on a as before"), failed.text());
+  CHECK(cluster.volume("a").at("handover").is_null());
+  guest.wait_acked(guest.acked() + 20);
+
+  site.set_guest(moved);
+  site.run({"vm-move.sh", "--live", "vm1", "b"});
+  guest.wait_off(site.pid_file("a"));
+  CHECK(cluster.serving_host() == "b");
+  moved.wait_acked(moved.acked() + 20);
+  MESSAGE("longest request of the guest: ", moved.longest_request().count(), " ms");
+  moved.end_job("TERM");
+  CHECK(moved.last_said("verified ") == 256);
+  CHECK(moved.disk_errors().empty());
+  moved.shutdown(site.pid_file("b"));
+  cluster.wait_streaming();
+  cluster.stop_and_compare();
+  check_file_systems(cluster);
+}
+
 TEST_CASE(
     "vm: its host is killed while it writes, vm-failover.sh starts it elsewhere with every record, "
     "vm-return.sh brings it back") {
