@@ -133,9 +133,11 @@ class ControlApi {
 [[nodiscard]] Status require_no_handover(ControlContext& context,
                                          const std::shared_ptr<Volume>& volume);
 
-/// Starts the standby that is due, if one is, and waits until it greets clients. The caller's thread lives as long as
-/// the daemon, and the standby no longer.
-[[nodiscard]] Status start_standby(ControlContext& context, const std::shared_ptr<Volume>& volume);
+/// Starts the standby of the handover `id`, and waits until it greets clients. The caller's thread lives as long as the
+/// daemon, and the standby no longer.
+[[nodiscard]] Status start_standby(ControlContext& context,
+                                   const std::shared_ptr<Volume>& volume,
+                                   std::uint32_t id);
 /// Kills the standby, if there is one; what it holds is not answered.
 void end_standby(ControlContext& context, const std::shared_ptr<Volume>& volume);
 

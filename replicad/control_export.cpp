@@ -114,10 +114,9 @@ json export_answer(const std::optional<ExportInfo>& info, const VolumeState& sta
 
 }  // namespace
 
-Status start_standby(ControlContext& context, const std::shared_ptr<Volume>& volume) {
-  const std::uint32_t id =
-      run_on_reactor(context.reactor, [volume] { return volume->standby_due(); });
-  if (id == 0) return {};
+Status start_standby(ControlContext& context,
+                     const std::shared_ptr<Volume>& volume,
+                     std::uint32_t id) {
   const ExportCommand command = volume->export_command();
   const auto listening = endpoint_of(context, volume);
   if (!listening) return tl::unexpected(listening.error());
@@ -127,7 +126,7 @@ Status start_standby(ControlContext& context, const std::shared_ptr<Volume>& vol
   if (!process) return tl::unexpected(process.error());
   run_on_reactor(context.reactor, [volume, id, process] { volume->set_standby(id, *process); });
   RD_TRY(wait_until_greeting(command, *process, std::chrono::steady_clock::now() + start_deadline));
-  run_on_reactor(context.reactor, [volume] { volume->note_standby(true, std::nullopt); });
+  run_on_reactor(context.reactor, [volume] { volume->note_standby(true); });
   log(LogLevel::info, "standby_started", "volume={} id={}", volume->name(), id);
   return {};
 }
@@ -135,7 +134,7 @@ Status start_standby(ControlContext& context, const std::shared_ptr<Volume>& vol
 void end_standby(ControlContext& context, const std::shared_ptr<Volume>& volume) {
   const auto process =
       run_on_reactor(context.reactor, [volume]() -> std::shared_ptr<ExportProcess> {
-        volume->note_standby(false, std::nullopt);
+        volume->note_standby(false);
         return volume->take_standby();
       });
   if (!process) return;

@@ -94,12 +94,16 @@ void RoleKeeper::tend_standby(const std::shared_ptr<Volume>& volume) {
   const auto operation = OperationGuard::begin(context_, volume->name(), "a standby");
   if (!operation) return;
   end_standby(context_, volume);
-  const Status started = start_standby(context_, volume);
+  const std::uint32_t id =
+      run_on_reactor(context_.reactor, [volume] { return volume->standby_due(); });
+  if (id == 0) return;
+  const Status started = start_standby(context_, volume, id);
   if (started) return;
-  log_failure("standby_not_started", volume->name(), started.error());
   end_standby(context_, volume);
-  run_on_reactor(context_.reactor,
-                 [volume, &started] { volume->note_standby(false, started.error()); });
+  const bool is_due = run_on_reactor(context_.reactor, [volume, id, &started] {
+    return volume->note_standby_failed(id, started.error());
+  });
+  if (is_due) log_failure("standby_not_started", volume->name(), started.error());
 }
 
 /// Members of the history before, whom a forced record left behind, may have gone on in it.

@@ -181,8 +181,9 @@ class Volume : public std::enable_shared_from_this<Volume> {
   }
   /// `process`: null while it is being started.
   void set_standby(std::uint32_t id, std::shared_ptr<ExportProcess> process);
-  /// Why it has not started, if there is a reason.
-  void note_standby(bool serves, std::optional<Error> error);
+  void note_standby(bool serves);
+  /// That of the handover `id` has not started. False, and of no account, if it is not the one due any more.
+  [[nodiscard]] bool note_standby_failed(std::uint32_t id, Error error);
   /// It is to be killed. May be null.
   [[nodiscard]] std::shared_ptr<ExportProcess> take_standby();
   [[nodiscard]] std::optional<ExportInfo> standby_info() const;

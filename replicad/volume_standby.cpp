@@ -93,13 +93,18 @@ bool Volume::is_standby_amiss() const {
   return standby_id_ != 0 || environment_.reactor.now() >= standby_after_;
 }
 
-void Volume::note_standby(bool serves, std::optional<Error> error) {
+void Volume::note_standby(bool serves) {
   standby_serves_ = serves;
-  if (error) {
-    standby_after_ = environment_.reactor.now() + standby_retry_delay;
-    standby_error_id_ = standby_due();
-  }
+  standby_error_.reset();
+}
+
+bool Volume::note_standby_failed(std::uint32_t id, Error error) {
+  // It is refused, for instance, when its handover ends before it asks.
+  if (id != standby_due()) return false;
+  standby_after_ = environment_.reactor.now() + standby_retry_delay;
+  standby_error_id_ = id;
   standby_error_ = std::move(error);
+  return true;
 }
 
 std::shared_ptr<ExportProcess> Volume::take_standby() {

@@ -1,6 +1,8 @@
 // The disks of a live migration: clients that do what QEMU does at its source and its target. What QEMU itself does
 // with them is in docs/decisions/0011.
 #include <atomic>
+#include <filesystem>
+#include <fstream>
 #include <future>
 #include <thread>
 
@@ -319,6 +321,55 @@ TEST_CASE("handover: a command that cannot end it yet says what it waits for") {
   cluster.host("b").signal(SIGCONT);
   wait_ended(cluster, "b");
   cluster.wait_streaming();
+  cluster.stop_and_compare();
+}
+
+/// An nbdkit that waits, before it does anything, as long as `gate` exists, and says so by `gate`.waits.
+std::string gated_nbdkit(const std::string& directory, const std::string& gate) {
+  const std::string path = directory + "/gated-nbdkit";
+  std::ofstream(path) << fmt::format(
+      "#!/bin/sh\nwhile [ -e {0} ]; do : >{0}.waits; sleep 0.02; done\nexec nbdkit \"$@\"\n", gate);
+  std::filesystem::permissions(path, std::filesystem::perms::owner_all);
+  return path;
+}
+
+TEST_CASE("handover: a standby that is too late for one does not fail the next") {
+  Cluster cluster(0);
+  const std::string gate = cluster.directory() + "/gate";
+  cluster.add_host({.name = "a",
+                    .directory = cluster.directory() + "/a",
+                    .image_directory = "",
+                    .state_directory = "",
+                    .arguments = {},
+                    .launcher = {},
+                    .nbdkit = gated_nbdkit(cluster.directory(), gate)});
+  cluster.add_host({.name = "b",
+                    .directory = cluster.directory() + "/b",
+                    .image_directory = "",
+                    .state_directory = "",
+                    .arguments = {},
+                    .launcher = {}});
+  PreparedMove move(cluster, {.members = {"a", "b"}});
+  std::ofstream(gate).flush();
+  move.target->write(0, 2);
+  wait_primary(cluster, "b");
+  // The source's standby is being started when its handover ends.
+  wait_until(
+      "a has begun a standby", patience, [&] { return std::filesystem::exists(gate + ".waits"); });
+  cluster.ctl_ok({"handover", "vm1", "--finish"});
+  cluster.wait_streaming();
+  auto prepared = later([&] { return cluster.ctl({"handover", "vm1", "--to=a"}); });
+  wait_until("a knows of the next one", patience, [&] {
+    const json known = handover_at(cluster, "a");
+    return known.is_object() && known.at("to") == "a";
+  });
+  std::filesystem::remove(gate);
+  const Finished answer = answer_of(prepared);
+  CHECK_MESSAGE(answer.exit_code == 0, answer.text());
+  move.source = std::make_unique<VmDisk>(cluster, "a");
+  move.source->write(0, 3);
+  CHECK(cluster.serving_host() == "a");
+  cluster.ctl_ok({"handover", "vm1", "--finish"});
   cluster.stop_and_compare();
 }
 

@@ -122,16 +122,17 @@ std::string Host::log() const {
 
 void Host::launch() {
   std::vector<std::string> arguments = options_.launcher;
-  const std::vector<std::string> own = {replicad_program,
-                                        "--host=" + options_.name,
-                                        "--state-dir=" + options_.state_directory,
-                                        "--image-dir=" + options_.image_directory,
-                                        "--run-dir=" + run_directory(),
-                                        "--listen=" + stream_,
-                                        "--control=" + control_,
-                                        "--transport=plaintext",
-                                        "--nbdkit=" + nbdkit_program(),
-                                        "--plugin=" + plugin_path};
+  const std::vector<std::string> own = {
+      replicad_program,
+      "--host=" + options_.name,
+      "--state-dir=" + options_.state_directory,
+      "--image-dir=" + options_.image_directory,
+      "--run-dir=" + run_directory(),
+      "--listen=" + stream_,
+      "--control=" + control_,
+      "--transport=plaintext",
+      "--nbdkit=" + (options_.nbdkit.empty() ? nbdkit_program() : options_.nbdkit),
+      "--plugin=" + plugin_path};
   arguments.insert(arguments.end(), own.begin(), own.end());
   arguments.insert(arguments.end(), options_.arguments.begin(), options_.arguments.end());
   const std::string log_path = options_.directory + "/replicad.log";

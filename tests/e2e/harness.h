@@ -38,6 +38,7 @@ struct HostOptions {
   std::vector<std::string> arguments;  ///< further options of replicad
   std::vector<std::string> launcher;   ///< put before the program
   std::string address = "127.0.0.1";   ///< its ports are there
+  std::string nbdkit = {};             ///< started in place of nbdkit
 };
 
 /// The daemon of one host.
