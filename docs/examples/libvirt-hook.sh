@@ -5,7 +5,8 @@
 guest=$1 operation=$2
 
 case $operation in prepare | release) ;; *) exit 0 ;; esac
-here=$(replicactl hosts --hosts "$(hostname)=unix:/run/replica/control.sock" -o json | jq -r '.hosts[0].host') || exit 0
+here=$(replicactl hosts --hosts unix:/run/replica/control.sock -o json |
+  jq -er '.hosts[] | select(.address | startswith("unix:")) | .host') || exit 0
 status=$(replicactl status "$guest" -o json 2>/dev/null)
 primary=$(printf %s "$status" | jq -r '.volumes[0].primary')
 # The host that a live migration goes to (replicactl handover), if one is prepared.

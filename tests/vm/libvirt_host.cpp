@@ -32,12 +32,15 @@ std::string in_xml(const std::string& text) {
 
 }  // namespace
 
-LibvirtHost::LibvirtHost(std::string directory) : directory_(std::move(directory)) {
+LibvirtHost::LibvirtHost(std::string directory, std::vector<std::string> environment, bool hook)
+    : directory_(std::move(directory)), environment_(std::move(environment)) {
+  const std::string hooks = directory_ + "/libvirt/etc/hooks";
+  fs::create_directories(hooks);
+  if (hook) fs::copy_file(std::string(RD_EXAMPLES) + "/libvirt-hook.sh", hooks + "/qemu");
   start();
 }
 
 void LibvirtHost::start() {
-  fs::create_directories(directory_ + "/libvirt");
   fs::remove_all(run());
   const std::string log = directory_ + "/libvirt/libvirtd.log";
   process_ = std::make_unique<e2e::Process>(std::vector<std::string>{"unshare",
@@ -48,7 +51,8 @@ void LibvirtHost::start() {
                                                                      directory_ + "/libvirt",
                                                                      directory_ + "/run"},
                                             log,
-                                            log);
+                                            log,
+                                            environment_);
   e2e::wait_until("libvirtd listens", libvirt_patience, [&] {
     if (!process_->running()) throw e2e::HarnessError("libvirtd: " + read_text(log));
     return fs::exists(run() + "/libvirt-sock");

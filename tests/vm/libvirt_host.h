@@ -11,9 +11,11 @@ namespace replicad::vm {
 
 class LibvirtHost {
  public:
-  /// Started. Its files go to `directory`/libvirt; what its guests find at /run/replica is
-  /// `directory`/run.
-  explicit LibvirtHost(std::string directory);
+  /// Started, with `environment`. Its files go to `directory`/libvirt; what its guests find at /run/replica is
+  /// `directory`/run. `hook`: with that of docs/examples.
+  explicit LibvirtHost(std::string directory,
+                       std::vector<std::string> environment = {},
+                       bool hook = false);
 
   /// The domain vm1: `guest`'s console, and disks as the guide says for libvirt before 9.2.
   void define(const Guest& guest, const std::vector<std::string>& disk_arguments);
@@ -31,6 +33,7 @@ class LibvirtHost {
   [[nodiscard]] std::string seen_by_guests(std::string text) const;
 
   std::string directory_;
+  std::vector<std::string> environment_;
   std::unique_ptr<e2e::Process> process_;
 };
 

@@ -98,5 +98,47 @@ TEST_CASE(
   check_file_systems(cluster);
 }
 
+TEST_CASE(
+    "vm: libvirt's hook serves the volume while the guest runs, and lets it in nowhere else") {
+  Cluster cluster(2, scenario_limit);
+  install(cluster, {"a", "b"});
+  Site site(cluster, "virsh");
+  std::map<std::string, LibvirtHost> libvirt;
+  std::map<std::string, Guest> guests;
+  for (const std::string& host : cluster.host_names()) {
+    libvirt.try_emplace(
+        host, cluster.directory() + "/" + host, std::vector<std::string>{site.path()}, true);
+    const auto guest = guests.emplace(host, cluster.host(host).run_directory() + "/guest").first;
+    libvirt.at(host).define(guest->second, disk_arguments(cluster, host));
+  }
+  cluster.ctl_ok({"deactivate", "vm1"});
+  std::string refusal;
+  try {
+    libvirt.at("b").virsh({"start", "vm1"});
+  } catch (const HarnessError& error) {
+    refusal = error.what();
+  }
+  CHECK_MESSAGE(e2e::contains(refusal, "its volume's primary is a, not b"), refusal);
+  libvirt.at("a").virsh({"start", "vm1"});
+  CHECK(cluster.serving_host() == "a");
+  guests.at("a").wait_boot();
+  guests.at("a").start("records churn /data/churn 256");
+  guests.at("a").wait_acked(20);
+  site.run({"vm-move.sh", "--live", "vm1", "b"});
+  CHECK(cluster.serving_host() == "b");
+  Guest& guest = guests.at("b");
+  guest.wait_acked(guest.acked() + 20);
+  guest.end_job("TERM");
+  CHECK(guest.last_said("verified ") == 256);
+  CHECK(guest.disk_errors().empty());
+  cluster.wait_streaming();
+  libvirt.at("b").virsh({"shutdown", "vm1"});
+  guest.wait_off(libvirt.at("b").pid_file());
+  wait_until("the hook has stopped the volume", patience, [&] {
+    return cluster.volume("b").at("state") == "stopped";
+  });
+  check_file_systems(cluster);
+}
+
 }  // namespace
 }  // namespace replicad::vm

@@ -25,11 +25,14 @@ Site::Site(Cluster& cluster, const std::string& driver)
   std::filesystem::create_directories(dir_ + "/guests");
   // Real hosts have the same path to the socket.
   write_program("replicactl",
-                fmt::format("[ \"$1\" = attach-info ] || exec {0} \"$@\"\n"
+                fmt::format(": \"${{REPLICACTL_HOSTS:={2}/hosts}}\"; export REPLICACTL_HOSTS\n"
+                            "[ \"$1\" = attach-info ] || exec {0} \"$@\"\n"
                             "said=$({0} \"$@\") || exit\n"
                             "printf '%s\\n' \"$said\" | sed \"s|{1}/[a-z]*/run/|$RUN/|\"\n",
                             e2e::replicactl_program,
-                            cluster.directory()));
+                            cluster.directory(),
+                            dir_));
+  write_hosts();
   write_program("ssh",
                 fmt::format("host=$1; shift\n"
                             "RUN={0}/$host/run\n"
@@ -85,7 +88,7 @@ e2e::Finished Site::try_run(std::vector<std::string> words,
   words.front() = examples + "/" + words.front();
   words.insert(words.begin(),
                {"env",
-                fmt::format("PATH={}:{}:{}", dir_, examples, std::getenv("PATH")),
+                path(),
                 "REPLICACTL_HOSTS=" + dir_ + "/hosts",
                 "VM_CONF=" + dir_ + "/vm.conf",
                 "GUESTS=" + dir_ + "/guests"});
@@ -94,6 +97,10 @@ e2e::Finished Site::try_run(std::vector<std::string> words,
 
 std::string Site::pid_file(const std::string& host) const {
   return cluster_.host(host).run_directory() + "/vm1.qemu.pid";
+}
+
+std::string Site::path() const {
+  return fmt::format("PATH={}:{}:{}", dir_, examples, std::getenv("PATH"));
 }
 
 std::string Site::fenced() const {

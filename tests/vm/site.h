@@ -27,6 +27,8 @@ class Site {
                         const std::vector<std::string>& environment = {});
   /// Of a guest that guest-qemu.sh has started on `host`.
   [[nodiscard]] std::string pid_file(const std::string& host) const;
+  /// PATH=.. with the site's replicactl, and the scripts.
+  [[nodiscard]] std::string path() const;
   /// The hosts that were fenced, a line each.
   [[nodiscard]] std::string fenced() const;
 
