@@ -7,6 +7,7 @@
 set -euo pipefail
 export LC_ALL=C
 build=$(cd "$1" && pwd)
+# shellcheck source=tests/bench/lib.sh
 . "$(dirname "$0")/lib.sh"
 rounds=${BENCH_ROUNDS:-5}
 big_disk=${BENCH_BIG_DISK:-256G}  # of the configurations *-big: sparse, nothing in it, its activity map cold

@@ -1,11 +1,12 @@
+# shellcheck shell=bash disable=SC2034  # what is set here is used by those who source it
 # What the bench scripts share: hosts on loopback, volumes, servers to compare with, and what a run of fio costs
 # whom. Sourced; needs $build (absolute). Everything it starts ends with the script.
 # Environment: BENCH_SECONDS per measurement (2), BENCH_BYTES per disk (256M), BENCH_DIR (scratch, on the disk that is
 # to be measured; the default is $TMPDIR).
 
 seconds=${BENCH_SECONDS:-2} bytes=${BENCH_BYTES:-256M}
-work=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/replicad-bench.XXXXXX")
-results=$build/bench
+work=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/rd-bench.XXXXXX")
+results=${build:?}/bench
 hosts_option=
 hosts=()
 declare -A uri server peers pid_of  # by configuration; pid_of by host
@@ -183,16 +184,37 @@ rss_kib() {  # rss_kib PID...: the largest of them
 
 # System calls and context switches, counted by the kernel where perf may do that. /proc loses what threads did that
 # have ended, and nbdkit's end with their connection.
-count_events=raw_syscalls:sys_enter,context-switches
-can_count() { perf stat -x, -e "$count_events" true 2>&1 | grep -q '^[0-9].*raw_syscalls'; }
+countable_events() {
+  local event said
+  # That is where perf finds raw_syscalls, and not every machine has it mounted.
+  if [[ ! -e /sys/kernel/tracing/events ]]; then
+    mount -t tracefs tracefs /sys/kernel/tracing 2> "$work/mount.log" || true
+  fi
+  for event in context-switches raw_syscalls:sys_enter; do
+    said=$'\n'$(perf stat -x, -e "$event" true 2>&1 || true)
+    if [[ $said =~ $'\n'[0-9]+,,$event, ]]; then
+      echo "$event"
+    else
+      echo "bench: perf cannot count $event:$said" >&2
+    fi
+  done
+}
 
 start_counting() {  # start_counting PID...
-  local pid
+  local pid control answer said
   counters=()
-  [[ $counts == yes ]] || return 0
+  [[ ${#count_events[@]} -gt 0 ]] || return 0
   for pid; do
-    perf stat -x, -e "$count_events" -p "$pid" -o "$work/count.$pid" &
+    rm -f "$work/control" "$work/answer"
+    mkfifo "$work/control" "$work/answer"
+    exec {control}<> "$work/control" {answer}<> "$work/answer"
+    perf stat -x, -e "$(IFS=,; echo "${count_events[*]}")" -p "$pid" -o "$work/count.$pid" \
+      --delay=-1 --control="fifo:$work/control,$work/answer" > "$work/perf.log" 2>&1 &
     counters+=($!)
+    echo enable >&"$control"
+    read -r -t 10 -u "$answer" said || said=
+    [[ $said == ack ]] || die "perf does not count: $(< "$work/perf.log")"
+    exec {control}>&- {answer}>&-
   done
 }
 
@@ -205,8 +227,8 @@ stop_counting() {
 counted() {  # counted EVENT PID...: the sum over the processes, null if nothing was counted
   local event=$1
   shift
-  [[ $counts == yes && $# -gt 0 ]] || { echo null; return; }
-  awk -F, -v event="$event" '$3 ~ event {sum += $1} END {print sum + 0}' "${@/#/$work/count.}"
+  [[ " ${count_events[*]} " == *" $event "* && $# -gt 0 ]] || { echo null; return; }
+  awk -F, -v event="$event" '$3 == event {sum += $1} END {print sum + 0}' "${@/#/$work/count.}"
 }
 
 run_fio() {  # run_fio CONFIG FIO_OPTIONS...: fio's JSON
@@ -233,8 +255,8 @@ measure() {  # measure CONFIG FIO_OPTIONS...
   stop_counting
   jq -c --argjson tick_us "$((1000000 / $(getconf CLK_TCK)))" \
     --argjson cpu "[$((cpu_after[0] - cpu_before[0])), $((cpu_after[1] - cpu_before[1])), $((cpu_after[2] - cpu_before[2]))]" \
-    --argjson switches "[$(counted switches "${server[$config]}"), $(counted switches "${behind[@]}")]" \
-    --argjson calls "[$(counted raw_syscalls "${server[$config]}"), $(counted raw_syscalls "${behind[@]}")]" \
+    --argjson switches "[$(counted context-switches "${server[$config]}"), $(counted context-switches "${behind[@]}")]" \
+    --argjson calls "[$(counted raw_syscalls:sys_enter "${server[$config]}"), $(counted raw_syscalls:sys_enter "${behind[@]}")]" \
     --argjson rss "[$(rss_kib "${server[$config]}"), $(rss_kib "${behind[@]}" | grep . || echo null)]" \
     --argjson behind "${#behind[@]}" '
     .jobs[0] | (.read.total_ios + .write.total_ios) as $ios | (if .write.total_ios > 0 then .write else .read end) as $side |
@@ -269,5 +291,5 @@ describe_machine() {
 }
 
 declare -A volume_replicas
-counts=$(can_count && echo yes || echo no)
+readarray -t count_events < <(countable_events)
 mkdir -p "$results"

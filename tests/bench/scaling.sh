@@ -7,6 +7,7 @@ set -euo pipefail
 export LC_ALL=C
 build=$(cd "$1" && pwd)
 what=${2-}
+# shellcheck source=tests/bench/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 now_ms() { date +%s%3N; }
@@ -25,7 +26,8 @@ show_write_cost() {  # of measure's line
 }
 
 cost_of_replicas() {
-  local steps=(${BENCH_STEPS:-1 2 3 4 5 6 7 8}) count mode
+  local steps count mode
+  read -ra steps <<< "${BENCH_STEPS:-1 2 3 4 5 6 7 8}"
   start_hosts $(seq -f 'h%g' 0 "${steps[-1]}")
   start_file file 16 "$bytes"
   run_fio file --size="$bytes" --rw=write --bs=128k --iodepth=4 > /dev/null
@@ -44,7 +46,8 @@ cost_of_replicas() {
 
 # All volumes but one are idle, and served.
 cost_of_volumes() {
-  local steps=(${BENCH_STEPS:-1 10 50 100 200}) made=0 count began busy
+  local steps made=0 count began busy
+  read -ra steps <<< "${BENCH_STEPS:-1 10 50 100 200}"
   start_hosts a b
   head_row volumes 'seconds to make and serve one' 'RSS MiB: replicad, primary' 'RSS MiB: replicad, replica' \
     'CPU % of one core, idle: both replicad' 'the same: all nbdkit' 'RSS MiB of an idle nbdkit' 'IOPS of one volume'
@@ -70,7 +73,8 @@ cost_of_volumes() {
 
 # ext4 ends just below 16 TiB.
 cost_of_disk_size() {
-  local steps=(${BENCH_STEPS:-1G 64G 1T 15T}) size began
+  local steps size began
+  read -ra steps <<< "${BENCH_STEPS:-1G 64G 1T 15T}"
   start_hosts a b
   head_row disk 'seconds: create, activate, in sync' 'seconds: stop and activate again' 'RSS MiB: nbdkit' \
     'RSS MiB: replicad, replica' 'first 4k writes, IOPS' 'again, after an unclean end: seconds to serve'
@@ -105,7 +109,8 @@ cost_of_disk_size() {
 }
 
 cost_of_log_size() {
-  local steps=(${BENCH_STEPS:-128M 512M 1G 4G}) size
+  local steps size
+  read -ra steps <<< "${BENCH_STEPS:-128M 512M 1G 4G}"
   start_hosts a b
   head_row log IOPS 'p50 / p99 us' 'CPU us per write: nbdkit' replicad '128k writes, MiB/s'
   for size in "${steps[@]}"; do
@@ -123,7 +128,8 @@ cost_of_log_size() {
 
 # The replica's host is away while scattered blocks are written, more of them than the ring holds.
 time_of_resync() {
-  local steps=(${BENCH_STEPS:-64M 256M}) amount began
+  local steps amount began
+  read -ra steps <<< "${BENCH_STEPS:-64M 256M}"
   start_hosts a b
   volume_replicas[resync]=1
   start_volume resync sync 1 4G
