@@ -1,9 +1,10 @@
 # shellcheck shell=bash disable=SC2034  # what is set here is used by those who source it
-# What the bench scripts share: hosts on loopback, volumes, servers to compare with, and what a run of fio costs
-# whom. Sourced; needs $build (absolute). Everything it starts ends with the script.
+# What the bench scripts share: hosts on loopback, volumes, servers to compare with, and what a load costs whom.
+# Sourced; needs $build (absolute). Everything it starts ends with the script.
 # Environment: BENCH_SECONDS per measurement (2), BENCH_BYTES per disk (256M), BENCH_DIR (scratch, on the disk that is
-# to be measured; the default is $TMPDIR).
+# to be measured; the default is $TMPDIR), BENCH_LOAD (what the load comes from: fio or nbd_load).
 
+load=${BENCH_LOAD:-fio}
 seconds=${BENCH_SECONDS:-2} bytes=${BENCH_BYTES:-256M}
 work=$(mktemp -d "${BENCH_DIR:-${TMPDIR:-/tmp}}/rd-bench.XXXXXX")
 results=${build:?}/bench
@@ -64,7 +65,7 @@ start_hosts() {  # start_hosts NAME...
 start_volume() {  # start_volume NAME MODE REPLICAS SIZE: on the first hosts, primary the first one
   local name=$1 on host
   on=$(IFS=,; echo "${hosts[*]:0:$(($3 + 1))}")
-  ctl create "$name" --size "$4" --on "$on" --primary "${hosts[0]}" --mode "$2"
+  ctl create "$name" --size "$4" --on "$on" --primary "${hosts[0]}" --mode "$2" --overcommit
   ctl activate "$name"
   ctl wait "$name" --for in-sync --timeout 120s
   uri[$name]=$(ctl attach-info "$name" -o json | jq -r '.disks[0].uri')
@@ -73,8 +74,11 @@ start_volume() {  # start_volume NAME MODE REPLICAS SIZE: on the first hosts, pr
   for host in "${hosts[@]:1:$3}"; do peers[$name]+=" ${pid_of[$host]}"; done
 }
 
-# replicad makes no image that is larger than what is free, sparse or not.
-fits() { [[ $(numfmt --from=iec "$1") -lt $(df --output=avail -B1 "$work" | tail -n 1) ]]; }
+# The file system may not have files as large as that.
+fits() {
+  truncate -s "$1" "$work/large" 2> /dev/null || return 1
+  rm "$work/large"
+}
 
 end_volume() {
   ctl deactivate "$1" > /dev/null
@@ -157,24 +161,31 @@ idle() {  # nothing of this configuration is on its way: replicas have applied e
 
 # --- what it costs
 
-cpu_ticks() {  # cpu_ticks PID...: user and system time of all their threads, those of io_uring included
-  local pid line sum=0
+# User and system time of all threads of processes, those of io_uring included.
+process_ticks() {  # process_ticks PID...: one line for each, PID TICKS
+  local pid line
   for pid; do
-    [[ -r /proc/$pid/stat ]] || continue
-    line=$(< "/proc/$pid/stat")
+    { line=$(< "/proc/$pid/stat"); } 2>/dev/null || continue
     read -ra fields <<< "${line##*) }"
-    sum=$((sum + fields[11] + fields[12]))
+    echo "$pid $((fields[11] + fields[12]))"
   done
-  echo "$sum"
 }
 
-kernel_pids() {  # kernel threads
+cpu_ticks() {  # cpu_ticks PID...: of all together
+  process_ticks "$@" | awk '{sum += $2} END {print sum + 0}'
+}
+
+kernel_ticks() {  # as process_ticks, of the kernel's threads
   local dir line
   for dir in /proc/[0-9]*; do
     { line=$(< "$dir/stat"); } 2>/dev/null || continue
     read -ra fields <<< "${line##*) }"
-    [[ ${fields[1]} == 2 ]] && echo "${dir#/proc/}"
+    [[ ${fields[1]} == 2 ]] && echo "${dir#/proc/} $((fields[11] + fields[12]))"
   done
+}
+
+ticks_between() {  # ticks_between BEFORE AFTER: the sum; what has ended meanwhile is left out
+  awk 'NR == FNR {before[$1] = $2; next} {sum += $2 - before[$1]} END {print sum + 0}' <(echo "$1") <(echo "$2")
 }
 
 rss_kib() {  # rss_kib PID...: the largest of them
@@ -238,38 +249,62 @@ run_fio() {  # run_fio CONFIG FIO_OPTIONS...: fio's JSON
     --randrepeat=0 --norandommap --group_reporting "$@" < /dev/null | sed -n '/^{/,$p'
 }
 
-# One line of JSON: figures of fio, and what its run cost, until the replicas have applied all of it. `server`: the
-# process that fio talks to; `peers`: those behind it together (replicad; for QEMU the NBD servers).
-measure() {  # measure CONFIG FIO_OPTIONS...
-  local config=$1 kernel cpu_before cpu_after
+# One line of JSON: what the load got (latencies: of its writes, if there are any) and what it paid per I/O itself.
+# The options are those that nbd_load has in common with fio.
+run_load() {  # run_load CONFIG OPTIONS...
+  local config=$1 option spread=()
+  shift
+  if [[ $load == nbd_load ]]; then
+    "$build/tests/bench/nbd_load" --uri="${uri[$config]}" --runtime="$seconds" "$@"
+    return
+  fi
+  if [[ " $* " != *" --rw=rand"* ]]; then
+    for option; do
+      if [[ $option == --numjobs=* ]]; then spread=(--offset_increment=$((100 / ${option#*=}))%); fi
+    done
+  fi
+  run_fio "$config" --time_based --runtime="$seconds" "${@/#--seed=/--randseed=}" "${spread[@]}" | jq -c '
+    .jobs[0] | (.read.total_ios + .write.total_ios) as $ios | (if .write.total_ios > 0 then .write else .read end) as $side |
+    def per_io: if $ios == 0 then null else . / $ios end;
+    {ios: $ios, iops: (.read.iops + .write.iops), "MiB/s": ((.read.bw_bytes + .write.bw_bytes) / 1048576),
+     p50_us: ($side.clat_ns.percentile["50.000000"] / 1000), p99_us: ($side.clat_ns.percentile["99.000000"] / 1000),
+     p999_us: ($side.clat_ns.percentile["99.900000"] / 1000),
+     cpu_us: ((.usr_cpu + .sys_cpu) / 100 * .job_runtime * 1000 | per_io), switches: (.ctx | per_io)}'
+}
+
+# One line of JSON: what the load says, and what its run cost, until the replicas have applied all of it. `server`: the
+# process that the load talks to; `peers`: those behind it together (replicad; for QEMU the NBD servers).
+measure() {  # measure CONFIG OPTIONS...
+  local config=$1 pid before after before_kernel after_kernel peers_ticks=
   shift
   local -a behind
   read -ra behind <<< "${peers[$config]}"
   wait_for 120 "$config is idle" idle "$config"
-  readarray -t kernel < <(kernel_pids)
   start_counting "${server[$config]}" "${behind[@]}"
-  cpu_before=("$(cpu_ticks "${server[$config]}")" "$(cpu_ticks "${behind[@]}")" "$(cpu_ticks "${kernel[@]}")")
-  run_fio "$config" --time_based --runtime="$seconds" "$@" > "$work/fio.json"
+  before=$(process_ticks "${server[$config]}" "${behind[@]}") before_kernel=$(kernel_ticks)
+  run_load "$config" "$@" > "$work/load.json"
   wait_for 120 "$config is idle" idle "$config"
-  cpu_after=("$(cpu_ticks "${server[$config]}")" "$(cpu_ticks "${behind[@]}")" "$(cpu_ticks "${kernel[@]}")")
+  after=$(process_ticks "${server[$config]}" "${behind[@]}") after_kernel=$(kernel_ticks)
   stop_counting
+  for pid in "${behind[@]}"; do
+    peers_ticks+=${peers_ticks:+,}$(ticks_between "$before" "$(grep "^$pid " <<< "$after")")
+  done
   jq -c --argjson tick_us "$((1000000 / $(getconf CLK_TCK)))" \
-    --argjson cpu "[$((cpu_after[0] - cpu_before[0])), $((cpu_after[1] - cpu_before[1])), $((cpu_after[2] - cpu_before[2]))]" \
+    --argjson server_ticks "$(ticks_between "$before" "$(grep "^${server[$config]} " <<< "$after")")" \
+    --argjson peers_ticks "[$peers_ticks]" \
+    --argjson kernel_ticks "$(ticks_between "$before_kernel" "$after_kernel")" \
     --argjson switches "[$(counted context-switches "${server[$config]}"), $(counted context-switches "${behind[@]}")]" \
     --argjson calls "[$(counted raw_syscalls:sys_enter "${server[$config]}"), $(counted raw_syscalls:sys_enter "${behind[@]}")]" \
-    --argjson rss "[$(rss_kib "${server[$config]}"), $(rss_kib "${behind[@]}" | grep . || echo null)]" \
-    --argjson behind "${#behind[@]}" '
-    .jobs[0] | (.read.total_ios + .write.total_ios) as $ios | (if .write.total_ios > 0 then .write else .read end) as $side |
-    def per_io: if . == null or $ios == 0 then null else . / $ios end;
-    def of_peers: if $behind == 0 then null else . end;
-    {iops: (.read.iops + .write.iops), "MiB/s": ((.read.bw_bytes + .write.bw_bytes) / 1048576),
-     p50_us: ($side.clat_ns.percentile["50.000000"] / 1000), p99_us: ($side.clat_ns.percentile["99.000000"] / 1000),
-     p999_us: ($side.clat_ns.percentile["99.900000"] / 1000),
-     cpu_us: {client: (((.usr_cpu + .sys_cpu) / 100 * .job_runtime * 1000) | per_io), server: ($cpu[0] * $tick_us | per_io),
-       peers: ($cpu[1] * $tick_us | per_io | of_peers), kernel: ($cpu[2] * $tick_us | per_io)},
-     switches: {client: (.ctx | per_io), server: ($switches[0] | per_io), peers: ($switches[1] | per_io | of_peers)},
+    --argjson rss "[$(rss_kib "${server[$config]}"), $(rss_kib "${behind[@]}" | grep . || echo null)]" '
+    .ios as $ios | def per_io: if . == null or $ios == 0 then null else . / $ios end;
+    def of_peers: if $peers_ticks == [] then null else . end;
+    {iops, "MiB/s", p50_us, p99_us, p999_us,
+     cpu_us: {client: .cpu_us, server: ($server_ticks * $tick_us | per_io),
+       peers: ($peers_ticks | add // 0 | . * $tick_us | per_io | of_peers),
+       each_peer: ($peers_ticks | map(. * $tick_us | per_io)), kernel: ($kernel_ticks * $tick_us | per_io)},
+     switches: {client: .switches, server: ($switches[0] | per_io), peers: ($switches[1] | per_io | of_peers)},
      calls: {server: ($calls[0] | per_io), peers: ($calls[1] | per_io | of_peers)},
-     rss_mib: {server: ($rss[0] / 1024), peers: (if $rss[1] then $rss[1] / 1024 else null end)}}' "$work/fio.json"
+     rss_mib: {server: ($rss[0] / 1024), peers: (if $rss[1] then $rss[1] / 1024 else null end)}}' "$work/load.json"
 }
 
 # --- what it runs on
@@ -285,11 +320,12 @@ describe_machine() {
   local type
   type=$(stat -f -c %T "$work")
   [[ $type != tmpfs ]] || die "$work is on tmpfs: set BENCH_DIR to a directory on a disk"
-  printf '%s, %d CPUs, Linux %s, %s, fdatasync after one 4 KiB write p50 %s us, page cache in use on all sides' \
+  printf '%s, %d CPUs, Linux %s, %s, fdatasync after one 4 KiB write p50 %s us, page cache in use on all sides, load by %s' \
     "$(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs)" "$(nproc)" "$(uname -r)" \
-    "$(findmnt -n -o FSTYPE -T "$work" || echo "$type")" "$(fdatasync_p50_us)"
+    "$(findmnt -n -o FSTYPE -T "$work" || echo "$type")" "$(fdatasync_p50_us)" "$load"
 }
 
+[[ $load == nbd_load || $load == fio ]] || die "BENCH_LOAD is fio or nbd_load"
 declare -A volume_replicas
 readarray -t count_events < <(countable_events)
 mkdir -p "$results"
