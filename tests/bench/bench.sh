@@ -15,19 +15,24 @@ big_disk=${BENCH_BIG_DISK:-256G}  # of the configurations *-big: sparse, nothing
 # file-tN: with N threads. MODE-N: ours with N replicas. Ratios are to the best of those that begin with `file`.
 all_configs=(file file-t1 file-t4 async-1 async-2 async-3 semi-sync-1 semi-sync-2 semi-sync-3 sync-1 sync-2 sync-3
   qemu-quorum-1 qemu-quorum-2 qemu-mirror file-big async-1-big sync-1-big)
-# name, fio options, unit of the table
+# name with the depth of all connections together, options of the load (depth: of each), unit of the table
 all_workloads=(
   "randwrite-4k-qd1|--rw=randwrite --bs=4k --iodepth=1|iops"
+  "randwrite-4k-qd4-c4|--rw=randwrite --bs=4k --iodepth=1 --numjobs=4|iops"
   "randwrite-4k-qd16|--rw=randwrite --bs=4k --iodepth=16|iops"
+  "randwrite-4k-qd16-c4|--rw=randwrite --bs=4k --iodepth=4 --numjobs=4|iops"
   "randwrite-4k-qd32|--rw=randwrite --bs=4k --iodepth=32|iops"
   "randwrite-4k-qd32-c4|--rw=randwrite --bs=4k --iodepth=8 --numjobs=4|iops"
   "randwrite-4k-qd32-fsync32|--rw=randwrite --bs=4k --iodepth=32 --fsync=32|iops"
+  "randwrite-4k-qd32-fsync32-c4|--rw=randwrite --bs=4k --iodepth=8 --fsync=32 --numjobs=4|iops"
   "randread-4k-qd32|--rw=randread --bs=4k --iodepth=32|iops"
   "randread-4k-qd32-c4|--rw=randread --bs=4k --iodepth=8 --numjobs=4|iops"
   "randrw-4k-qd16|--rw=randrw --rwmixread=70 --bs=4k --iodepth=16|iops"
+  "randrw-4k-qd16-c4|--rw=randrw --rwmixread=70 --bs=4k --iodepth=4 --numjobs=4|iops"
   "seqwrite-128k-qd8|--rw=write --bs=128k --iodepth=8|MiB/s"
-  "seqwrite-128k-qd8-c4|--rw=write --bs=128k --iodepth=2 --numjobs=4 --offset_increment=25%|MiB/s"
+  "seqwrite-128k-qd8-c4|--rw=write --bs=128k --iodepth=2 --numjobs=4|MiB/s"
   "seqwrite-1m-qd4|--rw=write --bs=1M --iodepth=4|MiB/s"
+  "seqwrite-1m-qd4-c4|--rw=write --bs=1M --iodepth=1 --numjobs=4|MiB/s"
 )
 
 chosen() {  # chosen PATTERNS NAME
@@ -66,7 +71,7 @@ summarise() {  # per workload and configuration: medians, and the spread of what
       iops: (map(.iops) | spread), "MiB/s": (map(."MiB/s") | spread), p50_us: medians(.p50_us), p99_us: medians(.p99_us),
       p999_us: medians(.p999_us),
       cpu_us: {client: medians(.cpu_us.client), server: medians(.cpu_us.server), peers: medians(.cpu_us.peers),
-        kernel: medians(.cpu_us.kernel)},
+        each_peer: (map(.cpu_us.each_peer) | transpose | map(median)), kernel: medians(.cpu_us.kernel)},
       switches: {client: medians(.switches.client), server: medians(.switches.server), peers: medians(.switches.peers)},
       calls: {server: medians(.calls.server), peers: medians(.calls.peers)},
       rss_mib: {server: medians(.rss_mib.server), peers: medians(.rss_mib.peers)}})' "$results/results.jsonl"
@@ -80,11 +85,12 @@ print_table() {
       def show: if . == null then "" elif . >= 100 then round else (. * 10 | round / 10) end | tostring;
       def cells: map(show) | join(" / ");
       map(select(.workload == $w)) | select(length > 0) |
-      ([.[] | select(.config | startswith("file")) | .[$u].median] | max) as $base |
+      (group_by(.config | endswith("-big")) | map({key: (.[0].config | endswith("-big") | tostring), value:
+        ([.[] | select(.config | startswith("file")) | .[$u].median] | max)}) | from_entries) as $bases |
       "\n### \($w)\n\n| configuration | \($u) (least - most) | of file | p50 / p99 / p99.9 us | CPU us: client / server / peers / kernel | switches: client / server / peers | calls: server / peers | RSS MiB: server / peers |",
       "|---|---|---|---|---|---|---|---|",
       (sort_by(.config as $c | $order | index($c))[] |
-        "| \(.config) | \(.[$u].median | round) (\(.[$u].min | round) - \(.[$u].max | round)) | \(
+        $bases[.config | endswith("-big") | tostring] as $base | "| \(.config) | \(.[$u].median | round) (\(.[$u].min | round) - \(.[$u].max | round)) | \(
           if $base then "\(.[$u].median / $base * 100 | round) %" else "" end) | \([.p50_us, .p99_us, .p999_us] | cells
         ) | \([.cpu_us.client, .cpu_us.server, .cpu_us.peers, .cpu_us.kernel] | cells) | \(
           [.switches.client, .switches.server, .switches.peers] | cells) | \([.calls.server, .calls.peers] | cells) | \(
@@ -97,7 +103,7 @@ replicas=-1  # of ours: none chosen, no hosts
 for config in "${all_configs[@]}"; do
   chosen "${BENCH_CONFIGS:-*}" "$config" || continue
   if [[ $config == *-big ]] && ! fits "$big_disk"; then
-    echo "bench: without $config: less than $big_disk free below $work (BENCH_DIR, BENCH_BIG_DISK)" >&2
+    echo "bench: without $config: no file of $big_disk can be made below $work (BENCH_DIR, BENCH_BIG_DISK)" >&2
     continue
   fi
   configs+=("$config")
@@ -119,18 +125,40 @@ echo "filling the disks" >&2
 for config in "${configs[@]}"; do
   [[ $config == *-big ]] || run_fio "$config" --size="$bytes" --rw=write --bs=128k --iodepth=4 > /dev/null
 done
+# On the big disks every round writes where nobody has written before; that is their one row.
+is_measured() {  # is_measured CONFIG WORKLOAD
+  [[ $1 != *-big || $2 == randwrite-4k-qd32 ]]
+}
+
+show_progress() {  # show_progress TEXT...: on one line of a terminal, else now and then
+  local left=
+  if [[ $done -gt 0 ]]; then left=", $(((SECONDS - began) * (total - done) / done / 60 + 1)) min left"; fi
+  if [[ -t 2 ]]; then
+    printf '\r\033[K%s' "$*$left" >&2
+  elif [[ $((done % 20)) -eq 0 ]]; then
+    printf '%s\n' "$*$left" >&2
+  fi
+}
+
+total=0 done=0
+for workload in "${workloads[@]}"; do
+  for config in "${configs[@]}"; do
+    if is_measured "$config" "${workload%%|*}"; then total=$((total + rounds)); fi
+  done
+done
+began=$SECONDS
 : > "$results/results.jsonl"
 for ((round = 1; round <= rounds; round++)); do
   for workload in "${workloads[@]}"; do
     IFS="|" read -r name options _ <<< "$workload"
     read -ra flags <<< "$options"
     for config in "${configs[@]}"; do
-      # On the big disks every round writes where nobody has written before; that is their one row.
-      if [[ $config == *-big && $name != randwrite-4k-qd32 ]]; then continue; fi
-      printf '\rround %d of %d: %-28s %-14s' "$round" "$rounds" "$name" "$config" >&2
-      measure "$config" --size="$(size_of "$config")" "${flags[@]}" |
+      is_measured "$config" "$name" || continue
+      show_progress "round $round of $rounds, $((done + 1)) of $total: $name $config"
+      measure "$config" --size="$(size_of "$config")" --seed="$round" "${flags[@]}" |
         jq -c --arg config "$config" --arg workload "$name" --argjson round "$round" \
           '{round: $round, config: $config, workload: $workload} + .' >> "$results/results.jsonl"
+      done=$((done + 1))
     done
   done
 done
