@@ -7,20 +7,22 @@
 #include <sys/uio.h>
 
 #include "io/clock.h"
-#include "io/file.h"
 
 namespace replicad {
 
 namespace {
 
-/// The next piece of `vectors`, which begins `skip` bytes into the first of them: at most
-/// cached_write_bytes_max. Returns the number of vectors in `piece`.
-int cut_piece(std::span<const iovec> vectors, std::size_t skip, std::span<iovec> piece) {
+/// The next piece of `vectors`, which begins `skip` bytes into the first of them: at most `piece_bytes`. Returns the
+/// number of vectors in `piece`.
+int cut_piece(std::span<const iovec> vectors,
+              std::size_t skip,
+              std::size_t piece_bytes,
+              std::span<iovec> piece) {
   std::size_t count = 0;
   std::size_t bytes = 0;
   for (const iovec& vector : vectors) {
-    if (count == piece.size() || bytes == cached_write_bytes_max) break;
-    const std::size_t take = std::min(vector.iov_len - skip, cached_write_bytes_max - bytes);
+    if (count == piece.size() || bytes == piece_bytes) break;
+    const std::size_t take = std::min(vector.iov_len - skip, piece_bytes - bytes);
     piece[count++] = {static_cast<std::byte*>(vector.iov_base) + skip, take};
     bytes += take;
     skip = 0;
@@ -35,11 +37,13 @@ int write_now(const RingOperation& operation) {
       operation.opcode == RingOpcode::write
           ? std::span(&single, 1)
           : std::span(static_cast<const iovec*>(operation.address), operation.length);
+  const std::size_t piece_bytes =
+      operation.piece_bytes > 0 ? operation.piece_bytes : CachedWrites::operation_bytes_max;
   std::array<iovec, 64> piece{};
   std::size_t written = 0;
   std::size_t skip = 0;
   while (!vectors.empty() && written < CachedWrites::operation_bytes_max) {
-    const int count = cut_piece(vectors, skip, piece);
+    const int count = cut_piece(vectors, skip, piece_bytes, piece);
     const auto offset = static_cast<off_t>(operation.offset_bytes + written);
     const ssize_t result = ::pwritev(operation.fd, piece.data(), count, offset);
     if (result < 0 && written == 0) return -errno;

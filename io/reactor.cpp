@@ -111,13 +111,18 @@ class RingReactor final : public Reactor {
            .offset_bytes = offset},
           std::move(done));
   }
-  void writev(
-      int fd, const iovec* vectors, unsigned count, std::uint64_t offset, Done done) override {
+  void writev(int fd,
+              const iovec* vectors,
+              unsigned count,
+              std::uint64_t offset,
+              std::size_t piece_bytes,
+              Done done) override {
     start({.opcode = RingOpcode::writev,
            .fd = fd,
            .address = const_cast<iovec*>(vectors),
            .length = count,
-           .offset_bytes = offset},
+           .offset_bytes = offset,
+           .piece_bytes = piece_bytes},
           std::move(done));
   }
   void fdatasync(int fd, Done done) override {

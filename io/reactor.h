@@ -59,8 +59,13 @@ class Reactor {
                      std::span<const std::byte> buffer,
                      std::uint64_t offset,
                      Done done) = 0;
-  virtual void writev(
-      int fd, const iovec* vectors, unsigned count, std::uint64_t offset, Done done) = 0;
+  /// `piece_bytes`: longest single write into the page cache.
+  virtual void writev(int fd,
+                      const iovec* vectors,
+                      unsigned count,
+                      std::uint64_t offset,
+                      std::size_t piece_bytes,
+                      Done done) = 0;
   virtual void fdatasync(int fd, Done done) = 0;
   virtual void fallocate(
       int fd, int mode, std::uint64_t offset, std::uint64_t length, Done done) = 0;

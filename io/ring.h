@@ -37,6 +37,7 @@ struct RingOperation {
   std::uint32_t length = 0;
   std::uint64_t offset_bytes = 0;      ///< read, write, writev, fallocate
   std::uint64_t range_bytes = 0;       ///< fallocate
+  std::size_t piece_bytes = 0;         ///< writev: of a single write into the page cache; 0: any
   int mode = 0;                        ///< fallocate
   std::uint64_t cancel_user_data = 0;  ///< cancel: whom
   std::uint64_t user_data = 0;         ///< comes back in the completion

@@ -19,7 +19,7 @@ namespace {
 int write_cached(int fd, std::span<const std::byte> from, std::uint64_t offset, int flags) {
   while (!from.empty()) {
     const iovec vector{const_cast<std::byte*>(from.data()),
-                       std::min(from.size(), cached_write_bytes_max)};
+                       std::min(from.size(), image_write_bytes_max)};
     const ssize_t count = ::pwritev2(fd, &vector, 1, static_cast<off_t>(offset), flags);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) return errno;

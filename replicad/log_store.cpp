@@ -182,6 +182,7 @@ void LogStore::start_write() {
                   &vectors_[vector_index_],
                   static_cast<unsigned>(vectors_.size() - vector_index_),
                   write_offset_,
+                  append_write_bytes_max,
                   [self = shared_from_this()](int result) {
                     self->on_written(result);
                     self->end_operation();

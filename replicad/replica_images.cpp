@@ -259,6 +259,7 @@ void ImageWriter::write(const OperationPtr& operation) {
       &operation->vectors[operation->vector_index],
       static_cast<unsigned>(operation->vectors.size() - operation->vector_index),
       operation->range.offset_bytes + operation->done_bytes,
+      image_write_bytes_max,
       [self = shared_from_this(), operation](int result) { self->on_written(operation, result); });
 }
 

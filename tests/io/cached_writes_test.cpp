@@ -66,6 +66,7 @@ TEST_CASE("cached writes: any gathering of vectors ends in the file as it is") {
                                 .address = vectors.data(),
                                 .length = static_cast<std::uint32_t>(vectors.size()),
                                 .offset_bytes = offset,
+                                .piece_bytes = random() % 3 * (1 + random() % 50'000),
                                 .user_data = random()});
     REQUIRE(result >= 0);
     const auto written = static_cast<std::size_t>(result);

@@ -37,7 +37,7 @@ TEST_CASE("reactor: file operations move bytes and report errors") {
     r.write(fd.get(), data, 4096, std::move(done));
   }) == 10'000);
   CHECK(reactor.result_of([&](Reactor& r, Reactor::Done done) {
-    r.writev(fd.get(), vectors.data(), 2, 100'000, std::move(done));
+    r.writev(fd.get(), vectors.data(), 2, 100'000, 8192, std::move(done));
   }) == 5100);
   CHECK(reactor.result_of(
             [&](Reactor& r, Reactor::Done done) { r.fdatasync(fd.get(), std::move(done)); }) == 0);
