@@ -91,8 +91,9 @@ void VerifyJob::lost(const Error& error) {
 void VerifyJob::read(const Range& range, std::function<void(MediumSums)> then) {
   ++reads_in_flight_;
   context_.worker.post([self = shared_from_this(), range, then = std::move(then)]() mutable {
-    MediumSums sums = read_medium_sums(
-        self->context_.images[range.disk].fd(), range.offset_bytes, range.length_bytes);
+    const auto reader =
+        self->readers_.try_emplace(range.disk, self->context_.images[range.disk].fd()).first;
+    MediumSums sums = reader->second.read(range.offset_bytes, range.length_bytes);
     Reactor& reactor = self->context_.reactor;
     reactor.post([self = std::move(self), range, then = std::move(then), sums = std::move(sums)] {
       --self->reads_in_flight_;

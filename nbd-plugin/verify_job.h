@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -101,6 +102,7 @@ class VerifyJob : public std::enable_shared_from_this<VerifyJob> {
 
   Context context_;
   Hooks hooks_;
+  std::map<DiskIndex, MediumReader> readers_;  ///< on the worker's thread only
   std::uint64_t total_bytes_ = 0;
   std::uint64_t swept_bytes_ = 0;
   DiskIndex disk_ = 0;              ///< the next piece of the first pass

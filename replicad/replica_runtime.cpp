@@ -40,7 +40,7 @@ ReplicaRuntime::ReplicaRuntime(Reactor& reactor, Setup setup)
 
 ReplicaRuntime::~ReplicaRuntime() {
   if (timer_) reactor_.cancel_timer(*timer_);
-  if (verifier_ends_) *verifier_ends_ = true;
+  if (verifier_state_) verifier_state_->ends = true;
   const Error error{Errc::unreachable, 0, "the replica is gone", {}};
   for (const auto& [id, session] : sessions_)
     session.connection->close(error);
@@ -299,14 +299,15 @@ void ReplicaRuntime::start_verify(std::uint64_t id, Verify& verify) {
   verify.runs = true;
   if (!verifier_) {
     verifier_ = Worker::create();
-    verifier_ends_ = std::make_shared<std::atomic<bool>>(false);
+    verifier_state_ = std::make_shared<VerifierState>();
   }
   offload(
       *verifier_,
       reactor_,
-      [images = setup_.images, range = verify.range, ends = verifier_ends_] {
-        if (*ends) return MediumSums{};
-        return read_medium_sums(images->fd(range.disk), range.offset_bytes, range.length_bytes);
+      [images = setup_.images, range = verify.range, state = verifier_state_] {
+        if (state->ends) return MediumSums{};
+        const auto reader = state->readers.try_emplace(range.disk, images->fd(range.disk)).first;
+        return reader->second.read(range.offset_bytes, range.length_bytes);
       },
       guarded_always(
           [id](ReplicaRuntime& self, const MediumSums& own) { self.on_verified(id, own); }));

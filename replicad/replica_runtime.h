@@ -83,6 +83,10 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
     std::vector<Digest> sums;
     bool runs = false;
   };
+  struct VerifierState {
+    std::atomic<bool> ends = false;
+    std::map<DiskIndex, MediumReader> readers = {};  ///< on its thread only
+  };
   struct PendingAttach {
     std::shared_ptr<FrameConnection> connection;
     AttachMessage message;
@@ -237,7 +241,7 @@ class ReplicaRuntime : public std::enable_shared_from_this<ReplicaRuntime> {
   std::map<std::uint64_t, std::shared_ptr<BlockCompare>> compares_;
   std::map<std::uint64_t, Verify> verifies_;
   std::unique_ptr<Worker> verifier_;  ///< reads for them; made when it is first needed
-  std::shared_ptr<std::atomic<bool>> verifier_ends_;
+  std::shared_ptr<VerifierState> verifier_state_;
   std::uint64_t last_compare_ = 0;
   std::uint64_t copy_unsynced_bytes_ = 0;
   bool copy_syncing_ = false;
