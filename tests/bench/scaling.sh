@@ -156,14 +156,64 @@ time_of_resync() {
   done
 }
 
+drop_cache() {  # drop_cache FILE...: of what is on its disk already
+  local file
+  sync -d "$@"
+  for file; do dd if="$file" iflag=nocache count=0 status=none; done
+}
+
+# Both images lie on one disk, so it is what reading both at once allows, by the faster of two ways.
+read_both_ms() {  # read_both_ms FLAG FILE...
+  local flag=$1 file began readers=()
+  shift
+  drop_cache "$@"
+  began=$(now_ms)
+  for file; do
+    dd if="$file" of=/dev/null bs=1M iflag="$flag" status=none &
+    readers+=($!)
+  done
+  wait "${readers[@]}"
+  echo $(($(now_ms) - began))
+}
+
+time_of_verify() {
+  local steps size round name=verify
+  read -ra steps <<< "${BENCH_STEPS:-4G}"
+  start_hosts a b
+  head_row 'disk, all of it data' round 'both images read at once: MiB/s, through the cache / past it' 'verify: MiB/s' \
+    'part of the better' 'CPU us per MiB of disk: nbdkit / replicad'
+  for size in "${steps[@]}"; do
+    local mib=$(($(numfmt --from=iec "$size") / 1048576))
+    volume_replicas[$name]=1
+    start_volume "$name" sync 1 "$size"
+    run_fio "$name" --size="$size" --rw=write --bs=1M --iodepth=4 --refill_buffers > /dev/null
+    wait_for 120 "$name is idle" idle "$name"
+    local images=("$work"/{a,b}/images/"$name"/*)
+    for ((round = 1; round <= ${BENCH_ROUNDS:-5}; ++round)); do
+      local cached direct took cpu
+      cached=$(read_both_ms nocache "${images[@]}")
+      direct=$(read_both_ms direct "${images[@]}")
+      drop_cache "${images[@]}"
+      cpu=("$(cpu_ticks "${server[$name]}")" "$(cpu_ticks "${pid_of[b]}")")
+      ctl verify "$name" > /dev/null
+      took=$(api a "/v1/volumes/$name" | jq '.verify.seconds * 1000 | round')
+      cpu=($(($(cpu_ticks "${server[$name]}") - cpu[0])) $(($(cpu_ticks "${pid_of[b]}") - cpu[1])))
+      row "$size" "$round" "$((mib * 1000 / cached)) / $((mib * 1000 / direct))" "$((mib * 1000 / took))" \
+        "$(jq -n "[$cached, $direct] | min / $took * 100 | round / 100")" \
+        "$((cpu[0] * 10000 / mib)) / $((cpu[1] * 10000 / mib))"
+    done
+    end_volume "$name"
+  done
+}
+
 case $what in
   replicas) run=cost_of_replicas ;;
   volumes) run=cost_of_volumes ;;
   disk-size) run=cost_of_disk_size ;;
   log-size) run=cost_of_log_size ;;
   resync) run=time_of_resync ;;
-  verify) die "there is no verify yet" ;;
-  *) die "what is to grow? replicas, volumes, disk-size, log-size, resync" ;;
+  verify) run=time_of_verify ;;
+  *) die "what is to grow? replicas, volumes, disk-size, log-size, resync, verify" ;;
 esac
 machine=$(describe_machine)
 {
