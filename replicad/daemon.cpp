@@ -80,6 +80,7 @@ class RunningDaemon final : public Daemon {
   bool marked_ = false;
   bool agent_bound_ = false;
   std::unique_ptr<Worker> worker_;
+  std::unique_ptr<Worker> background_;
   std::unique_ptr<Reactor> reactor_;
   std::thread reactor_thread_;
   std::unique_ptr<VolumeEnvironment> environment_;
@@ -108,8 +109,9 @@ Status RunningDaemon::begin() {
   RD_TRY(stability_.start());
   marked_ = true;
   worker_ = Worker::create();
+  background_ = Worker::create();
   environment_ = std::make_unique<VolumeEnvironment>(
-      VolumeEnvironment{*reactor_, *worker_, options_, [this](HostTrouble trouble) {
+      VolumeEnvironment{*reactor_, *worker_, *background_, options_, [this](HostTrouble trouble) {
                           if (trouble == HostTrouble::link_loss) stability_.count_link_loss();
                           if (trouble == HostTrouble::disk_error) stability_.count_disk_error();
                         }});

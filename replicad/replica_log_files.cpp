@@ -31,7 +31,8 @@ Result<std::shared_ptr<LogFile>> open_log_file(const std::string& directory,
 /// Files that are opened stay open.
 class LogFiles : public LogDirectory {
  public:
-  explicit LogFiles(std::string directory) : directory_(std::move(directory)) {}
+  explicit LogFiles(std::string directory, std::vector<Fd>* kept = nullptr)
+      : directory_(std::move(directory)), kept_(kept) {}
 
   [[nodiscard]] std::shared_ptr<LogFile> file(const std::string& name) const {
     return files_.at(name);
@@ -64,6 +65,7 @@ class LogFiles : public LogDirectory {
   [[nodiscard]] int fd(const std::string& name) const { return files_.at(name)->fd.get(); }
 
   std::string directory_;
+  std::vector<Fd>* kept_;  ///< of removed files
   std::map<std::string, std::shared_ptr<LogFile>> files_;
 };
 
@@ -101,6 +103,8 @@ Status LogFiles::zero_tail(const std::string& name, std::uint64_t offset_bytes) 
 }
 
 Status LogFiles::remove(const std::string& name) {
+  if (kept_ != nullptr)
+    kept_->emplace_back(::open(path(name).c_str(), O_PATH | O_CLOEXEC | O_NOFOLLOW));
   if (::unlink(path(name).c_str()) != 0 && errno != ENOENT) {
     return fail_errno(errno, "remove {}", path(name));
   }
@@ -146,8 +150,8 @@ Result<std::vector<LoggedChanges>> count_log_files(const std::string& directory,
   return count_log(files, volume_uuid, after, until);
 }
 
-Status remove_log(const std::string& directory) {
-  LogFiles files(directory);
+Status remove_log(const std::string& directory, std::vector<Fd>* kept) {
+  LogFiles files(directory, kept);
   Status removed = remove_log_files(files);
   if (!removed && removed.error().code == Errc::not_found) return {};
   RD_TRY(removed);

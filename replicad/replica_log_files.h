@@ -56,8 +56,9 @@ struct RecoveredLog {
                                                                  Sequence after,
                                                                  Sequence until);
 
-/// Removes every segment and spare, and the stage, durably. A directory that is not there is fine.
-[[nodiscard]] Status remove_log(const std::string& directory);
+/// Removes every segment and spare, and the stage, durably. A directory that is not there is fine. `kept`: gets what
+/// keeps the space of segments and spares; to free it takes milliseconds for each, on the thread that closes them.
+[[nodiscard]] Status remove_log(const std::string& directory, std::vector<Fd>* kept = nullptr);
 
 /// Makes a preallocated file. Errors: Errc::no_space, Errc::io_error; nothing is left behind.
 [[nodiscard]] Result<std::shared_ptr<LogFile>> create_log_file(const std::string& directory,

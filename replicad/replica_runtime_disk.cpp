@@ -546,21 +546,24 @@ void ReplicaRuntime::record_end(const HistoryPoint& point,
 }
 
 void ReplicaRuntime::finish_shutdown(bool discard_log, std::function<void()> done) {
-  const auto release = [weak = weak_from_this(), done = std::move(done)](const Status& status) {
-    if (!status) {
-      log(LogLevel::warn, "log_not_removed", "message={}", log_value(status.error().message));
-    }
-    if (const auto self = weak.lock()) {
-      self->sessions_.clear();
-      self->setup_.images.reset();
-    }
-    done();
-  };
+  const auto kept = std::make_shared<std::vector<Fd>>();
+  const auto release =
+      [weak = weak_from_this(), kept, done = std::move(done)](const Status& status) {
+        if (!status) {
+          log(LogLevel::warn, "log_not_removed", "message={}", log_value(status.error().message));
+        }
+        if (const auto self = weak.lock()) {
+          if (self->setup_.hooks.close_later) self->setup_.hooks.close_later(std::move(*kept));
+          self->sessions_.clear();
+          self->setup_.images.reset();
+        }
+        done();
+      };
   offload(
       *worker_,
       reactor_,
-      [log_dir = setup_.log_dir, discard_log] {
-        return discard_log ? remove_log(log_dir) : Status();
+      [log_dir = setup_.log_dir, discard_log, kept] {
+        return discard_log ? remove_log(log_dir, kept.get()) : Status();
       },
       release);
 }

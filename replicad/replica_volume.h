@@ -6,8 +6,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/store/volume_state.h"
+#include "io/fd.h"
 #include "io/frame_connection.h"
 #include "io/reactor.h"
 #include "io/worker.h"
@@ -42,6 +44,8 @@ class ReplicaVolume {
     std::function<Status()> on_locked;
     std::function<void()> on_link_lost;   ///< counted in the host's stability
     std::function<void()> on_disk_error;  ///< likewise
+    /// Closes what keeps the space of removed files, which takes long, where nobody waits for it. May be missing.
+    std::function<void(std::vector<Fd>)> close_later;
   };
 
   /// Opens and locks the images, recovers the log (a torn tail is cut to a strict prefix) and starts to apply

@@ -19,6 +19,8 @@ namespace replicad {
 namespace {
 
 constexpr Duration open_retry_delay = std::chrono::milliseconds(300);
+/// Behind whatever a guest waits for while a role moves.
+constexpr Duration close_delay = std::chrono::seconds(1);
 /// How long images that another process holds are no error yet: a plugin may be leaving or coming
 /// back.
 constexpr Duration open_grace = std::chrono::seconds(5);
@@ -336,6 +338,12 @@ ReplicaVolume::Hooks Volume::replica_hooks() {
   hooks.on_locked = [this] { return note_failed_writes(); };
   hooks.on_link_lost = [this] { environment_.count_trouble(HostTrouble::link_loss); };
   hooks.on_disk_error = [this] { environment_.count_trouble(HostTrouble::disk_error); };
+  hooks.close_later = [this](std::vector<Fd> fds) {
+    const auto kept = std::make_shared<std::vector<Fd>>(std::move(fds));
+    environment_.reactor.add_timer(close_delay, [&background = environment_.background, kept] {
+      background.post([kept] { kept->clear(); });
+    });
+  };
   return hooks;
 }
 

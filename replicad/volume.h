@@ -40,6 +40,7 @@ enum class RoleDue {
 struct VolumeEnvironment {
   Reactor& reactor;
   Worker& worker;
+  Worker& background;  ///< for what nobody waits for
   const Options& options;
   std::function<void(HostTrouble)> count_trouble;
   VoteDriver* votes = nullptr;          ///< set before any volume is loaded

@@ -1,6 +1,7 @@
 // Recovery of a log on disk, cut and damaged at every byte.
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "replicad/replica_log_files.h"
@@ -287,7 +288,16 @@ TEST_CASE("replica log: an empty directory, foreign files and odd sizes are no t
   REQUIRE(recovered.has_value());
   CHECK(recovered->logged == checkpoint);
   CHECK_FALSE(std::filesystem::exists(log.path(78)));
-  REQUIRE(remove_log(directory.path()).has_value());
+  const std::uint64_t spare_bytes =
+      std::filesystem::file_size(directory.path() + "/" + spare_file_name(7));
+  std::vector<Fd> kept;
+  REQUIRE(remove_log(directory.path(), &kept).has_value());
+  // Their space is not free before these are closed.
+  REQUIRE(kept.size() == 1);
+  struct stat status {};
+  REQUIRE(::fstat(kept.front().get(), &status) == 0);
+  CHECK(static_cast<std::uint64_t>(status.st_size) == spare_bytes);
+  CHECK(status.st_nlink == 0);
   CHECK(std::filesystem::exists(directory.path() + "/notes.txt"));
   CHECK_FALSE(std::filesystem::exists(directory.path() + "/" + spare_file_name(7)));
   CHECK(remove_log(directory.path() + "/nothing").has_value());
