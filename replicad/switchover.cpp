@@ -1,6 +1,7 @@
 #include "replicad/switchover.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "core/base/log.h"
 #include "core/control/views.h"
@@ -341,6 +342,7 @@ class Handover {
   }
 
   Result<json> moved(const Epoch& epoch, const json& nbd_export) {
+    served_since_ = Clock::now();
     const Status written = give_up_role(context_, volume_, target_.host, held_.point);
     if (!written) {
       return fail(Errc::io_error,
@@ -360,8 +362,8 @@ class Handover {
     proof.to = target_.host;
     proof.epoch = epoch;
     proof.point = held_.point;
-    const auto since_hold =
-        std::chrono::duration<double, std::milli>(Clock::now() - held_.since).count();
+    const auto end = served_since_.value_or(Clock::now());
+    const auto since_hold = std::chrono::duration<double, std::milli>(end - held_.since).count();
     proof.held_ms = serving_ ? held_.held_ms + since_hold : 0;
     proof.replicas = held_.replicas;
     proof.nbd_export = nbd_export;
@@ -409,6 +411,7 @@ class Handover {
   HoldResult held_;
   bool serving_;
   Epoch offer_;
+  std::optional<Clock::time_point> served_since_;  ///< at the target, as far as this host knows
 };
 
 /// Where a volume that is not served stands, as a hold would say it.
