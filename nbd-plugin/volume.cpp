@@ -491,6 +491,7 @@ void Volume::stop() {
   verifier_.reset();
   resolver_.reset();
   syncer_.reset();
+  flusher_.reset();
   cooler_.reset();
 }
 

@@ -88,6 +88,7 @@ class Volume final : public Exported {
                   const nlohmann::json& fields,
                   const AgentClient::Reply& reply);
   void on_hold(const nlohmann::json& fields, const AgentClient::Reply& reply);
+  void flush_before_hold(std::function<void()> begin_hold);
   void on_answered(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_resume(const nlohmann::json& fields, const AgentClient::Reply& reply);
   void on_set(const nlohmann::json& fields, const AgentClient::Reply& reply);
@@ -114,6 +115,7 @@ class Volume final : public Exported {
   std::unique_ptr<Worker> syncer_;
   std::unique_ptr<Worker> cooler_;
   std::unique_ptr<Worker> verifier_;  ///< made when it is first needed
+  std::unique_ptr<Worker> flusher_;   ///< likewise
   std::thread thread_;
 
   // Reactor thread only.

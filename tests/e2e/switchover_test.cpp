@@ -83,6 +83,22 @@ TEST_CASE("switchover: --dry-run changes nothing") {
   CHECK(cluster.volume("b").at("role") == "replica");
 }
 
+TEST_CASE("switchover: each disk is flushed before the guest is held, and once more while it is") {
+  Cluster cluster(2);
+  cluster.create({.members = {"a", "b"}, .disk_bytes = {16 << 20, 8 << 20}});
+  cluster.activate();
+  cluster.wait_streaming();
+  // Nothing is written behind the first one.
+  const auto move = [&](const std::string& to) {
+    const json proof = cluster.ctl_json({"switchover", "vm1", "--to=" + to}).at("proof");
+    cluster.wait_streaming();
+    return proof.at("history").at("sequence").get<std::uint64_t>();
+  };
+  const std::uint64_t before = move("b");
+  CHECK(move("a") == before + 3);
+  cluster.stop_and_compare();
+}
+
 TEST_CASE("switchover: to a host that is down is refused and the old primary serves on") {
   Cluster cluster(3);
   cluster.create({.create_options = {"--set=ack-timeout=1s"}});
