@@ -126,33 +126,39 @@ cost_of_log_size() {
   done
 }
 
+show_latency() {  # of fio's JSON
+  jq -r '.jobs[0].write.clat_ns.percentile | "\(."50.000000" / 1000 | round) / \(."99.000000" / 1000 | round)"'
+}
+
 # The replica's host is away while scattered blocks are written, more of them than the ring holds.
 time_of_resync() {
-  local steps amount began
+  local steps amount round began
   read -ra steps <<< "${BENCH_STEPS:-64M 256M}"
   start_hosts a b
   volume_replicas[resync]=1
   start_volume resync sync 1 4G
-  head_row 'scattered 4 KiB blocks written meanwhile' 'seconds to in-sync' 'MiB/s' 'p99 us of 4k writes at depth 1 meanwhile' \
-    'before'
+  head_row 'scattered 4 KiB blocks written meanwhile' round 'seconds from the start of replicad to in-sync' 'MiB/s' \
+    '4k writes at depth 1 before: p50 / p99 us' 'meanwhile'
   for amount in "${steps[@]}"; do
-    local quiet stream control load took
-    quiet=$(run_fio resync --size=4G --time_based --runtime=2 --rw=randwrite --bs=4k --iodepth=1 |
-      jq '.jobs[0].write.clat_ns.percentile["99.000000"] / 1000 | round')
-    read -r stream control < <(api b /v1/host | jq -r '"\(.stream) \(.control)"')
-    kill -KILL "${pid_of[b]}"
-    wait "${pid_of[b]}" 2>/dev/null || true
-    run_fio resync --size=4G --io_size="$amount" --rw=randwrite --bs=4k --iodepth=32 > /dev/null
-    run_fio resync --size=4G --time_based --runtime=600 --rw=randwrite --bs=4k --iodepth=1 > "$work/meanwhile.json" &
-    load=$!
-    began=$(now_ms)
-    launch_host b "$stream" "$control"
-    ctl wait resync --for in-sync --timeout 300s
-    took=$(($(now_ms) - began))
-    kill -INT "$(pgrep -P "$load" -x fio)" 2>/dev/null || true
-    wait "$load" || true
-    row "$amount" "$(jq -n "$took / 1000")" "$(jq -n "$(numfmt --from=iec "$amount") / 1048.576 / $took | round")" \
-      "$(jq '.jobs[0].write.clat_ns.percentile["99.000000"] / 1000 | round' "$work/meanwhile.json")" "$quiet"
+    for ((round = 1; round <= ${BENCH_ROUNDS:-3}; ++round)); do
+      local quiet stream control load took
+      quiet=$(run_fio resync --size=4G --time_based --runtime=2 --rw=randwrite --bs=4k --iodepth=1 | show_latency)
+      read -r stream control < <(api b /v1/host | jq -r '"\(.stream) \(.control)"')
+      kill -KILL "${pid_of[b]}"
+      wait "${pid_of[b]}" 2>/dev/null || true
+      run_fio resync --size=4G --io_size="$amount" --rw=randwrite --bs=4k --iodepth=32 > /dev/null
+      run_fio resync --size=4G --time_based --runtime=600 --rw=randwrite --bs=4k --iodepth=1 > "$work/meanwhile.json" &
+      load=$!
+      began=$(now_ms)
+      launch_host b "$stream" "$control"
+      ctl wait resync --for in-sync --timeout 300s
+      took=$(($(now_ms) - began))
+      kill -INT "$(pgrep -P "$load" -x fio)" 2>/dev/null || true
+      wait "$load" || true
+      row "$amount" "$round" "$(jq -n "$took / 1000")" \
+        "$(jq -n "$(numfmt --from=iec "$amount") / 1048.576 / $took | round")" "$quiet" \
+        "$(show_latency < "$work/meanwhile.json")"
+    done
   done
 }
 
