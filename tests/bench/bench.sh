@@ -2,7 +2,8 @@
 # bench.sh BUILD_DIR: every mode beside `nbdkit file` (no replication) and QEMU's own means, all in one run: the
 # configurations take turns in each round, so that a drift of the machine hits all alike. Prints medians and spread;
 # the table, the medians as JSON and every single result go to BUILD_DIR/bench.
-# Environment, beside lib.sh's: BENCH_ROUNDS (5), BENCH_CONFIGS and BENCH_WORKLOADS (names or patterns, default all).
+# Environment, beside lib.sh's: BENCH_ROUNDS (5), BENCH_CONFIGS and BENCH_WORKLOADS (names or patterns, default all),
+# BENCH_APPEND=1: with the rounds of earlier runs.
 #   BENCH_ROUNDS=2 BENCH_CONFIGS='file sync-1' BENCH_WORKLOADS='randwrite-*' tests/bench/bench.sh build/release
 set -euo pipefail
 export LC_ALL=C
@@ -78,8 +79,10 @@ summarise() {  # per workload and configuration: medians, and the spread of what
 }
 
 print_table() {
-  local workload name unit
-  for workload in "${workloads[@]}"; do
+  local workload name unit configs
+  readarray -t configs < <(jq -r --argjson order "$(jq -nc '$ARGS.positional' --args "${all_configs[@]}")" '
+    [.[].config] | unique | sort_by(. as $c | $order | index($c))[]' "$results/summary.json")
+  for workload in "${all_workloads[@]}"; do
     name=${workload%%|*} unit=${workload##*|}
     jq -r --arg w "$name" --arg u "$unit" --argjson order "$(jq -nc '$ARGS.positional' --args "${configs[@]}")" '
       def show: if . == null then "" elif . >= 100 then round else (. * 10 | round / 10) end | tostring;
@@ -146,15 +149,19 @@ for workload in "${workloads[@]}"; do
     if is_measured "$config" "${workload%%|*}"; then total=$((total + rounds)); fi
   done
 done
-began=$SECONDS
-: > "$results/results.jsonl"
-for ((round = 1; round <= rounds; round++)); do
+began=$SECONDS earlier=0
+if [[ ${BENCH_APPEND:-0} == 1 && -s $results/results.jsonl ]]; then
+  earlier=$(jq -s 'map(.round) | max' "$results/results.jsonl")
+else
+  : > "$results/results.jsonl"
+fi
+for ((round = earlier + 1; round <= earlier + rounds; round++)); do
   for workload in "${workloads[@]}"; do
     IFS="|" read -r name options _ <<< "$workload"
     read -ra flags <<< "$options"
     for config in "${configs[@]}"; do
       is_measured "$config" "$name" || continue
-      show_progress "round $round of $rounds, $((done + 1)) of $total: $name $config"
+      show_progress "round $((round - earlier)) of $rounds, $((done + 1)) of $total: $name $config"
       measure "$config" --size="$(size_of "$config")" --seed="$round" "${flags[@]}" |
         jq -c --arg config "$config" --arg workload "$name" --argjson round "$round" \
           '{round: $round, config: $config, workload: $workload} + .' >> "$results/results.jsonl"
@@ -165,6 +172,6 @@ done
 printf '\n' >&2
 summarise > "$results/summary.json"
 {
-  printf '%s; %d rounds of %d s, disks of %s\n' "$machine" "$rounds" "$seconds" "$bytes"
+  printf '%s; %d rounds of %d s, disks of %s\n' "$machine" "$(jq 'map(.rounds) | max' "$results/summary.json")" "$seconds" "$bytes"
   print_table
 } | tee "$results/table.md"
