@@ -180,7 +180,7 @@ kernel_ticks() {  # as process_ticks, of the kernel's threads
   for dir in /proc/[0-9]*; do
     { line=$(< "$dir/stat"); } 2>/dev/null || continue
     read -ra fields <<< "${line##*) }"
-    [[ ${fields[1]} == 2 ]] && echo "${dir#/proc/} $((fields[11] + fields[12]))"
+    if [[ ${fields[1]} == 2 ]]; then echo "${dir#/proc/} $((fields[11] + fields[12]))"; fi
   done
 }
 
