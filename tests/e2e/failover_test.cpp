@@ -225,7 +225,7 @@ TEST_CASE("failover: a primary that hung is fenced and never answers another wri
   std::vector<std::byte> block(4096, std::byte{4});
   client.write(0, block);
   const pid_t exporter = cluster.export_pid();
-  ::kill(exporter, SIGSTOP);
+  pause_process(exporter);
   cluster.host("a").signal(SIGSTOP);
   wait_until("nobody hears a any more", Millis(60'000), [&] {
     return cluster.ctl({"failover", "vm1", "--to=b"}).exit_code == 0;

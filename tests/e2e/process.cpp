@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <system_error>
 #include <thread>
 
 #include <fcntl.h>
@@ -36,6 +37,30 @@ std::string read_text(const std::string& path) {
   std::ostringstream text;
   text << file.rdbuf();
   return text.str();
+}
+
+namespace {
+
+/// Those of io_uring, which nothing starts while the others are stopped, do not count.
+bool is_paused(const fs::path& task) {
+  const std::string stat = read_text(task / "stat");
+  const std::size_t name_end = stat.rfind(')');
+  if (name_end == std::string::npos || name_end + 2 >= stat.size()) return true;  // it has ended
+  return contains(stat, "(iou-") || stat[name_end + 2] == 'T';
+}
+
+}  // namespace
+
+void pause_process(pid_t pid) {
+  if (::kill(pid, SIGSTOP) != 0) throw HarnessError(fmt::format("cannot stop process {}", pid));
+  wait_until(fmt::format("process {} is stopped", pid), Millis(10'000), [pid] {
+    std::error_code error;
+    fs::directory_iterator task(fmt::format("/proc/{}/task", pid), error);
+    for (; !error && task != fs::directory_iterator(); task.increment(error)) {
+      if (!is_paused(task->path())) return false;
+    }
+    return true;
+  });
 }
 
 TempDir::TempDir() {
@@ -109,7 +134,9 @@ bool Process::running() {
 }
 
 void Process::signal(int number) const {
-  if (!ended_) ::kill(pid_, number);
+  if (ended_) return;
+  if (number == SIGSTOP) return pause_process(pid_);
+  ::kill(pid_, number);
 }
 
 int Process::wait(Millis limit) {

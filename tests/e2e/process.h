@@ -32,6 +32,9 @@ void wait_until(const std::string& what, Millis limit, const std::function<bool(
 
 std::string read_text(const std::string& path);
 
+/// SIGSTOP. When it returns no thread of the process runs any more: one on its way to the stop still does.
+void pause_process(pid_t pid);
+
 /// A folder below $TMPDIR that goes away with the object.
 class TempDir {
  public:
@@ -61,6 +64,7 @@ class Process {
 
   [[nodiscard]] pid_t pid() const { return pid_; }
   [[nodiscard]] bool running();
+  /// SIGSTOP: pause_process().
   void signal(int number) const;
   /// Waits for the end; exit code, or 128 + signal. Throws after `limit`.
   int wait(Millis limit);

@@ -203,7 +203,7 @@ TEST_CASE("rewind: without space to keep it nothing is replaced, and it goes on 
   const std::string ballast = mount + "/ballast";
   // Nothing is rewound before the disk is full.
   const pid_t primary = cluster.export_pid();
-  REQUIRE(::kill(primary, SIGSTOP) == 0);
+  pause_process(primary);
   cluster.host("a").start();
   {
     // More than is to be kept, but a host needs it for its state files.
