@@ -310,7 +310,7 @@ TEST_CASE("vm: migrated to a host that applies late, it first reads what it wrot
   constexpr std::uint64_t data_bytes = 8 << 20;
   constexpr unsigned records = 256;
   Cluster cluster(1, scenario_limit);
-  SlowDisk slow(cluster.directory() + "/slow", 512 << 20, Millis(20));
+  SlowDisk slow(cluster.directory() + "/slow", 512 << 20, Millis(50));
   cluster.add_host({.name = "b",
                     .directory = cluster.directory() + "/b",
                     .image_directory = slow.path() + "/images",
