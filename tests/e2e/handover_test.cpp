@@ -13,6 +13,7 @@
 
 #include "tests/e2e/load.h"
 #include "tests/e2e/nbd_client.h"
+#include "tests/e2e/sanitizer.h"
 
 namespace replicad::e2e {
 namespace {
@@ -328,7 +329,9 @@ TEST_CASE("handover: a command that cannot end it yet says what it waits for") {
 std::string gated_nbdkit(const std::string& directory, const std::string& gate) {
   const std::string path = directory + "/gated-nbdkit";
   std::ofstream(path) << fmt::format(
-      "#!/bin/sh\nwhile [ -e {0} ]; do : >{0}.waits; sleep 0.02; done\nexec nbdkit \"$@\"\n", gate);
+      "#!/bin/sh\nwhile [ -e {0} ]; do : >{0}.waits; sleep 0.02; done\nexec {1} \"$@\"\n",
+      gate,
+      nbdkit_program());
   std::filesystem::permissions(path, std::filesystem::perms::owner_all);
   return path;
 }
