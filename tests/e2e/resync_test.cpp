@@ -214,8 +214,9 @@ TEST_CASE("resync: one that is interrupted again and again goes on, and does not
   const std::uint64_t sent = cluster.copied_bytes() - copied_before;
   MESSAGE(
       "dirtied ", guest.dirty_bytes(), " bytes, interrupted ", interrupted, " times, sent ", sent);
-  // What was on its way when it was killed comes again, at most.
-  CHECK(sent <= guest.dirty_bytes() * 5 / 4);
+  // What was on its way when it was killed comes again, at most: some megabytes each time, more on a slow machine.
+  // Begun anew each time it would be three times as much in all.
+  CHECK(sent <= guest.dirty_bytes() * 3 / 2);
   cluster.stop_and_compare();
 }
 
