@@ -122,8 +122,9 @@ std::string Host::log() const {
 
 void Host::launch() {
   std::vector<std::string> arguments = options_.launcher;
+  const std::string& build = options_.build;
   const std::vector<std::string> own = {
-      replicad_program,
+      build.empty() ? replicad_program : build + "/replicad/replicad",
       "--host=" + options_.name,
       "--state-dir=" + options_.state_directory,
       "--image-dir=" + options_.image_directory,
@@ -132,7 +133,7 @@ void Host::launch() {
       "--control=" + control_,
       "--transport=plaintext",
       "--nbdkit=" + (options_.nbdkit.empty() ? nbdkit_program() : options_.nbdkit),
-      "--plugin=" + plugin_path};
+      "--plugin=" + (build.empty() ? plugin_path : build + "/nbd-plugin/nbdkit-replica-plugin.so")};
   arguments.insert(arguments.end(), own.begin(), own.end());
   arguments.insert(arguments.end(), options_.arguments.begin(), options_.arguments.end());
   const std::string log_path = options_.directory + "/replicad.log";

@@ -39,6 +39,7 @@ struct HostOptions {
   std::vector<std::string> launcher;   ///< put before the program
   std::string address = "127.0.0.1";   ///< its ports are there
   std::string nbdkit = {};             ///< started in place of nbdkit
+  std::string build = {};  ///< folder of another build, whose replicad and plugin it runs
 };
 
 /// The daemon of one host.
@@ -60,6 +61,8 @@ class Host {
   /// Starts it and waits until it answers. The first start takes free ports, later ones the same
   /// again.
   void start();
+  /// What starts from now on is of the build in `folder`; "": of this one.
+  void run_build(const std::string& folder) { options_.build = folder; }
   /// Starts it without waiting.
   void launch();
   void wait_ready();
